@@ -1,0 +1,65 @@
+"""Penjing makes trained neural networks smaller and faster while their quality holds, and proves it.
+
+Importing this package imports no framework; each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "Task": "penjing.core.task",
+    "Split": "penjing.core.task",
+    "Budget": "penjing.core.budget",
+    "Target": "penjing.core.target",
+    "Refused": "penjing.core.errors",
+    "Change": "penjing.core.method",
+    "Method": "penjing.core.method",
+    "Measurement": "penjing.core.measurement",
+    "chain": "penjing.core.plan",
+    "only": "penjing.core.plan",
+    "apply": "penjing.core.apply",
+    "Applied": "penjing.core.apply",
+    "PruneChannels": "penjing.prune.channels",
+    "ReestimateBatchNorm": "penjing.repair.batchnorm",
+    "CorrectBias": "penjing.repair.bias",
+    "FineTune": "penjing.train.finetune",
+    "Distill": "penjing.distill.logits",
+    "Int8Static": "penjing.quantize.int8_static",
+    "Int8Dynamic": "penjing.quantize.int8_dynamic",
+}
+
+__all__ = [*_NAMES, "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'penjing' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_NAMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from penjing.core.apply import Applied, apply
+    from penjing.core.budget import Budget
+    from penjing.core.errors import Refused
+    from penjing.core.measurement import Measurement
+    from penjing.core.method import Change, Method
+    from penjing.core.plan import chain, only
+    from penjing.core.target import Target
+    from penjing.core.task import Split, Task
+    from penjing.distill.logits import Distill
+    from penjing.prune.channels import PruneChannels
+    from penjing.quantize.int8_dynamic import Int8Dynamic
+    from penjing.quantize.int8_static import Int8Static
+    from penjing.repair.batchnorm import ReestimateBatchNorm
+    from penjing.repair.bias import CorrectBias
+    from penjing.train.finetune import FineTune

@@ -1,0 +1,1 @@
+"""Pure mathematics on arrays, shared by methods and backends."""

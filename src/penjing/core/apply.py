@@ -1,0 +1,101 @@
+"""Carry a plan out on a copy of a model and report every layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from penjing.core.backend import Backend, backend_for, backend_named
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Change, Method, Model, Only, handler_for, inner, name_of
+from penjing.core.plan import Plan
+from penjing.core.task import Task
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A changed copy of a model.
+
+    Attributes:
+        model: the copy; of the same framework, or an `OnnxModel` once a method worked on integers.
+        changes: one entry for every layer that a method considered, step by step.
+        notes: facts for the record, for example seconds of training.
+    """
+
+    model: Model
+    changes: tuple[Change, ...]
+    plan: Plan
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+Watch = Callable[[int, Backend, Model], None]
+
+
+def apply(
+    model: Model,
+    plan: Plan | Method,
+    task: Task,
+    *,
+    context: Context | None = None,
+    watch: Watch | None = None,
+) -> Applied:
+    """Apply a plan to a copy of a model; the argument is never changed.
+
+    A method that the model's backend has no handler for, but ONNX has, makes the model an `OnnxModel`
+    from that step on (integers exist in the exported graph, not in a float framework).
+
+    Raises:
+        Refused: no handler, a pattern that matches no layer, a step that changed nothing, or whatever
+            the method itself refuses.
+    """
+    plan = (plan,) if isinstance(plan, Method) else tuple(plan)
+    task = task.prepare()
+    backend = backend_for(model)
+    example = task.valid.example()
+    backend.check(model, example)
+    context = context or Context(task=task, backend=backend, original=model)
+    current = backend.copy(model)
+    changes: list[Change] = []
+    for index, method in enumerate(plan):
+        backend, current = _to_backend_with_handler(method, backend, current, context)
+        handler = handler_for(method, backend.name)
+        assert handler is not None
+        outcome = handler(current, inner(method), replace(context, backend=backend, covers=_covers(method)))
+        _refuse_if_nothing_changed(method, outcome.changes)
+        current = outcome.model
+        changes.extend(outcome.changes)
+        if watch is not None:
+            watch(index, backend, current)
+    return Applied(current, tuple(changes), plan, context.notes)
+
+
+def _covers(method: Method) -> Any:
+    return method.covers if isinstance(method, Only) else lambda layer: True
+
+
+def _to_backend_with_handler(
+    method: Method, backend: Backend, model: Model, context: Context
+) -> tuple[Backend, Model]:
+    if handler_for(method, backend.name) is not None:
+        return backend, model
+    if backend.name == "onnx" or handler_for(method, "onnx") is None:
+        raise Refused(
+            "the method has a handler for the model's backend", value=f"{name_of(method)} on {backend.name}",
+            place="apply", fix="leave the method out, or move it before the step that made the model ONNX",
+        )  # fmt: skip
+    onnx = backend_named("onnx")
+    return onnx, onnx.adopt(backend, model, context.task.valid.example())  # type: ignore[attr-defined]
+
+
+def _refuse_if_nothing_changed(method: Method, changes: list[Change]) -> None:
+    if any(change.done for change in changes):
+        return
+    if isinstance(method, Only) and not changes:
+        raise Refused("the pattern matches a layer that the method can change", value=method.pattern,
+                      place=f"only({method.pattern!r}, {name_of(method)})",
+                      fix="list the layer names with `penjing inspect`")  # fmt: skip
+    reasons = "; ".join(sorted({f"{c.layer}: {c.reason}" for c in changes})[:5])
+    raise Refused("a step changes at least one layer", value=reasons or "no layer fits", place=name_of(method),
+                  fix="leave the step out, or see `penjing inspect` for what can change")  # fmt: skip

@@ -1,0 +1,166 @@
+"""The protocol that a framework implements, and the look-up by the class of the model."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.core.errors import Refused
+from penjing.core.measurement import Operations
+from penjing.core.method import Change, Model
+
+if TYPE_CHECKING:
+    from penjing.core.task import Batch, Split
+
+Arrays = tuple[NDArray[Any], ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer with weights: its name in the model, its kind and the shapes of its tensors.
+
+    Kinds are the field's words: `conv`, `depthwise`, `linear`, `batchnorm`, `embedding`, `other`.
+    Weights are `[out, in, *kernel]` whatever the framework.
+    """
+
+    name: str
+    kind: str
+    shapes: Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One axis of one tensor, seen by a group: `units[i]` is the group's unit at index i, or -1.
+
+    `role` is `out` where the tensor makes the channel (weight rows, bias, normalization) and `in` where
+    it consumes it (weight columns).
+    """
+
+    layer: str
+    tensor: str
+    axis: int
+    units: NDArray[np.int64]
+    role: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Units (channels) that can go, each unit in all its slots at once.
+
+    `size` is the number of units; `blocks` partitions them: units with the same value can only go in
+    equal numbers from every block (grouped convolution), all 0 where there is no such tie.
+    `layers` names the layers whose outputs the group is, in the order of the graph.
+    """
+
+    name: str
+    size: int
+    slots: tuple[Slot, ...]
+    layers: tuple[str, ...]
+    blocks: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """All groups of a model, and for each layer that is frozen, why."""
+
+    groups: tuple[Group, ...]
+    frozen: Mapping[str, str] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """All that the core knows of a framework. Methods raise `Refused` for what cannot be done."""
+
+    name: str
+
+    def copy(self, model: Model) -> Model:
+        """Return an independent copy; the argument is never changed."""
+
+    def layers(self, model: Model) -> tuple[Layer, ...]:
+        """List the layers that have weights, in the order of the model."""
+
+    def read(self, model: Model, layer: str) -> dict[str, NDArray[Any]]:
+        """Return copies of a layer's tensors (`weight`, `bias`, `running_mean`, ...)."""
+
+    def write(self, model: Model, layer: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Replace tensors of a layer by arrays of the same shapes."""
+
+    def groups(self, model: Model, example: Arrays) -> Groups:
+        """Return the coupled channels of the model, by propagating dimensions through its graph."""
+
+    def keep(self, model: Model, groups: Groups, kept: Mapping[str, NDArray[np.int64]]) -> Model:
+        """Return the model with only the units `kept[group.name]` (sorted) of every group named there."""
+
+    def run(self, model: Model, inputs: Arrays) -> NDArray[Any]:
+        """Return the model's output for one batch, in evaluation mode."""
+
+    def observe(
+        self, model: Model, layers: Sequence[str], batches: Iterator[Batch]
+    ) -> Iterator[dict[str, tuple[NDArray[Any], NDArray[Any]]]]:
+        """Yield the input and the output of each named layer, batch by batch, in evaluation mode."""
+
+    def operations(self, model: Model, example: Arrays) -> Operations:
+        """Count parameters and multiply-adds for one example."""
+
+    def fingerprint(self, model: Model) -> str:
+        """Return a SHA-256 over the architecture and every weight and buffer."""
+
+    def check(self, model: Model, example: Arrays) -> None:
+        """Refuse a model that cannot be worked on (NaN weights, meta device, no output, ...)."""
+
+    def export(self, model: Model, example: Arrays, path: Path) -> None:
+        """Write the model as a checked ONNX file with a dynamic batch, inputs named as in the model."""
+
+
+@runtime_checkable
+class GradientBackend(Backend, Protocol):
+    """A backend that can also train; only handlers that need gradients ask for it."""
+
+    def gradients(
+        self, model: Model, split: Split, loss: Any, batches: int, size: int, seed: int
+    ) -> Iterator[dict[str, dict[str, NDArray[Any]]]]:
+        """Yield, batch by batch, the gradient of the mean loss for every tensor of every layer."""
+
+
+_BACKENDS: tuple[tuple[str, str], ...] = (
+    ("keras.", "penjing.backends.keras"),
+    ("torch.nn.modules.module", "penjing.backends.torch"),
+    ("penjing.backends.onnx.model", "penjing.backends.onnx"),
+    ("penjing.backends.numpy", "penjing.backends.numpy"),
+)
+
+
+def backend_named(name: str) -> Backend:
+    """Import a backend by name (`torch`, `onnx`, `numpy`)."""
+    backend: Backend = importlib.import_module(f"penjing.backends.{name}").BACKEND
+    return backend
+
+
+def backend_for(model: Model) -> Backend:
+    """Find the backend from the classes that a model inherits from, and import it.
+
+    Raises:
+        Refused: no backend knows the class.
+    """
+    modules = [cls.__module__ for cls in type(model).__mro__]
+    for prefix, target in _BACKENDS:
+        if any(module == prefix or module.startswith(prefix) for module in modules):
+            if importlib.util.find_spec(target) is None:
+                break
+            return backend_named(target.rpartition(".")[2])
+    raise Refused(
+        "the model is of a supported framework",
+        value=f"{type(model).__module__}.{type(model).__qualname__}",
+        place="model",
+        fix="pass a torch.nn.Module, a penjing OnnxModel (pj.load_onnx) or a NumPy net",
+    )
+
+
+LossFunction = Callable[[Any, Any], Any]

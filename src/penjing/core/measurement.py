@@ -1,0 +1,82 @@
+"""What was measured of one artefact, each number with its uncertainty and how it was taken."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from penjing.core.method import Value
+
+
+class Estimate(Value):
+    """A number with an interval: `low` and `high` at `confidence`, from `n` observations."""
+
+    kind: Literal["estimate"] = "estimate"
+    value: float
+    low: float
+    high: float
+    confidence: float = 0.95
+    n: int
+    unit: str = ""
+    how: str = ""
+
+
+class NotMeasured(Value):
+    """The absence of a number, with the reason. Never 0."""
+
+    kind: Literal["not_measured"] = "not_measured"
+    reason: str
+
+
+Quantity = Annotated[Estimate | NotMeasured, Field(discriminator="kind")]
+
+
+class Latency(Value):
+    """Time of one call on one batch, in milliseconds, from rounds interleaved with the baseline.
+
+    `ratio` is this artefact's median over the reference's, round by round; `quantiles_ms` holds the
+    0th, 1st, ..., 100th percentile for the distribution chart.
+    """
+
+    kind: Literal["latency"] = "latency"
+    p50_ms: Estimate
+    p95_ms: Estimate
+    p99_ms: Estimate
+    throughput_per_s: Estimate
+    ratio: Estimate | None = None
+    reference: str = ""
+    quantiles_ms: tuple[float, ...] = ()
+    batch: int
+    threads: int
+    calls: int
+    rounds: int
+
+
+class Operations(Value):
+    """Parameters and multiply-adds of one example (1 multiply-add = 2 FLOPs).
+
+    `uncounted` names the operators without a formula; with any, the count is a lower bound.
+    """
+
+    parameters: int
+    multiply_adds: int
+    uncounted: tuple[str, ...] = ()
+
+
+class Measurement(Value):
+    """Everything measured of one artefact on one target and one split of the data."""
+
+    name: str
+    target: str
+    split: str
+    metric: str
+    quality: Quantity
+    metrics: dict[str, float | None] = Field(default_factory=dict)
+    per_class: dict[str, float | None] = Field(default_factory=dict)
+    latency: Annotated[Latency | NotMeasured, Field(discriminator="kind")]
+    memory_bytes: Quantity
+    size_bytes: int | None
+    operations: Operations | None = None
+    difference: float | None = None
+    """Largest relative difference between the outputs of the file and of the model in memory."""

@@ -1,0 +1,76 @@
+"""Plans: tuples of methods in a legal order, and how they are written and named."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from penjing.core.errors import Exit, Refused
+from penjing.core.method import Method, Only, method_from_json, method_to_json, name_of, stage_of
+
+Plan = tuple[Method, ...]
+"""Methods in a legal order: stages never descend."""
+
+
+def chain(*parts: Method | Iterable[Method]) -> Plan:
+    """Join methods and plans into one plan.
+
+    Raises:
+        Refused: a method of an earlier stage follows one of a later stage.
+
+    >>> import penjing as pj
+    >>> chain(pj.PruneChannels(ratio=0.5), pj.Int8Static())
+    (PruneChannels(ratio=0.5), Int8Static())
+    """
+    flat: list[Method] = []
+    for part in parts:
+        flat.extend([part] if isinstance(part, Method) else part)
+    for first, second in itertools.pairwise(flat):
+        if stage_of(second) < stage_of(first):
+            raise Refused(
+                "stages of a plan do not descend",
+                value=f"{name_of(second)} ({stage_of(second).name}) after "
+                f"{name_of(first)} ({stage_of(first).name})",
+                place="chain",
+                fix="order the methods STRUCTURE, WEIGHTS, PRECISION, FORM",
+                code=Exit.USAGE,
+            )
+    return tuple(flat)
+
+
+def only(pattern: str, method: Method) -> Method:
+    """Limit a method to the layers whose names match a pattern (`*` and `?` wildcards, `|` for or).
+
+    A pattern that matches no layer of the model is refused when the plan is applied.
+
+    >>> import penjing as pj
+    >>> only("layer1.*", pj.PruneChannels(ratio=0.5)).covers("layer1.0.conv1")
+    True
+    """
+    if not pattern.strip():
+        raise Refused("a pattern is not empty", value=repr(pattern), place="only", code=Exit.USAGE)
+    return Only(pattern=pattern, method=method)
+
+
+def plan_to_json(plan: Plan) -> list[dict[str, Any]]:
+    """Return a plan as plain data."""
+    return [method_to_json(method) for method in plan]
+
+
+def plan_from_json(data: Any) -> Plan:
+    """Rebuild a plan from plain data; the order is checked again."""
+    return chain(*[method_from_json(entry) for entry in data])
+
+
+def plan_name(plan: Plan) -> str:
+    """Return a short name for tables: `PruneChannels(ratio=0.5) + Int8Static()`; `float` for no method."""
+    return " + ".join(repr(method) for method in plan) or "float"
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of plain data in canonical JSON: sorted keys, no spaces, no NaN."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Quality, latency, memory, size and operations of an artefact."""

@@ -1,0 +1,1 @@
+"""Planners: generators of plans that are told of each trial."""

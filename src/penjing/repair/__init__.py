@@ -1,0 +1,1 @@
+"""Cheap repair after a cut, one file each."""

@@ -1,0 +1,1 @@
+"""The runtimes, each behind the Target protocol."""

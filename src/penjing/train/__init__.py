@@ -1,0 +1,1 @@
+"""Training: the loop and the methods that fine-tune."""
