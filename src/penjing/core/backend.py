@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.core.errors import Refused
+from penjing.core.extras import EXTRAS, need
 from penjing.core.measurement import Operations
-from penjing.core.method import Change, Model
+from penjing.core.method import Model
 
 if TYPE_CHECKING:
     from penjing.core.task import Batch, Split
@@ -139,6 +140,8 @@ _BACKENDS: tuple[tuple[str, str], ...] = (
 
 def backend_named(name: str) -> Backend:
     """Import a backend by name (`torch`, `onnx`, `numpy`)."""
+    if name in EXTRAS:
+        need(name, f"the {name} backend")
     backend: Backend = importlib.import_module(f"penjing.backends.{name}").BACKEND
     return backend
 
@@ -161,6 +164,3 @@ def backend_for(model: Model) -> Backend:
         place="model",
         fix="pass a torch.nn.Module, a penjing OnnxModel (pj.load_onnx) or a NumPy net",
     )
-
-
-LossFunction = Callable[[Any, Any], Any]

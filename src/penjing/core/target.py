@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pydantic import Field
 
 from penjing.core.backend import Arrays
+from penjing.core.extras import need
 from penjing.core.method import Model, Value
 from penjing.core.plan import Plan
 
@@ -68,9 +69,11 @@ class Runtime(Protocol):
 
 
 def runtime_for(target: Target) -> Runtime:
-    """Import the module that carries a target out."""
+    """Import the module that carries a target out.
+
+    Raises:
+        Refused: the runtime's packages are not installed; the message has the line to type.
+    """
+    need({"onnxruntime": "onnx", "torch": "torch"}[target.runtime], f"the target {target.label}")
     runtime: Runtime = importlib.import_module(f"penjing.targets.{target.runtime}").RUNTIME
     return runtime
-
-
-Facts = Mapping[str, Any]

@@ -1,0 +1,98 @@
+"""Load a task file: the user's own Python with `model()` and `task()`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from penjing.core.errors import Exit, Refused
+from penjing.core.task import Task
+
+
+@dataclass(frozen=True)
+class TaskFile:
+    """What a task file offers: the path, `model` and `task`."""
+
+    path: Path
+    module: ModuleType
+    model: Callable[[], Any]
+    task: Callable[[], Task]
+
+
+def load_task_file(path: Path) -> TaskFile:
+    """Import a task file and check that it has `model()` and `task()`.
+
+    The module is pickled by value for the worker processes, so that they need not import it.
+
+    Raises:
+        Refused: no such file, not Python, an exception while importing, a missing function.
+    """
+    path = path.expanduser().resolve()
+    if not path.is_file():
+        raise Refused("the task file exists", value=str(path), place="task file",
+                      fix="give the path of a Python file with model() and task()", code=Exit.USAGE)  # fmt: skip
+    if path.suffix != ".py":
+        raise Refused("the task file is Python source", value=path.name, place="task file",
+                      fix="give a .py file; models are never loaded from pickles", code=Exit.USAGE)  # fmt: skip
+    module = _import(path)
+    for name in ("model", "task"):
+        if not callable(getattr(module, name, None)):
+            raise Refused(f"the task file has a function {name}()", place=str(path),
+                          fix=f"define `def {name}(): ...` at the top level", code=Exit.USAGE)  # fmt: skip
+    return TaskFile(path, module, module.model, module.task)
+
+
+def _import(path: Path) -> ModuleType:
+    import cloudpickle
+
+    name = f"penjing_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Refused:
+        raise
+    except (Exception, SystemExit) as error:
+        line = _line(error, path)
+        raise Refused("the task file can be imported", value=f"{type(error).__name__}: {error}",
+                      place=f"{path}{line}", fix="run it with python to see the whole traceback") from error  # fmt: skip
+    finally:
+        sys.path.remove(str(path.parent))
+    cloudpickle.register_pickle_by_value(module)
+    return module
+
+
+def call(function: Callable[[], Any], file: TaskFile) -> Any:
+    """Call `model()` or `task()` of a task file; an exception becomes a refusal with its line."""
+    try:
+        value = function()
+    except Refused:
+        raise
+    except Exception as error:
+        raise Refused(f"{function.__name__}() returns", value=f"{type(error).__name__}: {error}",
+                      place=f"{file.path}{_line(error, file.path)}",
+                      fix="run it with python to see the whole traceback") from error  # fmt: skip
+    if function.__name__ == "task" and not isinstance(value, Task):
+        raise Refused("task() returns a penjing.Task", value=type(value).__name__, place=str(file.path))
+    if value is None:
+        raise Refused(f"{function.__name__}() returns a value", value="nothing", place=str(file.path))
+    return value
+
+
+def _line(error: BaseException, path: Path) -> str:
+    number = error.lineno if isinstance(error, SyntaxError) else None
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            number = trace.tb_lineno
+        trace = trace.tb_next
+    return "" if number is None else f":{number}"
