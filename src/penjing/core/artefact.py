@@ -1,0 +1,184 @@
+"""Delivered models: folders with model files, the plan, the changes and a manifest that is checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from penjing.core.backend import Arrays
+from penjing.core.errors import Exit, Refused
+from penjing.core.files import MANIFEST, refusing, sha256_file, verify_manifest, write_folder, write_json
+from penjing.core.method import Change, Method, Model, Value
+from penjing.core.plan import Plan, plan_to_json
+from penjing.core.target import Runner, Target, runtime_for
+
+PICKLES = frozenset(
+    (
+        ".bin",
+        ".ckpt",
+        ".dill",
+        ".joblib",
+        ".nemo",
+        ".npz",
+        ".pickle",
+        ".pk",
+        ".pkl",
+        ".pt",
+        ".pt2",
+        ".pth",
+        ".tar",
+    )
+)
+"""File names' endings that may carry a pickle, and with it code; such files are neither written nor read."""
+
+_OWN_FILES = frozenset({"plan.json", "changes.json", "record.json"})
+
+
+class ArtefactFile(Value):
+    """One file of an artefact: its name in the folder, SHA-256 and bytes."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+class Artefact(Value):
+    """A delivered folder whose files were checked.
+
+    Attributes:
+        path: the folder, absolute.
+        sha256: of the file `manifest.json`, which holds those of all others.
+        files: every file but the manifest.
+        size_bytes: of the model files alone, without plan and record.
+        target: where the model is meant to run.
+        plan: as plain data (`penjing.core.plan.plan_from_json` makes methods of it).
+        facts: what the runtime said of the files: format, names and shapes of inputs.
+    """
+
+    path: Path
+    sha256: str
+    files: tuple[ArtefactFile, ...]
+    size_bytes: int
+    target: Target
+    plan: tuple[dict[str, Any], ...]
+    facts: dict[str, Any]
+
+
+def deliver(
+    model: Model,
+    plan: Plan | Method,
+    target: Target,
+    folder: Path | str,
+    *,
+    example: Arrays,
+    changes: Iterable[Change] = (),
+    record: Mapping[str, Any] | None = None,
+) -> Artefact:
+    """Write a model as a new folder for its target; the folder appears complete or not at all.
+
+    Args:
+        example: one batch of inputs, as the model takes them.
+        record: plain data kept beside the model as `record.json`.
+
+    Raises:
+        Refused: the folder exists, the runtime cannot take the model, or the disk's reasons.
+    """
+    plan = (plan,) if isinstance(plan, Method) else tuple(plan)
+    steps = plan_to_json(plan)
+    folder = Path(folder).expanduser().absolute()
+    if os.path.lexists(folder):
+        raise Refused("the artefact's folder does not exist yet", value=str(folder), place="deliver",
+                      fix="choose another folder; nothing is ever overwritten", code=Exit.USAGE)  # fmt: skip
+    with refusing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    runtime = runtime_for(target)
+
+    def build(temporary: Path) -> dict[str, Any]:
+        facts = runtime.deliver(model, plan, example, temporary)
+        model_files = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
+        if not model_files or _OWN_FILES & set(model_files):
+            raise Refused("a runtime writes model files under names of its own", value=model_files,
+                          place=f"deliver ({target.label})", code=Exit.INTERNAL)  # fmt: skip
+        _refuse_pickles(temporary, model_files)
+        write_json(temporary / "plan.json", steps)
+        write_json(temporary / "changes.json", [change.model_dump(mode="json") for change in changes])
+        if record is not None:
+            write_json(temporary / "record.json", dict(record))
+        return {"target": target.model_dump(mode="json"), "plan": steps, "model_files": model_files,
+                "runtime": dict(facts)}  # fmt: skip
+
+    return _artefact(folder, write_folder(folder, build))
+
+
+def open_artefact(folder: Path | str) -> Artefact:
+    """Check every file of a delivered folder and describe it; no model is loaded.
+
+    Raises:
+        Refused: no such folder, a file that may carry a pickle, a damaged, missing or foreign file, or a
+            manifest written by a newer version.
+    """
+    folder = Path(folder).expanduser().absolute()
+    if folder.is_file():
+        raise Refused(
+            "an artefact is a folder that Penjing delivered", value=folder.name, place=str(folder.parent),
+            fix="a pickled model can run any code and is never read; load it in your own program"
+            if folder.suffix.lower() in PICKLES else "give the folder, not one of its files",
+        )  # fmt: skip
+    content = verify_manifest(folder)
+    _refuse_pickles(folder, [entry["name"] for entry in content["files"]])
+    return _artefact(folder, content)
+
+
+def load(folder: Path | str, model: Callable[[], Model] | None = None) -> Runner:
+    """Load a delivered folder into its runtime, after all checks of `open_artefact`.
+
+    Args:
+        model: makes an untrained model of the user's own class; needed for the `torch` runtime only.
+
+    Returns:
+        A function from one batch of NumPy arrays to the output.
+    """
+    artefact = open_artefact(folder)
+    return runtime_for(artefact.target).open(artefact.path, artefact.target, model)
+
+
+def _artefact(folder: Path, content: Mapping[str, Any]) -> Artefact:
+    facts = content["facts"]
+    try:
+        model_files = set(facts["model_files"])
+        return Artefact(
+            path=folder,
+            sha256=sha256_file(folder / MANIFEST),
+            files=tuple(ArtefactFile(**entry) for entry in content["files"]),
+            size_bytes=sum(e["bytes"] for e in content["files"] if e["name"] in model_files),
+            target=Target(**facts["target"]),
+            plan=tuple(facts["plan"]),
+            facts=facts["runtime"],
+        )
+    except (KeyError, TypeError, ValidationError) as error:
+        raise Refused("the manifest describes a delivered model", value=error, place=str(folder),
+                      fix="choose a folder that `deliver` wrote") from error  # fmt: skip
+
+
+def _refuse_pickles(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        with refusing(folder / name, "read"), open(folder / name, "rb") as file:
+            head = file.read(9)
+        if Path(name).suffix.lower() in PICKLES or _looks_pickled(name, head):
+            raise Refused("no file of an artefact may carry a pickle", value=name, place=str(folder),
+                          fix="a pickle can run any code: use ONNX or safetensors")  # fmt: skip
+
+
+def _looks_pickled(name: str, head: bytes) -> bool:
+    """Recognize a pickle or a zip archive behind another name.
+
+    A safetensors file starts with a length that can look like a pickle's two first bytes; its ninth byte is
+    the brace of its header.
+    """
+    if head.startswith(b"PK\x03\x04"):
+        return not name.lower().endswith(".keras")
+    return len(head) > 1 and head[0] == 0x80 and head[1] in (2, 3, 4, 5) and head[8:9] != b"{"
