@@ -239,7 +239,7 @@ def test_every_flip_and_truncation_is_found(delivered):
             cuts.append(bytes(flipped))
         for bad in cuts:
             (delivered / name).write_bytes(bad)
-            if name == "manifest.json" and bad.rstrip() == good.rstrip():
+            if bad == good or (name == "manifest.json" and bad.rstrip() == good.rstrip()):
                 continue  # white space at its end carries nothing
             with pytest.raises(Refused) as caught:
                 files.verify_manifest(delivered)
