@@ -1,0 +1,125 @@
+"""What training minimises: losses on the tensors of one batch, and how batches become tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from penjing.core.backend import Arrays
+from penjing.core.errors import Refused, nearest
+from penjing.core.task import Split, Task
+
+Tensor = Any
+Tensors = tuple[Tensor, ...]
+Objective = Callable[[Any, Tensors, Tensor], Tensor]
+"""Mean loss of a batch from (what the model returned, its inputs, the targets)."""
+
+IGNORED_TARGET = -100
+
+
+def pick(outputs: Any, output: int | str | Callable[..., Any] | None) -> Tensor:
+    """Return the tensor that counts of what a model returned, in float32.
+
+    `output` is the task's: a key, an index, a function, or None where the model returns one tensor.
+
+    Raises:
+        Refused: several outputs and no choice, or a choice that the outputs do not have.
+    """
+    if callable(output):
+        chosen = output(outputs)
+    elif output is None:
+        chosen = _only_output(outputs)
+    else:
+        try:
+            chosen = _at(outputs, output)
+        except (KeyError, IndexError, TypeError) as error:
+            raise Refused("the task's output is one of the model's", value=repr(output), place="task.output",
+                          fix="name a key or an index that the model returns") from error  # fmt: skip
+    return chosen.float()
+
+
+def _at(outputs: Any, output: int | str) -> Tensor:
+    if isinstance(output, str) and not isinstance(outputs, Mapping) and hasattr(outputs, output):
+        return getattr(outputs, output)
+    return outputs[output]
+
+
+def _only_output(outputs: Any) -> Tensor:
+    values = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
+    if not isinstance(values, list | tuple):
+        return getattr(values, "logits", values)
+    if len(values) == 1:
+        return values[0]
+    raise Refused("the model returns one output, or the task says which counts",
+                  value=f"{len(values)} outputs", place="task.output",
+                  fix="give Task(output=...) a key, an index or a function")  # fmt: skip
+
+
+def task_objective(task: Task) -> Objective:
+    """Return the task's own loss as an objective: cross-entropy on class indices, or the user's function.
+
+    Raises:
+        Refused: a loss of an unknown name; when called, a class index that the outputs do not have.
+    """
+    loss = task.loss
+    if isinstance(loss, str):
+        if loss != "cross_entropy":
+            raise Refused("the loss is known", value=repr(loss), place="task.loss",
+                          fix=nearest(loss, ["cross_entropy"]) + "; or give a function")  # fmt: skip
+        loss = _cross_entropy
+
+    def objective(outputs: Any, inputs: Tensors, targets: Tensor) -> Tensor:
+        return loss(pick(outputs, task.output), targets)
+
+    return objective
+
+
+def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    import torch
+
+    if not targets.is_floating_point():
+        targets = targets.long()
+        classes = outputs.shape[1]
+        wrong = ((targets < 0) | (targets >= classes)) & (targets != IGNORED_TARGET)
+        if bool(wrong.any()):
+            raise Refused(f"class indices lie in [0, {classes - 1}]", value=int(targets[wrong][0]),
+                          place="task.train", fix="number the classes from 0")  # fmt: skip
+    return torch.nn.functional.cross_entropy(outputs, targets)
+
+
+def tensors_of(arrays: Arrays, like: Tensor | None = None) -> Tensors:
+    """Return arrays as tensors on the device of `like`; floating ones in its dtype."""
+    import numpy as np
+    import torch
+
+    tensors = [torch.from_numpy(np.require(array, requirements=["C", "W"])) for array in arrays]
+    if like is None:
+        return tuple(tensors)
+    dtype = like.dtype
+    return tuple(t.to(like.device, dtype if t.is_floating_point() else None) for t in tensors)
+
+
+def mean_loss(model: Any, split: Split, objective: Objective, batch_size: int, seed: int = 0) -> float:
+    """Return the mean loss in evaluation mode over at most four batches, the same for the same seed.
+
+    Infinite or NaN losses are returned as they are; an objective that needs no labels may ignore them.
+    """
+    import torch
+
+    like = next(iter(model.parameters()), None)
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    total, count = 0.0, 0
+    try:
+        with torch.no_grad():
+            for inputs, targets in split.batches(batch_size, seed):
+                x, y = tensors_of(inputs, like), tensors_of((targets,), like)[0]
+                total += float(objective(model(*x), x, y)) * len(targets)
+                count += len(targets)
+                if count >= 4 * batch_size:
+                    break
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    return total / count if count else math.nan

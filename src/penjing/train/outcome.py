@@ -1,0 +1,55 @@
+"""Train a model by a method's recipe and report what that did."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Change, Outcome
+from penjing.core.task import Split
+from penjing.train.loop import DEFAULT_BATCH, fit
+from penjing.train.objective import Objective, mean_loss, task_objective
+from penjing.train.recipe import Recipe
+
+
+def trained(
+    model: Any, recipe: Recipe, context: Context, objective: Objective, split: Split | None = None
+) -> Outcome:
+    """Fit a torch module in place and return it with one change for the whole model.
+
+    `split` replaces the task's training split. The task's own loss is measured before and after in
+    evaluation mode on the same training examples. Seconds and events go to `context.notes`.
+
+    Raises:
+        Refused: what `fit` refuses, or a loss that is not finite after training.
+    """
+    task, name = context.task, type(recipe).__name__
+    size = recipe.batch_size or task.batch_size or DEFAULT_BATCH
+    sized, loss = recipe.model_copy(update={"batch_size": size}), task_objective(task)
+    before = mean_loss(model, task.train, loss, size, context.seed)
+    done = fit(
+        model,
+        task.train if split is None else split,
+        objective,
+        sized,
+        seed=context.seed,
+        covers=context.covers,
+        say=lambda line: context.say(f"{name}: {line}"),
+    )
+    after = mean_loss(model, task.train, loss, size, context.seed)
+    if not math.isfinite(after):
+        raise Refused("the loss is finite after training", value=f"{after} after {done.steps} steps",
+                      place=name, fix=f"lower lr (now {recipe.rate:g})")  # fmt: skip
+    context.notes["training_s"] = context.notes.get("training_s", 0.0) + done.seconds
+    context.notes.setdefault("events", []).extend(f"{name}: {event}" for event in done.events)
+    detail: dict[str, float | int | str] = {
+        "loss_before": round(before, 6) if math.isfinite(before) else str(before),
+        "loss_after": round(after, 6),
+        "steps": done.steps,
+        "seconds": round(done.seconds, 3),
+        "data_seconds": round(done.data_seconds, 3),
+        "samples_per_s": round(done.samples_per_s, 1),
+    }
+    return Outcome(model, [Change(method=name, layer="*", status="done", detail=detail)])

@@ -1,0 +1,45 @@
+"""How a training method trains, as data: length, optimizer, schedule, limits."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from penjing.core.method import Method, Stage
+
+DEFAULT_LR = {"sgd": 0.05, "adamw": 1e-3}
+
+
+class Recipe(Method):
+    """The configuration that all methods that train share; abstract, it has no handler.
+
+    Attributes:
+        epochs: passes over the training split; a fraction trains on part of one pass.
+        optimizer: `sgd` (Nesterov momentum 0.9; Sutskever et al., ICML 2013) or `adamw` (Loshchilov and
+            Hutter, ICLR 2019).
+        lr: highest learning rate; None: 0.05 for `sgd`, 0.001 for `adamw`.
+        batch_size: examples in one step; None: the task's.
+        weight_decay: on weights with two or more axes; normalization and biases have none.
+        schedule: `linear` or `cosine` to zero after a short warm-up, or `one_cycle` (Smith and Topin, 2019).
+        clip_norm: largest norm of the gradient of all weights together; None: not clipped.
+        max_seconds: the schedule is shortened so that training fits; None: no limit.
+        precision: `auto` computes in bfloat16 where the processor does so natively and the network gains;
+            weights, gradients of weights and the loss are float32 in any case.
+    """
+
+    stage: ClassVar[Stage] = Stage.WEIGHTS
+    epochs: float = Field(default=3.0, gt=0, le=10_000)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float | None = Field(default=None, gt=0)
+    batch_size: int | None = Field(default=None, ge=1, le=1_048_576)
+    weight_decay: float = Field(default=5e-4, ge=0, lt=1)
+    schedule: Literal["linear", "cosine", "one_cycle"] = "linear"
+    clip_norm: float | None = Field(default=5.0, gt=0)
+    max_seconds: float | None = Field(default=None, gt=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @property
+    def rate(self) -> float:
+        """Return the highest learning rate."""
+        return DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
