@@ -23,6 +23,14 @@ _NAMES = {
     "only": "penjing.core.plan",
     "apply": "penjing.core.apply",
     "Applied": "penjing.core.apply",
+    "deliver": "penjing.core.artefact",
+    "load": "penjing.core.artefact",
+    "load_onnx": "penjing.backends.onnx.model",
+    "measure": "penjing.measure.measure",
+    "optimize": "penjing.run.optimize",
+    "verify": "penjing.run.verify",
+    "Result": "penjing.run.record",
+    "Verdict": "penjing.core.verdict",
     "PruneChannels": "penjing.prune.channels",
     "ReestimateBatchNorm": "penjing.repair.batchnorm",
     "CorrectBias": "penjing.repair.bias",
@@ -48,7 +56,9 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
+    from penjing.backends.onnx.model import load_onnx
     from penjing.core.apply import Applied, apply
+    from penjing.core.artefact import deliver, load
     from penjing.core.budget import Budget
     from penjing.core.errors import Refused
     from penjing.core.measurement import Measurement
@@ -56,10 +66,15 @@ if TYPE_CHECKING:
     from penjing.core.plan import chain, only
     from penjing.core.target import Target
     from penjing.core.task import Split, Task
+    from penjing.core.verdict import Verdict
     from penjing.distill.logits import Distill
+    from penjing.measure.measure import measure
     from penjing.prune.channels import PruneChannels
     from penjing.quantize.int8_dynamic import Int8Dynamic
     from penjing.quantize.int8_static import Int8Static
     from penjing.repair.batchnorm import ReestimateBatchNorm
     from penjing.repair.bias import CorrectBias
+    from penjing.run.optimize import optimize
+    from penjing.run.record import Result
+    from penjing.run.verify import verify
     from penjing.train.finetune import FineTune

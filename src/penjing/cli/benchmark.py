@@ -1,0 +1,39 @@
+"""`penjing benchmark`: a model in every runtime there is, and artefacts beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penjing.cli import options as o
+
+Artefacts = Annotated[
+    list[Path] | None, typer.Option("--artefact", help="A delivered folder; may be given several times.")
+]
+
+
+def benchmark(
+    task_file: o.TaskPath,
+    artefact: Artefacts = None,
+    threads: o.Threads = 1,
+    batch: o.Batch = 1,
+    seed: o.Seed = 0,
+    json: o.Json = False,
+) -> int:
+    """Measure quality, latency, memory and size in every runtime, interleaved."""
+    from penjing.cli.main import emit
+    from penjing.cli.taskfile import call, load_task_file
+    from penjing.run.benchmark import benchmark as run
+
+    file = load_task_file(task_file)
+    task = call(file.task, file).prepare(seed)
+    emit(run(call(file.model, file), task, artefact or (), threads=threads, batch=batch), json, _show)
+    return 0
+
+
+def _show(data: dict[str, Any]) -> None:
+    from penjing.report.terminal import console_for, measurement_table
+
+    measurement_table(data["rows"], console_for(), title=f"on the split {data['split']}")

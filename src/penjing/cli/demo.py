@@ -1,0 +1,37 @@
+"""`penjing demo`: the main job on real data that the packages carry, in under a minute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from penjing.cli import options as o
+
+BUDGET = {"max_drop": "4%", "latency": "80%", "size": "60%", "time": "50s"}
+"""What so small a test split can certify, and what two cores do in a minute."""
+
+
+def demo(out: o.Out = None, seed: o.Seed = 0, json: o.Json = False, dry_run: o.DryRun = False) -> int:
+    """Train a small network on handwritten digits, optimize it under a budget and certify the result."""
+    from penjing.cli.optimize import run_task_file
+    from penjing.core.budget import Budget
+    from penjing.core.extras import need
+    from penjing.core.target import Target
+    from penjing.run.folder import check_new, next_name
+
+    for extra in ("torch", "onnx", "metrics"):
+        need(extra, "the demo")
+    folder = next_name("demo") if out is None else check_new(out)
+    path = _task_file(folder)
+    return run_task_file(path, Budget(**BUDGET), Target(), folder / "run", seed, json=json, dry_run=dry_run)
+
+
+def _task_file(folder: Path) -> Path:
+    """Copy the demo's task file into the folder, so that the user can read, change and run it."""
+    from importlib.resources import files
+
+    from penjing.core.files import write_text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "task.py"
+    write_text(path, files("penjing.examples").joinpath("digits.py").read_text(encoding="utf-8"))
+    return path

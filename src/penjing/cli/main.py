@@ -1,0 +1,119 @@
+"""The command `penjing`: verbs, exit codes and what a person sees when something is refused."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import typer
+from typer import TyperException
+
+from penjing.core.errors import Exit, Refused
+
+VERBS = (
+    "demo",
+    "inspect",
+    "benchmark",
+    "optimize",
+    "resume",
+    "status",
+    "report",
+    "compare",
+    "verify",
+    "doctor",
+)
+
+app = typer.Typer(
+    name="penjing",
+    help="Make trained neural networks smaller and faster while their quality holds, and prove it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit codes: 0 every limit reached, 2 usage, 3 budget not reached (the best is kept), "
+    "4 bad model or data, 5 environment, 130 interrupted but saved.",
+)
+
+
+def _register() -> None:
+    for verb in VERBS:
+        module = importlib.import_module(f"penjing.cli.{verb}")
+        app.command(verb)(getattr(module, verb))
+
+
+def _version(value: bool) -> None:
+    if value:
+        import penjing
+
+        typer.echo(penjing.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    """Set the options of the command itself."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and exit with a stable code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command line and return the exit code."""
+    _register_once()
+    signal.signal(signal.SIGTERM, _interrupt)
+    debug = os.environ.get("PENJING_DEBUG") == "1"
+    try:
+        code = app(arguments, standalone_mode=False, prog_name="penjing")
+        sys.stdout.flush()
+        return int(code) if isinstance(code, int) else Exit.DONE
+    except TyperException as error:
+        error.show(sys.stderr)
+        return int(getattr(error, "exit_code", Exit.USAGE))
+    except Refused as refusal:
+        if debug:
+            raise
+        return _refused(refusal, "--json" in arguments)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.DONE
+
+
+def _register_once() -> None:
+    if not app.registered_commands:
+        _register()
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """Treat SIGTERM like one Ctrl-C: stop after saving."""
+    raise KeyboardInterrupt
+
+
+def _refused(refusal: Refused, as_json: bool) -> int:
+    typer.echo(f"penjing: {refusal}", err=True)
+    if as_json:
+        error = {"rule": refusal.rule, "value": None if refusal.value is None else str(refusal.value),
+                 "place": refusal.place, "fix": refusal.fix, "code": int(refusal.code)}  # fmt: skip
+        typer.echo(json.dumps({"error": error}))
+    return int(refusal.code)
+
+
+def emit(data: Any, as_json: bool, words: Callable[[Any], None]) -> None:
+    """Print data as JSON, and nothing else on stdout, or hand it to a function that writes for people."""
+    if as_json:
+        typer.echo(json.dumps(data, ensure_ascii=False, allow_nan=False))
+    else:
+        words(data)

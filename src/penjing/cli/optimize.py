@@ -1,0 +1,95 @@
+"""`penjing optimize`: the main job from a task file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from penjing.cli import options as o
+
+if TYPE_CHECKING:
+    from penjing.core.budget import Budget
+    from penjing.core.target import Target
+
+
+def optimize(
+    task_file: o.TaskPath,
+    max_drop: o.MaxDrop = None,
+    latency: o.Latency = None,
+    size: o.Size = None,
+    memory: o.Memory = None,
+    operations: o.Operations = None,
+    time: o.Time = None,
+    trials: o.Trials = None,
+    confidence: o.Confidence = "95%",
+    target: o.Runtime = "onnxruntime",
+    threads: o.Threads = 1,
+    batch: o.Batch = 1,
+    out: o.Out = None,
+    seed: o.Seed = 0,
+    json: o.Json = False,
+    dry_run: o.DryRun = False,
+) -> int:
+    """Find the fastest artefact that keeps to the budget, and certify it on unseen data."""
+    budget = o.budget_from(confidence, max_drop=max_drop, latency=latency, size=size, memory=memory,
+                           operations=operations, time=time, trials=trials)  # fmt: skip
+    where = o.target_from(target, threads, batch)
+    return run_task_file(task_file, budget, where, out, seed, json=json, dry_run=dry_run)
+
+
+def run_task_file(
+    path: Path,
+    budget: Budget,
+    target: Target,
+    out: Path | None,
+    seed: int,
+    *,
+    json: bool = False,
+    dry_run: bool = False,
+) -> int:
+    """Optimize what a task file offers; print the table or the JSON; return the exit code."""
+    from penjing.cli.main import emit
+    from penjing.cli.show import Reporter, exit_code, show_record
+    from penjing.cli.taskfile import call, load_task_file
+    from penjing.run.open import check_budget
+    from penjing.run.optimize import optimize as run
+
+    check_budget(budget)
+    file = load_task_file(path)
+    config = {"task_file": str(file.path), "budget": budget.model_dump(mode="json"),
+              "target": target.model_dump(mode="json"), "seed": seed}  # fmt: skip
+    task = call(file.task, file).prepare(seed)
+    if dry_run:
+        emit(_dry(task, config), json, _say_dry)
+        return 0
+    with Reporter(quiet=json) as reporter:
+        result = run(call(file.model, file), task, budget, target=target, out=out, seed=seed,
+                     say=reporter, name=file.path.stem, config=config)  # fmt: skip
+    emit(result.record, json, lambda record: show_record(record, result.report))
+    return exit_code(result.record)
+
+
+def _dry(task: Any, config: dict[str, Any]) -> dict[str, Any]:
+    counts = {name: _length(getattr(task, name)) for name in ("train", "valid", "test")}
+    return config | {"examples": counts, "notes": list(task.notes), "dry_run": True}
+
+
+def _length(split: Any) -> int | None:
+    try:
+        return len(split)
+    except TypeError:
+        return None
+
+
+def _say_dry(data: dict[str, Any]) -> None:
+    import typer
+
+    from penjing.core.budget import Budget
+
+    typer.echo(f"task file  {data['task_file']}")
+    typer.echo(f"budget     {Budget(**data['budget'])}")
+    for name, count in data["examples"].items():
+        typer.echo(f"{name:<10} {count if count is not None else 'unknown number of'} examples")
+    for note in data["notes"]:
+        typer.echo(f"note       {note}")
+    typer.echo("dry run: nothing was started")

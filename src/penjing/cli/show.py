@@ -1,0 +1,46 @@
+"""What the command line prints: progress on stderr, results on stdout, codes for scripts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from penjing.core.errors import Exit
+
+
+class Reporter:
+    """Progress lines on stderr: live on a terminal, plain lines elsewhere, nothing when quiet."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        from penjing.report.terminal import Progress, console_for
+
+        self._progress = None if quiet else Progress(console_for(stderr=True))
+
+    def __enter__(self) -> Reporter:
+        if self._progress is not None:
+            self._progress.__enter__()
+        return self
+
+    def __call__(self, line: str) -> None:
+        """Show a line of progress."""
+        if self._progress is not None:
+            self._progress.say(line)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.__exit__(kind, error, trace)
+
+
+def show_record(record: dict[str, Any], report: Path) -> None:
+    """Print the final table, the path of the report and how to load the artefact."""
+    from penjing.report.terminal import console_for, final_table
+
+    final_table(record, console_for(), report=report)
+
+
+def exit_code(record: dict[str, Any]) -> int:
+    """Return 0 if every limit was reached, else 3."""
+    return Exit.DONE if record["verdict"]["status"] == "reached" else Exit.BUDGET_NOT_REACHED

@@ -1,0 +1,1 @@
+"""Task files that the package carries; `penjing demo` copies one into its folder."""

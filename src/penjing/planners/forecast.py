@@ -1,0 +1,134 @@
+"""What a budget means in absolute numbers, whether it looks reachable, and how long a trial takes."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from penjing.core.budget import COSTS, Budget, say
+from penjing.core.measurement import Measurement
+from penjing.core.method import Value
+from penjing.core.trial import cost_of
+
+TRAINED_TRIALS = 4
+"""Trials with recovery that a time budget is divided into."""
+
+EPOCHS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
+"""Lengths of recovery that a plan may have; a forecast rounds down to one of them."""
+
+WITHOUT_TIME = 3.0
+"""Epochs of recovery where the budget sets no time."""
+
+
+class Line(Value):
+    """One limit: what it means here, where the baseline stands, and what was seen of reaching it."""
+
+    name: str
+    limit: float
+    baseline: float | None
+    unit: str
+    met: bool
+    words: str
+
+
+class Forecast(Value):
+    """Said before the search starts, and kept so that a resumed run plans the same.
+
+    Attributes:
+        lines: one for each limit.
+        met: every limit on cost is kept by the float model in the target already.
+        epochs: of recovery in a trial.
+        trial_seconds: of a trial with recovery; `cheap_seconds` of one without.
+        reserve_seconds: kept for certification and the report.
+        warnings: what the user should know before waiting.
+    """
+
+    lines: tuple[Line, ...]
+    met: bool
+    epochs: float
+    trial_seconds: float
+    cheap_seconds: float
+    reserve_seconds: float
+    warnings: tuple[str, ...] = Field(default=())
+
+
+class Timing(Value):
+    """What the survey took: the basis of the forecast, all in seconds."""
+
+    survey: float
+    measurement: float
+    epoch: float | None
+    spent: float
+
+
+def forecast(
+    budget: Budget,
+    baseline: Measurement,
+    timing: Timing,
+    certifiable: tuple[float, int | None],
+    floor: Measurement | None = None,
+) -> Forecast:
+    """Translate a budget.
+
+    Args:
+        budget: the user's.
+        baseline: the float model in the target.
+        timing: what survey and first measurement took.
+        certifiable: smallest drop that the test examples can certify if no prediction changes, and how
+            many examples the asked drop needs at least (None: they suffice).
+        floor: the smallest model that was built and measured without training, where time allowed it.
+    """
+    lines = tuple(_line(name, budget, baseline, floor) for name in budget.costs)
+    cheap = timing.survey + timing.measurement
+    reserve = 2.0 + 4 * timing.measurement
+    epochs = _epochs(budget, timing, cheap, reserve)
+    trial = cheap + epochs * (timing.epoch or 0.0)
+    warnings = []
+    smallest, needed = certifiable
+    if budget.max_drop is not None and needed is not None:
+        warnings.append(
+            f"{budget.max_drop * 100:g} points cannot be certified with these test examples even if no "
+            f"prediction changes (smallest: {smallest * 100:.2g} points); {needed} examples would do"
+        )
+    if budget.time is not None and timing.spent + cheap + reserve > budget.time:
+        warnings.append(
+            f"{say(budget.time, 's')} is hardly enough: survey, one trial and certification take about "
+            f"{say(timing.spent + cheap + reserve, 's')}"
+        )
+    met = bool(lines) and all(line.met for line in lines)
+    return Forecast(lines=lines, met=met, epochs=epochs, trial_seconds=trial, cheap_seconds=cheap,
+                    reserve_seconds=reserve, warnings=tuple(warnings))  # fmt: skip
+
+
+def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement | None) -> Line:
+    limit, unit, base = budget.costs[name], COSTS[name], cost_of(baseline, name)
+    if base is None and limit.relative:
+        return Line(name=name, limit=limit.value, baseline=None, unit="share", met=False,
+                    words=f"{limit}; the baseline's {name} was not measured")  # fmt: skip
+    bound = limit.absolute(base or 0.0)
+    share = "" if not base else f", {bound / base * 100:.0f}% of the baseline's {say(base, unit)}"
+    met = base is not None and base <= bound
+    hint = " (kept already)" if met else _looks(name, bound, floor)
+    return Line(
+        name=name, limit=bound, baseline=base, unit=unit, met=met, words=f"{say(bound, unit)}{share}{hint}"
+    )
+
+
+def _looks(name: str, bound: float, floor: Measurement | None) -> str:
+    """Judge a limit by the smallest model that was built and measured, untrained."""
+    if floor is None:
+        return " (no time to probe whether it can be reached)"
+    lowest = cost_of(floor, name)
+    if lowest is None:
+        return ""
+    seen = f"the smallest model probed has {say(lowest, COSTS[name])}"
+    return f" (looks reachable: {seen})" if lowest <= bound else f" (looks out of reach: {seen})"
+
+
+def _epochs(budget: Budget, timing: Timing, cheap: float, reserve: float) -> float:
+    if timing.epoch is None:
+        return EPOCHS[0]
+    if budget.time is None:
+        return WITHOUT_TIME
+    left = budget.time - timing.spent - reserve - cheap
+    afford = (left / TRAINED_TRIALS - cheap) / max(timing.epoch, 1e-6)
+    return max((e for e in EPOCHS if e <= afford), default=EPOCHS[0])

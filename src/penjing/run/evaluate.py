@@ -1,0 +1,154 @@
+"""Evaluate plans: build in a process of its own, measure the file in its runtime, compare, judge."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from penjing.core.executor import Finished, Limits, candidate_seed
+from penjing.core.measurement import Measurement, Operations
+from penjing.core.method import Model
+from penjing.core.plan import Plan, plan_name, plan_to_json
+from penjing.core.target import Target
+from penjing.core.trial import Trial, broken
+from penjing.measure.measure import Measured, difference, measure_all
+from penjing.measure.quality import maximized
+from penjing.run.jobs import CHECKED_EXAMPLES, build
+from penjing.run.session import Session
+
+TOLERANCE = 1e-3
+"""Largest relative difference between a file's outputs and those of the model in memory."""
+
+REFERENCE = "float"
+"""The float model in the target: what quality is paired with and latency is divided by."""
+
+
+def artefact_folder(session: Session, key: str) -> Path:
+    """Return the folder of a candidate's files."""
+    return session.path("artefacts", key)
+
+
+def same_model(model: Model) -> Model:
+    """Return the model; the factory of the torch runtime when the model is at hand."""
+    return model
+
+
+def evaluate(session: Session, plan: Plan, baseline: Trial, limits: Limits) -> Trial:
+    """Try a plan once; what goes wrong becomes a failed trial with its reason.
+
+    The two halves, building and measuring, are each kept when they are finished.
+    """
+    data = plan_to_json(plan)
+    key = session.key("trial", data)
+    known = session.ledger.get(key)
+    if known is not None:
+        return Trial.model_validate(known["trial"])
+    session.say(f"trying {plan_name(plan)}")
+    built = session.once("build", data, partial(_build, session, data, key, limits))
+    trial = session.once("trial", data, lambda: {"trial": _trial(session, plan, key, built, baseline)})
+    return Trial.model_validate(trial["trial"])
+
+
+def _build(session: Session, data: list[dict[str, Any]], key: str, limits: Limits) -> dict[str, Any]:
+    folder = artefact_folder(session, key)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    seed = candidate_seed(session.seed, key)
+    finished = session.executor.run(
+        build, data, session.target, folder, seed, limits=limits, name=key, say=session.say
+    )
+    return {"finished": finished.model_dump(mode="json")}
+
+
+def _trial(session: Session, plan: Plan, key: str, built: dict[str, Any], baseline: Trial) -> dict[str, Any]:
+    finished = Finished.model_validate(built["finished"])
+    name, data = plan_name(plan), plan_to_json(plan)
+    if finished.value is None:
+        words = f"{finished.status}: {finished.reason}"
+        return Trial(key=key, name=name, plan=data, status="failed", reason=words,
+                     seconds={"method": finished.seconds}).model_dump(mode="json")  # fmt: skip
+    start = time.perf_counter()
+    folder = artefact_folder(session, key)
+    operations = Operations.model_validate(finished.value["operations"])
+    results = measure_candidates(session, {name: folder / "artefact"}, {name: operations}, "valid")
+    seconds = dict(finished.value["seconds"]) | {"measurement": time.perf_counter() - start}
+    seconds["start"] = finished.seconds - sum(finished.value["seconds"].values())
+    mine, reference = results[name], results[REFERENCE]
+    return judge(session, mine, reference, folder, Trial(
+        key=key, name=name, plan=data, status="done", folder=str(folder.relative_to(session.folder)),
+        seconds=seconds, steps=finished.value["steps"],
+    ), baseline).model_dump(mode="json")  # fmt: skip
+
+
+def measure_candidates(
+    session: Session,
+    folders: Mapping[str, Path],
+    operations: Mapping[str, Operations | None],
+    split: str,
+    eager: bool = False,
+) -> dict[str, Measured]:
+    """Measure artefacts of this run beside the float reference, interleaved.
+
+    Args:
+        folders: artefacts by name, all for the run's target.
+        operations: the counts that the build took, by name.
+        split: `valid` or `test`.
+        eager: also measure the original in PyTorch eager, under the name `eager`.
+    """
+    factory = partial(same_model, session.model)
+    entries: dict[str, Any] = {REFERENCE: (session.path("float", "target"), session.target, factory)}
+    if eager:
+        entries["eager"] = (session.path("float", "eager"), eager_target(session.target), factory)
+    entries |= {name: (folder, session.target, factory) for name, folder in folders.items()}
+    return measure_all(entries, session.task, split, REFERENCE, operations, session.latency_seconds)
+
+
+def eager_target(target: Target) -> Target:
+    """Return PyTorch eager with the same threads and batch."""
+    return Target("torch", threads=target.threads, batch=target.batch)
+
+
+def judge(
+    session: Session, mine: Measured, reference: Measured, folder: Path, trial: Trial, baseline: Trial
+) -> Trial:
+    """Complete a trial with its measurement, its drop, its flips and the limits that it breaks."""
+    expected = np.load(folder / "expected.npy", allow_pickle=False)
+    apart = difference(mine.outputs[:CHECKED_EXAMPLES], expected)
+    measurement = mine.measurement.model_copy(update={"difference": apart})
+    if apart > TOLERANCE:
+        reason = f"the file's outputs differ from the model's in memory by {apart:.2g} (limit {TOLERANCE:g})"
+        return trial.model_copy(update={"status": "failed", "reason": reason, "measurement": measurement})
+    drop = drop_of(session, measurement, reference.measurement)
+    flips = flips_of(mine.outputs, reference.outputs)
+    base = reference.measurement if baseline.measurement is None else baseline.measurement
+    warnings = [] if not trial.plan else _warnings(measurement)
+    return trial.model_copy(update={
+        "measurement": measurement, "drop": drop, "flips": flips, "warnings": warnings,
+        "breaks": broken(session.budget, measurement, base, drop),
+    })  # fmt: skip
+
+
+def drop_of(session: Session, measurement: Measurement, reference: Measurement) -> float | None:
+    """Return how much quality was lost, whatever the direction of the metric; None where undefined."""
+    mine, base = getattr(measurement.quality, "value", None), getattr(reference.quality, "value", None)
+    if mine is None or base is None:
+        return None
+    return float(base - mine) if maximized(session.task) else float(mine - base)
+
+
+def flips_of(outputs: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:
+    """Return the share of examples whose predicted class differs."""
+    return float(np.mean(outputs.argmax(-1) != reference.argmax(-1)))
+
+
+def _warnings(measurement: Measurement) -> list[str]:
+    ratio = getattr(measurement.latency, "ratio", None)
+    if ratio is not None and ratio.low > 1:
+        return [f"slower than the float model: {ratio.value:.2f} times its latency"]
+    return []

@@ -1,0 +1,43 @@
+"""Describe a model without changing or running a search on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from penjing.core.backend import backend_for
+from penjing.core.method import Model, backends_of, load_methods
+from penjing.core.task import Task
+
+
+def inspect_model(model: Model, task: Task) -> dict[str, Any]:
+    """Return layers with shapes, the group whose channels each makes, what is frozen and why, and counts.
+
+    Raises:
+        Refused: what `check` of the backend refuses.
+    """
+    backend = backend_for(model)
+    example = task.prepare().valid.example()
+    backend.check(model, example)
+    groups = backend.groups(model, example)
+    made_by = {layer: group.name for group in groups.groups for layer in group.layers}
+    operations = backend.operations(model, example)
+    onnx = backends_of_any("onnx")
+    return {
+        "backend": backend.name,
+        "fingerprint": backend.fingerprint(model),
+        "parameters": operations.parameters,
+        "multiply_adds": operations.multiply_adds,
+        "uncounted": list(operations.uncounted),
+        "layers": [
+            {"name": layer.name, "kind": layer.kind, "shapes": {k: list(v) for k, v in layer.shapes.items()},
+             "group": made_by.get(layer.name, ""), "frozen": groups.frozen.get(layer.name, "")}
+            for layer in backend.layers(model)
+        ],
+        "groups": [{"name": g.name, "size": g.size, "layers": list(g.layers)} for g in groups.groups],
+        "methods": sorted(backends_of_any(backend.name) | onnx),
+    }  # fmt: skip
+
+
+def backends_of_any(backend: str) -> set[str]:
+    """Return the names of the methods that have a handler for a backend."""
+    return {name for name, kind in load_methods().items() if {backend, "any"} & set(backends_of(kind))}

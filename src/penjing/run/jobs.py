@@ -1,0 +1,186 @@
+"""The work that runs in a process of its own: survey the original, and build one candidate.
+
+Both take the shared payload `(model, task)` and return plain data; what they write goes into a folder of
+the run directory.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from penjing.core.apply import apply
+from penjing.core.artefact import deliver
+from penjing.core.backend import Backend, GradientBackend, backend_for
+from penjing.core.context import Context
+from penjing.core.executor import Say
+from penjing.core.method import Stage, stage_of
+from penjing.core.plan import plan_from_json, plan_to_json
+from penjing.core.target import Target
+from penjing.core.task import Task
+from penjing.measure.quality import metric_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from penjing.core.method import Model
+    from penjing.core.plan import Plan
+
+Shared = tuple[Any, Task]
+
+CHECKED_EXAMPLES = 64
+"""Examples on which the file's outputs are compared with those of the model in memory."""
+
+STEP_EXAMPLES = 1024
+"""Examples on which the quality after each step is taken, for the ablation."""
+
+STRUCTURE = "structure"
+"""Folder of a candidate's float model after the steps that change its shape, kept for the ablation."""
+
+PROBE_STEPS = 4
+"""Training steps that the survey times to forecast an epoch."""
+
+
+class Clock:
+    """Adds up seconds by activity, on the monotonic clock."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def count(self, activity: str) -> Iterator[None]:
+        """Count the time of a block."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(activity, time.perf_counter() - start)
+
+    def add(self, activity: str, seconds: float) -> None:
+        """Add seconds to an activity."""
+        self.seconds[activity] = self.seconds.get(activity, 0.0) + seconds
+
+
+def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) -> dict[str, Any]:
+    """Check the original, write it as float artefacts for the target and for eager, and time training.
+
+    Returns:
+        facts: fingerprint, operations, layers, groups, precision recipes, seconds per epoch.
+    """
+    model, task = shared
+    clock = Clock()
+    backend = backend_for(model)
+    example = task.valid.example()
+    backend.check(model, example)
+    say("exporting the original")
+    with clock.count("export"):
+        (folder / "float").mkdir(parents=True, exist_ok=True)
+        deliver(model, (), target, folder / "float" / "target", example=example)
+        eager = backend.name == "torch" and target.label != "torch eager"
+        if eager:
+            deliver(model, (), Target("torch", threads=target.threads, batch=target.batch),
+                    folder / "float" / "eager", example=example)  # fmt: skip
+    layers = backend.layers(model)
+    groups = backend.groups(model, example) if backend.name != "onnx" else None
+    with clock.count("evaluation"):
+        expected = backend.run(model, _first(task, CHECKED_EXAMPLES))
+    np.save(folder / "float" / "expected.npy", expected, allow_pickle=False)
+    epoch = _epoch_seconds(model, backend, task, seed, clock)
+    return {
+        "backend": backend.name,
+        "fingerprint": backend.fingerprint(model),
+        "operations": backend.operations(model, example).model_dump(mode="json"),
+        "outputs": int(expected.shape[-1]),
+        "layers": [{"name": x.name, "kind": x.kind, "shapes": {k: list(v) for k, v in x.shapes.items()}} for x in layers],
+        "groups": [] if groups is None else [{"name": g.name, "size": g.size, "layers": list(g.layers)} for g in groups.groups],
+        "frozen": {} if groups is None else dict(groups.frozen),
+        "eager": eager,
+        "epoch_seconds": epoch,
+        "seconds": clock.seconds,
+    }  # fmt: skip
+
+
+def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, clock: Clock) -> float | None:
+    from penjing.distill.logits import Distill
+
+    if not isinstance(backend, GradientBackend):
+        return None
+    examples = getattr(task, "train_examples", None) or len(task.train)
+    share = min(1.0, PROBE_STEPS * task.batch_size / examples)
+    context = Context(task=task, backend=backend, original=model, seed=seed)
+    with clock.count("training"):
+        applied = apply(model, Distill(epochs=share), task, context=context)
+    return float(applied.notes["training_s"]) / share
+
+
+def build(
+    shared: Shared, say: Say, plan_data: list[dict[str, Any]], target: Target, folder: Path, seed: int
+) -> dict[str, Any]:
+    """Apply a plan to a copy of the original and write the artefact into `folder/artefact`.
+
+    Returns:
+        changes, operations, notes, the ablation's steps and the seconds by activity.
+    """
+    model, task = shared
+    plan = plan_from_json(plan_data)
+    example = task.valid.example()
+    clock = Clock()
+    steps: list[dict[str, Any]] = []
+    start = time.perf_counter()
+
+    def watch(index: int, backend: Backend, current: Model) -> None:
+        with clock.count("evaluation"):
+            steps.append(_step(plan, index, backend, current, task))
+        shaped = any(stage_of(method) is Stage.STRUCTURE for method in plan[:index])
+        if shaped and backend.name == "onnx" and not (folder / STRUCTURE).exists():
+            with clock.count("export"):
+                deliver(
+                    type(current)(current.reference),
+                    plan[:index],
+                    target,
+                    folder / STRUCTURE,
+                    example=example,
+                )
+
+    context = Context(task=task, backend=backend_for(model), original=model, seed=seed, say=say)
+    applied = apply(model, plan, task, context=context, watch=watch)
+    training = float(applied.notes.get("training_s", 0.0))
+    clock.add("training", training)
+    clock.add("method", time.perf_counter() - start - clock.seconds["training"] - clock.seconds["evaluation"])
+    final = backend_for(applied.model)
+    with clock.count("export"):
+        deliver(applied.model, plan, target, folder / "artefact", example=example,
+                changes=applied.changes)  # fmt: skip
+    with clock.count("evaluation"):
+        expected = final.run(applied.model, _first(task, CHECKED_EXAMPLES))
+    np.save(folder / "expected.npy", expected, allow_pickle=False)
+    return {
+        "changes": [change.model_dump(mode="json") for change in applied.changes],
+        "operations": final.operations(applied.model, example).model_dump(mode="json"),
+        "steps": steps,
+        "notes": {k: v for k, v in applied.notes.items() if isinstance(v, str | int | float | list)},
+        "seconds": clock.seconds,
+    }
+
+
+def _step(plan: Plan, index: int, backend: Backend, model: Model, task: Task) -> dict[str, Any]:
+    inputs, targets = task.valid.arrays()
+    n = min(STEP_EXAMPLES, len(targets))
+    outputs = [
+        backend.run(model, tuple(x[i : min(i + task.batch_size, n)] for x in inputs))
+        for i in range(0, n, task.batch_size)
+    ]
+    return {
+        "step": plan_to_json(plan)[index],
+        "quality": metric_value(task, np.concatenate(outputs), targets[:n]),
+        "n": n,
+        "operations": backend.operations(model, task.valid.example()).model_dump(mode="json"),
+    }
+
+
+def _first(task: Task, n: int) -> tuple[np.ndarray[Any, Any], ...]:
+    return tuple(x[:n] for x in task.valid.arrays()[0])

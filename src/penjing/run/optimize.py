@@ -1,0 +1,223 @@
+"""The main job: a model, its data and a budget in; the fastest artefact that keeps to it out."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from penjing.core.budget import Budget
+from penjing.core.errors import Exit, Refused
+from penjing.core.executor import Finished, Limits, candidate_seed, refused_from
+from penjing.core.measurement import Measurement, Operations
+from penjing.core.method import Model
+from penjing.core.plan import Plan, plan_name
+from penjing.core.search import search
+from penjing.core.target import Target
+from penjing.core.task import Task
+from penjing.core.trial import Trial
+from penjing.planners.bisection import Setting, bisection
+from penjing.planners.floor import floor_plan
+from penjing.planners.forecast import Forecast, Timing, forecast
+from penjing.planners.recipes import recipes
+from penjing.run.certification import certify_and_judge
+from penjing.run.evaluate import REFERENCE, evaluate, judge, measure_candidates
+from penjing.run.jobs import survey
+from penjing.run.open import open_session
+from penjing.run.record import Result, finish, write_best
+from penjing.run.session import Session
+
+FLOOR_SHARE = 0.1
+"""The probe of what can be reached may take this share of the time."""
+
+
+def optimize(
+    model: Model,
+    task: Task,
+    budget: Budget,
+    *,
+    target: Target | None = None,
+    out: Path | str | None = None,
+    seed: int = 0,
+    **options: Any,
+) -> Result:
+    """Find the fastest artefact that keeps to a budget, and certify it on data the search never saw.
+
+    An unfinished run in `out` with the same model, data, budget, target and seed is resumed.
+
+    Args:
+        model: a trained model; never changed.
+        task: data, loss and metric.
+        budget: at least one limit.
+        target: where the result must run; ONNX Runtime on one CPU thread, one example at a time by default.
+        out: the run directory; `runs/<name>-N` by default.
+        seed: every random choice derives from it.
+        options: fields of `penjing.planners.bisection.Bisection`, `say` (receives progress lines) and
+            `config` (kept in the run directory).
+
+    Returns:
+        the result: verdict, record, artefact, report.
+
+    Raises:
+        Refused: bad model, data or configuration, before anything slow starts.
+        KeyboardInterrupt: everything finished is kept; the same call resumes.
+    """
+    _refuse_empty(budget)
+    with open_session(model, task, budget, target or Target(), out, seed, options) as session:
+        return _run(session)
+
+
+def _refuse_empty(budget: Budget) -> None:
+    if budget.max_drop is None and not budget.costs:
+        raise Refused("a budget has a limit on quality or cost", value=str(budget), place="budget",
+                      fix="give max_drop, latency, size, memory or operations", code=Exit.USAGE)  # fmt: skip
+
+
+def _run(session: Session) -> Result:
+    facts = session.once("survey", None, partial(_survey, session))
+    session.task.check_labels(facts["outputs"])
+    baselines = session.once("baseline", None, partial(_baseline, session, facts))
+    baseline = Trial.model_validate(baselines["trial"])
+    precisions = recipes({layer["kind"] for layer in facts["layers"]}, session.target)
+    setting = Setting(
+        budget=session.budget,
+        baseline=baseline,
+        precisions=precisions,
+        prunable=any(group["size"] > 1 for group in facts["groups"]),
+        batchnorm=any(layer["kind"] == "batchnorm" for layer in facts["layers"]),
+        trainable=facts["epoch_seconds"] is not None,
+        n_test=len(session.task.test),
+    )
+    plans = _forecast(session, facts, baseline, setting)
+    trials = [] if plans.met else _search(session, setting, plans)
+    certified = certify_and_judge(session, trials, baseline, setting)
+    return finish(session, facts, baselines, plans, trials, certified)
+
+
+def _survey(session: Session) -> dict[str, Any]:
+    session.say("looking at the model")
+    start = time.perf_counter()
+    limits = Limits(seconds=session.budget.time)
+    finished = session.executor.run(
+        survey, session.target, session.folder, candidate_seed(session.seed, "survey"),
+        limits=limits, name="survey", say=session.say,
+    )  # fmt: skip
+    return _value(finished) | {"wall": time.perf_counter() - start}
+
+
+def _value(finished: Finished) -> dict[str, Any]:
+    """Return what a job that must succeed returned; raise what went wrong."""
+    if finished.value is not None:
+        return finished.value
+    if finished.refusal is not None:
+        raise refused_from(finished.refusal)
+    raise Refused("the model can be surveyed", value=f"{finished.status}: {finished.reason} {finished.detail}",
+                  place="survey", fix=f"see {finished.log}" if finished.log else "")  # fmt: skip
+
+
+def _baseline(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
+    session.say("measuring the original")
+    start = time.perf_counter()
+    operations = Operations.model_validate(facts["operations"])
+    counts = {REFERENCE: operations, "eager": operations}
+    results = measure_candidates(session, {}, counts, "valid", eager=facts["eager"])
+    mine = results[REFERENCE]
+    seconds = {"measurement": time.perf_counter() - start}
+    key = session.key("trial", [])
+    blank = Trial(key=key, name=plan_name(()), plan=[], status="done", folder="float", seconds=seconds)
+    trial = judge(session, mine, mine, session.path("float"), blank, blank)
+    if trial.status == "failed":
+        raise Refused("the exported model agrees with the model", value=trial.reason, place="export",
+                      fix="report the model's operators; nothing can be certified on a wrong export")  # fmt: skip
+    eager = results["eager"].measurement.model_dump(mode="json") if "eager" in results else None
+    return {"trial": trial.model_dump(mode="json"), "eager": eager}
+
+
+def _forecast(session: Session, facts: dict[str, Any], baseline: Trial, setting: Setting) -> Forecast:
+    """Say what the budget means here; probe what could be reached where that is cheap."""
+
+    def work() -> dict[str, Any]:
+        timing = Timing(
+            survey=facts["wall"] - facts["seconds"].get("training", 0.0),
+            measurement=baseline.seconds["measurement"],
+            epoch=facts["epoch_seconds"],
+            spent=session.elapsed,
+        )
+        assert baseline.measurement is not None
+        certifiable = session.certifiable()
+        plain = forecast(session.budget, baseline.measurement, timing, certifiable)
+        floor = _floor(session, setting, baseline, plain)
+        if floor is None:
+            return plain.model_dump(mode="json")
+        timing = timing.model_copy(update={"spent": session.elapsed})
+        return forecast(session.budget, baseline.measurement, timing, certifiable, floor).model_dump(
+            mode="json"
+        )
+
+    content = session.once("forecast", None, work)
+    plans = Forecast.model_validate({k: v for k, v in content.items() if k != "elapsed"})
+    _announce(session, plans)
+    return plans
+
+
+def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast) -> Measurement | None:
+    time_left = session.budget.time
+    plan = floor_plan(setting.precisions, setting.prunable)
+    if plan is None or plans.met or not session.budget.costs:
+        return None
+    if time_left is not None and plans.cheap_seconds > FLOOR_SHARE * time_left:
+        return None
+    return evaluate(session, plan, baseline, Limits(seconds=time_left)).measurement
+
+
+def _announce(session: Session, plans: Forecast) -> None:
+    for line in plans.lines:
+        session.say(f"limit {line.name}: {line.words}")
+    if session.budget.max_drop is not None:
+        session.say(f"limit max_drop: {session.budget.max_drop * 100:g} points")
+    if plans.met:
+        session.say("the float model in the target keeps every limit on cost already: nothing to search")
+    else:
+        session.say(
+            f"a trial takes about {plans.trial_seconds:.0f} s with {plans.epochs:g} epochs of recovery"
+        )
+    for warning in plans.warnings:
+        session.say(f"warning: {warning}")
+
+
+def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
+    options = session.options.model_copy(update={"epochs": session.options.epochs or plans.epochs})
+    trials: list[Trial] = []
+
+    def left() -> float:
+        budget = session.budget.time
+        return float("inf") if budget is None else budget - session.elapsed - plans.reserve_seconds
+
+    def one(plan: Plan) -> Trial:
+        seconds = left()
+        return evaluate(
+            session, plan, setting.baseline, Limits(seconds=None if seconds == float("inf") else seconds)
+        )
+
+    planner = bisection(setting, options)
+    for trial in search(planner, one, session.budget, left, partial(_next_seconds, plans)):
+        trials.append(trial)
+        session.say(_line(trial))
+        write_best(session, trials, setting)
+    return trials
+
+
+def _next_seconds(plans: Forecast, done: list[Trial]) -> float:
+    """Forecast the next trial from the last one of its kind: the first trials do not train."""
+    trained = [sum(t.seconds.values()) for t in done if t.seconds.get("training")]
+    return max(trained[-1:], default=plans.cheap_seconds if not done else plans.trial_seconds)
+
+
+def _line(trial: Trial) -> str:
+    if trial.status == "failed":
+        return f"failed: {trial.name}: {trial.reason}"
+    drop = "undefined" if trial.drop is None else f"{trial.drop * 100:+.2f} points lost"
+    speed = "not measured" if trial.latency_ms is None else f"{trial.latency_ms:.3g} ms"
+    broken = f"; breaks {', '.join(sorted(trial.breaks))}" if trial.breaks else ""
+    return f"done: {trial.name}: {drop}, {speed}{broken}"

@@ -1,0 +1,78 @@
+"""What all steps of one run share, and the exactly-once rule."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from penjing.core.budget import Budget
+from penjing.core.executor import Executor
+from penjing.core.method import Model
+from penjing.core.plan import digest
+from penjing.core.target import Target
+from penjing.core.task import Task
+from penjing.planners.bisection import Bisection
+from penjing.run.ledger import Ledger
+
+LEAST_TIMING, MOST_TIMING = 1.5, 10.0
+"""Bounds on the seconds of timing in one comparison."""
+
+
+@dataclass(frozen=True)
+class Session:
+    """The fixed surroundings of one run.
+
+    Attributes:
+        folder: the run directory.
+        identity: digest of model, data, target, budget, seed, options and version; part of every key.
+        before: seconds that earlier sessions of this run have spent.
+        say: receives one line of progress at a time.
+    """
+
+    folder: Path
+    ledger: Ledger
+    executor: Executor
+    model: Model
+    task: Task
+    budget: Budget
+    target: Target
+    seed: int
+    options: Bisection
+    identity: str
+    before: float
+    say: Callable[[str], None]
+    started: float = field(default_factory=time.monotonic)
+
+    @property
+    def elapsed(self) -> float:
+        """Return the seconds that the run has taken, earlier sessions included."""
+        return self.before + time.monotonic() - self.started
+
+    @property
+    def latency_seconds(self) -> float:
+        """Return the seconds of timing in one comparison: a small share of the time that there is."""
+        time_limit = self.budget.time
+        return MOST_TIMING if time_limit is None else min(MOST_TIMING, max(LEAST_TIMING, time_limit / 40))
+
+    def key(self, kind: str, content: Any) -> str:
+        """Return the ledger's key of one piece of work: equal content, equal key."""
+        return f"{kind}-{digest([self.identity, kind, content])[:24]}"
+
+    def once(self, kind: str, content: Any, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """Do a piece of work unless the ledger has its result; either way return the result."""
+        key = self.key(kind, content)
+        known = self.ledger.get(key)
+        if known is not None:
+            return known
+        self.ledger.begin(key)
+        result = work() | {"elapsed": 0.0}
+        result["elapsed"] = self.elapsed
+        self.ledger.put(key, result)
+        return result
+
+    def path(self, *parts: str) -> Path:
+        """Return a path inside the run directory."""
+        return self.folder.joinpath(*parts)
