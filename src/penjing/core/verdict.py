@@ -70,20 +70,21 @@ class Certificate(Value):
     """What the unseen split says about the quality of one candidate, compared example by example.
 
     Attributes:
-        candidate: the name of the candidate that the numbers below describe.
+        candidate, position: the candidate that the numbers below describe, and its place in the sequence.
         metric, max_drop: what was tested; no limit: intervals only.
         n, confidence: examples, and the one-sided confidence of each bound and of the whole sequence.
         method: the test, in words.
         drop: loss of the metric (an increase where smaller is better) with its two one-sided bounds.
         flips, worst_class: None where the outputs are no class scores.
         smallest_certifiable_drop: what n examples with these changes certify with 80% power, were the true
-            drop 0; None where the metric is no mean over examples.
+            drop 0 (approximate where the metric is no mean over examples).
         needed_n: examples that would certify `max_drop` with 80% power if the true drop were the measured
-            one; None where it is above the limit or the metric is no mean over examples.
+            one; None where it is not below the limit.
         sequence: the candidates in the fixed order of testing; testing stops at the first that fails.
     """
 
     candidate: str
+    position: int = 0
     metric: str
     max_drop: float | None = None
     n: int
@@ -99,7 +100,7 @@ class Certificate(Value):
     @property
     def certified(self) -> bool:
         """Whether the described candidate was certified."""
-        return any(step.certified and step.name == self.candidate for step in self.sequence)
+        return bool(self.sequence) and self.sequence[self.position].certified
 
     def judge(self, max_drop: float, baseline: Estimate | NotMeasured | None = None) -> LimitVerdict:
         """Judge the limit on quality; `baseline` is the reference's quality, for the table."""

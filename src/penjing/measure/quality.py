@@ -165,7 +165,9 @@ def weighted_scores(name: str, predictions: Array, targets: Array, weights: Arra
     classes, right = int(max(predictions.max(), targets.max())) + 1, predictions == targets
 
     def count(labels: Array, examples: Array) -> NDArray[np.float64]:
-        return np.stack([np.bincount(labels, row, classes) for row in weights[:, examples]])
+        place = labels + classes * np.arange(len(weights))[:, None]
+        counts = np.bincount(place.ravel(), weights[:, examples].ravel(), classes * len(weights))
+        return counts.reshape(len(weights), classes).astype(np.float64)
 
     everything = np.ones(len(targets), bool)
     hit = count(targets[right], right)
