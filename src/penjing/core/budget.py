@@ -48,7 +48,7 @@ def say(value: float, unit: str) -> str:
         "count": ((1e9, "G"), (1e6, "M"), (1e3, "k"), (0, "")),
     }.get(unit, ((0, unit),))
     for factor, word in scaled:
-        if abs(value) >= factor:
+        if abs(value) >= 0.9995 * factor:  # what rounds up to the next unit is written in it
             return f"{value / (factor or 1):.3g} {word}".strip()
     return f"{value:g} {unit}"
 

@@ -1,0 +1,93 @@
+"""The report of a run: one HTML file that opens offline, its numbers readable without JavaScript."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from penjing.core.files import write_text
+from penjing.report.charts import MAX_CLASSES, MAX_POINTS, chart_data, script_json
+from penjing.report.view import check, view
+from penjing.report.words import Json, clean
+
+MAX_BYTES = 1_900_000
+"""Largest report in bytes; longer tables are cut, and the page says so."""
+
+
+def render(record: Json, folder: Path | None = None) -> str:
+    """Return the report of a run's record (plain JSON) as one HTML document below 2 MB.
+
+    Every string of the record is escaped and stripped of control characters; the page makes no request
+    and its content security policy lets only its own two scripts run. `folder` is the run directory.
+
+    Raises:
+        Refused: not a record, or one that a newer version wrote.
+    """
+    check(record)
+    template = _environment().get_template("report.html.j2")
+    assets = _assets()
+    rows = 3000
+    while True:
+        page = template.render(
+            **view(record, rows, folder),
+            **assets,
+            rows_shown=rows,
+            max_points=MAX_POINTS,
+            max_classes=MAX_CLASSES,
+            charts=script_json(chart_data(record)),
+        )
+        if rows <= 50 or len(page.encode()) <= MAX_BYTES:
+            return page
+        rows //= 2
+
+
+def write_report(record: Json, path: str | Path) -> Path:
+    """Render a record and write it atomically; returns the path.
+
+    Raises:
+        Refused: as `render`, or the file cannot be written.
+    """
+    path = Path(path)
+    write_text(path, render(record, path.parent))
+    return path
+
+
+def _printable(value: Any) -> Any:
+    return clean(value, 4000) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+@cache
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("penjing.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_printable,
+    )
+
+
+@cache
+def _assets() -> dict[str, Markup]:
+    """Return the style and the scripts, with the hashes that the content security policy names."""
+    folder = files("penjing.report")
+    library = (folder / "vendor" / "chart.umd.min.js").read_text("utf-8")
+    script = (folder / "templates" / "report.js").read_text("utf-8")
+    return {
+        "style": Markup((folder / "templates" / "report.css").read_text("utf-8")),
+        "library": Markup(library),
+        "script": Markup(script),
+        "hashes": Markup(" ".join(f"'sha256-{_digest(text)}'" for text in (library, script))),
+    }
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

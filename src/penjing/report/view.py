@@ -1,0 +1,345 @@
+"""What the HTML page shows, computed from a record: only cleaned strings and rows of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penjing.core.errors import Exit, Refused
+from penjing.core.measurement import Measurement, NotMeasured
+from penjing.report import words
+from penjing.report.charts import class_rows, latency_gap
+from penjing.report.words import Json, amount, clean, number, percent, quality
+
+SCHEMA = 1
+"""Newest schema of a record that this version reads."""
+RECALL = "recall_macro"
+"""A metric that is written as recall is: as a percentage."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A value of a table and a smaller second line: its interval, or why it is missing."""
+
+    text: str
+    note: str = ""
+
+
+def check(record: Any) -> None:
+    """Refuse what is not the record of a run that this version can read."""
+    if not isinstance(record, dict) or "verdict" not in record:
+        raise Refused("the record has a verdict", value=type(record).__name__, place="report",
+                      fix="pass the record.json of a finished run")  # fmt: skip
+    schema = record.get("schema", 1)
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise Refused(f"the record's schema is at most {SCHEMA}", value=schema, place="report",
+                      fix="read it with the version of Penjing that wrote it, or a newer one",
+                      code=Exit.ENVIRONMENT)  # fmt: skip
+
+
+def view(record: Json, rows: int, folder: Path | None = None) -> dict[str, Any]:
+    """Return everything that the template shows.
+
+    Args:
+        record: the run's record.
+        rows: largest number of rows of the tables that grow with model and search.
+        folder: the run directory, for the lines that load the artefact.
+
+    Raises:
+        Refused: not a record, or of a newer schema.
+    """
+    check(record)
+    shown = words.measurements(record)
+    base = next((m for role, m in shown if role == "float model in the target"), None)
+    result = next((m for role, m in shown if role == "result"), None)
+    metric = words.metric_of(record)
+    verdict = record["verdict"]
+    return {
+        "name": record.get("name") or "run",
+        "version": record.get("penjing", ""),
+        "created": record.get("created", ""),
+        "metric": metric,
+        "status": verdict["status"],
+        "headline": headline(record),
+        "summary": summary(result, base, verdict, metric),
+        "limits": _limits(verdict, metric),
+        "verdict_notes": list(verdict.get("notes") or ()),
+        "notes": list(record.get("notes") or ()),
+        "measured": [_measured_row(role, m) for role, m in shown],
+        "runtime_note": _runtime_note(record),
+        "difference": None if result is None or result.difference is None else number(result.difference),
+        "metrics": _metric_rows(shown),
+        "ablation": [_step_row(step, metric) for step in record.get("ablation") or ()],
+        "plan": words.plan_words(record.get("plan")),
+        "classes": _class_rows(base, result, rows),
+        "changes": _change_rows(record, rows),
+        "change_counts": _change_counts(record),
+        "trials": _trial_rows(record, rows),
+        "failures": words.failures(record),
+        "totals": {key: len(record.get(key) or ()) for key in ("changes", "trials")},
+        "certificate": certificate(verdict.get("certificate"), metric),
+        "environment": list(words.flat(record.get("environment") or {})),
+        "forecast": list(words.flat(record.get("forecast") or {})),
+        "config": list(words.flat(record.get("config") or {})),
+        "spent": _spent(record),
+        "artefact": _artefact(record),
+        "load": words.how_to_load(record, folder),
+    }
+
+
+def headline(record: Json) -> str:
+    """Return the verdict in one line."""
+    verdict = record["verdict"]
+    limits = (verdict.get("limits") or {}).values()
+    total = len(limits)
+    count = {s: sum(1 for x in limits if x.get("status") == s) for s in words.STATUS_WORDS}
+    if record.get("result") is None:
+        return "No candidate could be delivered; the baseline stands"
+    if not total:
+        return "No limits were set; measured, not judged"
+    if verdict["status"] == "reached":
+        return "The limit is reached" if total == 1 else f"All {total} limits are reached"
+    if verdict["status"] == "not_reached":
+        return f"{count['not_reached']} of {total} limits not reached; this is the best that was found"
+    return f"{count['inconclusive']} of {total} limits inconclusive: the measurements do not decide"
+
+
+def summary(result: Measurement | None, base: Measurement | None, verdict: Json, metric: str) -> str:
+    """Say in one sentence what became of the model."""
+    if result is None or base is None:
+        return "There is no result to compare with the baseline; see the trials below for the reasons."
+    parts = []
+    speed, interval = words.speedup_of(result)
+    if interval and speed not in ("—", words.NOT_MEASURED):
+        verb = "slower: its speed-up is only" if "slower" in speed else "faster by a factor of"
+        parts.append(f"{verb} {speed.split('×')[0]} ({interval.replace('×', '')})")
+    if result.size_bytes and base.size_bytes:
+        times = base.size_bytes / result.size_bytes
+        parts.append(f"{times:.2f} times smaller" if times >= 1 else f"{1 / times:.2f} times larger")
+    found = (verdict.get("certificate") or {}).get("drop") or {}
+    if found.get("value") is not None:
+        verb = "loses" if found["value"] >= 0 else "gains"
+        parts.append(f"{verb} {words.drop(abs(found['value']), metric)} of {clean(metric, 60)}")
+    said = ", ".join(parts) or "measured"
+    return f"Against the float model in {clean(base.target, 60)}, the result is {said}."
+
+
+def certificate(found: Json | None, metric: str) -> dict[str, Any] | None:
+    """Return the certificate as two sentences, its facts and the rows of its sequence of tests."""
+    if not found:
+        return None
+    rows = [
+        (step.get("name", ""), words.drop(step.get("drop"), metric, signed=True),
+         words.drop(step.get("upper"), metric, signed=True), number(step.get("p_value")),
+         "certified" if step.get("certified") else "not certified", step.get("reason") or "")
+        for step in found.get("sequence") or ()
+    ]  # fmt: skip
+    return {"sentences": _sentences(found, metric), "rows": rows, "facts": _facts(found, metric)}
+
+
+def _sentences(found: Json, metric: str) -> tuple[str, str]:
+    d, confidence, n = found.get("drop") or {}, found.get("confidence") or 0.95, found.get("n") or 0
+    first = (
+        f"On {n:,} test examples that the search never saw, compared one by one with the baseline, the drop "
+        f"in {clean(metric, 60)} is {words.drop(d.get('value'), metric)} ({_drop_interval(d, metric)}, "
+        f"each bound at {percent(confidence)} confidence)."
+    )
+    return first, _second_sentence(found, metric, n, percent(round(1 - confidence, 6)))
+
+
+def _second_sentence(found: Json, metric: str, n: int, risk: str) -> str:
+    method, limit = clean(found.get("method") or "paired test", 160), found.get("max_drop")
+    name = clean(found.get("candidate") or "the result", 160)
+    most = "the limit" if limit is None else words.drop(limit, metric)
+    if any(
+        s.get("certified") and s.get("name") == found.get("candidate") for s in found.get("sequence") or ()
+    ):
+        return (
+            f"A drop of more than {most} is ruled out for {name} ({method}): were the true drop that large, "
+            f"this test would pass in at most {risk} of all samples, however many candidates were tried."
+        )
+    if limit is None:
+        return f"No limit on the drop was set, so nothing was tested; the bounds come from: {method}."
+    text = f"A drop of more than {most} could not be ruled out for {name} ({method}, risk of error {risk})"
+    smallest, needed = found.get("smallest_certifiable_drop"), found.get("needed_n")
+    if smallest is not None:
+        text += f": {n:,} examples certify about {words.drop(smallest, metric)} at the least"
+    return text + (f"; {needed:,.0f} examples would do." if needed and needed > n else ".")
+
+
+def _drop_interval(found: Json, metric: str) -> str:
+    return words.between(words.drop(found.get("low"), metric), words.drop(found.get("high"), metric))
+
+
+def _facts(found: Json, metric: str) -> list[tuple[str, str]]:
+    flips, worst = found.get("flips") or {}, found.get("worst_class")
+    facts = [("Examples", f"{found.get('n') or 0:,}"), ("Confidence", percent(found.get("confidence") or 0))]
+    if flips:
+        facts.append(("Predictions that changed", f"{flips.get('total', 0):,}: "
+                      f"{flips.get('correct_to_wrong', 0):,} from right to wrong, "
+                      f"{flips.get('wrong_to_correct', 0):,} from wrong to right"))  # fmt: skip
+    if worst:
+        facts.append(("Worst class", f"{clean(worst.get('label'), 80)}: recall drops by "
+                      f"{words.drop(worst.get('drop'), RECALL)} ({_drop_interval(worst, RECALL)}, "
+                      f"{worst.get('n') or 0:,} examples)"))  # fmt: skip
+    if found.get("smallest_certifiable_drop") is not None:
+        smallest = words.drop(found["smallest_certifiable_drop"], metric)
+        facts.append(("Smallest drop that these examples can certify", smallest))
+    if found.get("needed_n"):
+        facts.append(("Examples needed for the limit", f"{found['needed_n']:,.0f}"))
+    return facts
+
+
+def _limits(verdict: Json, metric: str) -> list[dict[str, str]]:
+    return [
+        {
+            "title": words.title_of(name),
+            "status": limit["status"],
+            "word": words.STATUS_WORDS.get(limit["status"], "inconclusive"),
+            "mark": words.STATUS_MARKS.get(limit["status"], "?"),
+            "sentence": words.limit_sentence(name, limit, metric),
+            "reason": limit.get("reason") or "",
+        }
+        for name, limit in (verdict.get("limits") or {}).items()
+    ]
+
+
+def _measured_row(role: str, m: Measurement) -> dict[str, Any]:
+    cells = [
+        Cell(*words.quality_of(m)),
+        *(Cell(*words.latency_of(m, p)) for p in ("p50_ms", "p95_ms")),
+        Cell(*words.speedup_of(m)),
+        Cell(words.size_of(m)),
+        Cell(*words.estimate_of(m.memory_bytes, "bytes")),
+        Cell(*words.operations_of(m)),
+    ]
+    return {"role": role, "name": m.name, "where": f"{m.target}, {m.split} split", "cells": cells,
+            "result": role == "result"}  # fmt: skip
+
+
+def _runtime_note(record: Json) -> str:
+    gap = latency_gap(record)
+    if gap is None:
+        return ""
+    how = f"{gap:.1f} times faster" if gap >= 1 else f"{1 / gap:.1f} times slower"
+    return (
+        f"The change of runtime alone makes the float model {how} than PyTorch eager; "
+        "what compression adds is the result against the float model in the target."
+    )
+
+
+def _metric_rows(shown: list[tuple[str, Measurement]]) -> dict[str, Any]:
+    names = list(dict.fromkeys(name for _, m in shown for name in m.metrics))
+    rows = [
+        ("latency p99", [words.latency_of(m, "p99_ms")[0] for _, m in shown]),
+        ("throughput", [_throughput(m) for _, m in shown]),
+        ("parameters", [_parameters(m) for _, m in shown]),
+        *((name, [quality(m.metrics.get(name), name) for _, m in shown]) for name in names),
+    ]
+    return {"columns": [Cell(role, m.name) for role, m in shown], "rows": rows if shown else []}
+
+
+def _throughput(m: Measurement) -> str:
+    if isinstance(m.latency, NotMeasured):
+        return words.NOT_MEASURED
+    return f"{number(m.latency.throughput_per_s.value)}/s at batch {m.latency.batch}"
+
+
+def _parameters(m: Measurement) -> str:
+    return words.NOT_MEASURED if m.operations is None else amount(m.operations.parameters, "count")
+
+
+def _step_row(step: Json, metric: str) -> tuple[str, Cell, Cell, str, str]:
+    q = step.get("quality") or {"kind": "not_measured", "reason": ""}
+    if q.get("kind") == "estimate":
+        interval = words.between(quality(q["low"], metric), quality(q["high"], metric))
+        judged = Cell(quality(q["value"], metric), interval)
+    else:
+        judged = Cell(words.NOT_MEASURED, q.get("reason") or "")
+    latency = Cell(words.NOT_MEASURED)
+    if step.get("latency_ms") is not None:
+        low, high = step.get("low"), step.get("high")
+        between = "" if low is None or high is None else words.between(amount(low, "ms"), amount(high, "ms"))
+        latency = Cell(amount(step["latency_ms"], "ms"), between)
+    size, operations = step.get("size_bytes"), step.get("operations")
+    return (
+        str(step.get("step", "")),
+        judged,
+        latency,
+        words.NOT_MEASURED if size is None else amount(size, "bytes"),
+        words.NOT_MEASURED if not operations else amount(operations["multiply_adds"], "count"),
+    )
+
+
+def _class_rows(
+    base: Measurement | None, result: Measurement | None, rows: int
+) -> list[tuple[str, str, str, str]]:
+    return [
+        (name, quality(before, RECALL), quality(after, RECALL),
+         "—" if before is None or after is None else words.drop(after - before, RECALL, signed=True))
+        for name, before, after in class_rows(base, result)[:rows]
+    ]  # fmt: skip
+
+
+def _change_rows(record: Json, rows: int) -> list[tuple[str, str, str, str]]:
+    return [
+        (change["method"], change["layer"], change["status"],
+         "; ".join(filter(None, (change.get("reason"), _details(change.get("detail") or {})))))
+        for change in list(record.get("changes") or ())[:rows]
+    ]  # fmt: skip
+
+
+def _details(detail: Json) -> str:
+    return ", ".join(
+        f"{key.replace('_', ' ')} {number(value) if isinstance(value, int | float) else value}"
+        for key, value in detail.items()
+    )
+
+
+def _change_counts(record: Json) -> list[tuple[str, int, int]]:
+    counts: dict[str, list[int]] = {}
+    for change in record.get("changes") or ():
+        counts.setdefault(change["method"], [0, 0])[change["status"] != "done"] += 1
+    return [(method, done, skipped) for method, (done, skipped) in counts.items()]
+
+
+def _trial_rows(record: Json, rows: int) -> list[dict[str, Any]]:
+    found = []
+    for trial in list(record.get("trials") or ())[:rows]:
+        m = None if trial.get("measurement") is None else Measurement.model_validate(trial["measurement"])
+        state = "keeps every limit" if trial.get("feasible") else _broken(trial)
+        failed = trial.get("status") == "failed"
+        found.append({
+            "name": str(trial.get("name", "")),
+            "state": "failed" if failed else state + (", on the front" if trial.get("pareto") else ""),
+            "reason": trial.get("reason") or "",
+            "quality": Cell(*words.quality_of(m)) if m else Cell("—"),
+            "latency": Cell(*words.latency_of(m, "p50_ms")) if m else Cell("—"),
+            "size": words.size_of(m) if m else "—",
+            "seconds": amount(words.seconds_of(trial), "s"),
+        })  # fmt: skip
+    return found
+
+
+def _broken(trial: Json) -> str:
+    names = [words.title_of(name).lower() for name in trial.get("breaks") or ()]
+    return f"breaks {', '.join(names)}" if names else "breaks a limit"
+
+
+def _spent(record: Json) -> dict[str, Any]:
+    spent = record.get("spent") or {}
+    by, total = spent.get("by") or {}, spent.get("seconds") or 0.0
+    rows = [
+        (name, amount(seconds, "s"), round(100 * seconds / total, 1) if total else 0.0)
+        for name, seconds in sorted(by.items(), key=lambda item: -item[1])
+    ]
+    return {"total": amount(total, "s"), "trials": spent.get("trials"), "rows": rows}
+
+
+def _artefact(record: Json) -> dict[str, Any] | None:
+    artefact = record.get("artefact")
+    if not artefact:
+        return None
+    files = [(f["name"], amount(f["bytes"], "bytes"), f["sha256"]) for f in artefact.get("files") or ()]
+    return {"path": artefact.get("path", ""), "sha256": artefact.get("sha256", ""), "files": files}
