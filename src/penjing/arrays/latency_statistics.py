@@ -1,0 +1,82 @@
+"""Statistics of times that were taken in rounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.arrays.statistics import Interval
+from penjing.core.errors import Refused
+
+Floats = NDArray[np.float64]
+Statistic = Callable[[Floats], float]
+
+
+def rounds_interval(
+    samples: Sequence[Sequence[float]],
+    statistic: Statistic,
+    confidence: float = 0.95,
+    resamples: int = 400,
+    seed: int = 0,
+) -> Interval:
+    """Return a statistic of all times with a percentile bootstrap interval that resamples whole rounds.
+
+    Times within a round share the state of the machine, so that they are no independent observations; the
+    rounds are (the cluster bootstrap: Davison and Hinkley, Bootstrap Methods and their Application, 3.8).
+
+    Args:
+        samples: the times of each round, all positive and finite.
+        statistic: maps a flat array of times to a number.
+        confidence: of the two-sided interval.
+        resamples: draws of the bootstrap.
+        seed: of the draws; the same samples give the same interval.
+
+    Raises:
+        Refused: no rounds, an empty round, or a time that is not positive and finite.
+    """
+    rounds = check_rounds(samples)
+    rng = np.random.default_rng(seed)
+    draws = np.array([
+        statistic(np.concatenate([rounds[i] for i in rng.integers(len(rounds), size=len(rounds))]))
+        for _ in range(resamples)
+    ])  # fmt: skip
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
+    value = statistic(np.concatenate(rounds))
+    # A skewed statistic can leave its own percentile interval; the interval always holds the value.
+    return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def percentile(share: float) -> Statistic:
+    """Return the function that takes the percentile `share` (0 to 100) of times.
+
+    >>> percentile(50)(np.array([1.0, 2.0, 9.0]))
+    2.0
+    """
+    return lambda times: float(np.percentile(times, share))
+
+
+def round_medians(samples: Sequence[Sequence[float]]) -> Floats:
+    """Return the median of each round."""
+    return np.array([np.median(times) for times in check_rounds(samples)])
+
+
+def check_rounds(samples: Sequence[Sequence[float]]) -> list[Floats]:
+    """Return the rounds as arrays.
+
+    Raises:
+        Refused: no rounds, an empty round, or a time that is not positive and finite.
+    """
+    rounds = [np.asarray(times, dtype=np.float64) for times in samples]
+    if not rounds or any(times.size == 0 for times in rounds):
+        raise Refused("every round has a time", value=[len(t) for t in rounds], place="latency")
+    _check_positive(rounds)
+    return rounds
+
+
+def _check_positive(rounds: list[Floats]) -> None:
+    wrong: Any = next((t for times in rounds for t in times if not (np.isfinite(t) and t > 0)), None)
+    if wrong is not None:
+        raise Refused("a time is positive and finite", value=wrong, place="latency")

@@ -1,0 +1,161 @@
+"""ONNX Runtime on the CPU: a checked `model.onnx`, and a session with pinned settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from penjing.core.backend import Arrays, backend_for
+from penjing.core.errors import Exit, Refused
+from penjing.core.method import Model
+from penjing.core.plan import Plan
+from penjing.core.target import Target
+from penjing.targets.signature import Guard, TensorSpec, fixed_batch
+
+FILE = "model.onnx"
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider"}
+_ERRORS = (
+    ort_errors.EPFail,
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+    RuntimeError,
+)
+
+
+class OnnxRunner:
+    """A session that takes NumPy arrays in the order of the graph's inputs and returns its first output.
+
+    `fixed_batch` is the batch that the graph insists on, or None.
+    """
+
+    def __init__(self, session: Any, specs: tuple[TensorSpec, ...]) -> None:
+        self._run = session.run
+        self._names = [spec.name for spec in specs]
+        self._wanted = [session.get_outputs()[0].name]
+        self._guard = Guard(specs)
+        self.fixed_batch = fixed_batch(specs)
+
+    def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]:
+        """Return the first output for one batch.
+
+        Raises:
+            Refused: an input does not fit (it is named), or the runtime fails on the batch.
+        """
+        self._guard(inputs)
+        try:
+            output: NDArray[Any] = self._run(self._wanted, dict(zip(self._names, inputs, strict=True)))[0]
+        except _ERRORS as error:
+            raise _refused("ONNX Runtime carries the model out", error, FILE) from error
+        return output
+
+
+class OnnxRuntime:
+    """The runtime `onnxruntime`: delivers models of any backend that exports ONNX."""
+
+    name = "onnxruntime"
+
+    def backends(self) -> tuple[str, ...]:
+        """Name the backends whose models can be delivered."""
+        return ("numpy", "onnx", "torch")
+
+    def deliver(self, model: Model, plan: Plan, example: Arrays, folder: Path) -> dict[str, Any]:
+        """Write `model.onnx` into the folder, check it and return facts for the manifest.
+
+        The facts: `format`, `opset`, and `inputs` and `outputs` with names, dtypes and shapes (None for a
+        dimension that may vary).
+
+        Raises:
+            Refused: the exported file does not pass `onnx.checker`.
+        """
+        path = folder / FILE
+        backend_for(model).export(model, example, path)
+        try:
+            onnx.checker.check_model(str(path))
+        except (onnx.checker.ValidationError, ValueError) as error:
+            raise _refused("the exported file is valid ONNX", error, FILE) from error
+        proto = onnx.load(str(path), load_external_data=False)
+        weights = {tensor.name for tensor in proto.graph.initializer}
+        inputs = [_spec(value) for value in proto.graph.input if value.name not in weights]
+        return {
+            "format": "onnx",
+            "opset": max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0),
+            "inputs": [spec.to_json() for spec in inputs],
+            "outputs": [_spec(value).to_json() for value in proto.graph.output],
+        }
+
+    def open(self, folder: Path, target: Target, model: Callable[[], Model] | None = None) -> OnnxRunner:
+        """Check the file (size, graph, external data) and open a session on it; `model` is not used.
+
+        The session has `target.threads` threads that do not spin between calls (a spinning pool slows
+        whichever runtime runs next), runs operators one after the other, and applies every graph
+        optimization.
+
+        Raises:
+            Refused: the file is missing, damaged or unsafe, an operator is unknown, or the session runs on
+                another provider than the target's device.
+        """
+        from penjing.backends.onnx.model import load_onnx
+
+        path = folder / FILE
+        graph = load_onnx(path).proto.graph
+        weights = {tensor.name for tensor in graph.initializer}
+        specs = tuple(_spec(value) for value in graph.input if value.name not in weights)
+        provider = _PROVIDERS[target.device]
+        _require_provider(provider, ort.get_available_providers())
+        try:
+            session = ort.InferenceSession(str(path), session_options(target.threads), providers=[provider])
+        except _ERRORS as error:
+            raise _refused("ONNX Runtime loads the model", error, str(path)) from error
+        _require_provider(provider, session.get_providers()[:1])
+        return OnnxRunner(session, specs)
+
+
+def session_options(threads: int) -> Any:
+    """Return the session options of every measurement: `threads` >= 1, sequential, no spinning."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return options
+
+
+def _require_provider(provider: str, present: list[str]) -> None:
+    if provider not in present:
+        raise Refused("the session runs on the requested provider", value=", ".join(present) or "none",
+                      place=f"onnxruntime provider {provider}", code=Exit.ENVIRONMENT,
+                      fix="install the onnxruntime package that has this provider")  # fmt: skip
+
+
+def _spec(value: Any) -> TensorSpec:
+    tensor = value.type.tensor_type
+    if tensor.elem_type == 0:
+        raise Refused(
+            "inputs and outputs are tensors", value=value.type.WhichOneof("value"), place=value.name
+        )
+    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
+    dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+    return TensorSpec(value.name, dtype, dims)
+
+
+def _refused(rule: str, error: BaseException, place: str) -> Refused:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return Refused(rule, value=line[:300], place=place)
+
+
+RUNTIME = OnnxRuntime()
