@@ -260,3 +260,17 @@ def test_rendering_leaves_the_record_as_it_was(record: dict[str, Any]) -> None:
     before = json.dumps(record)
     assert render(record) == render(record)
     assert json.dumps(record) == before
+
+
+def test_a_slower_result_is_called_slower(record: dict[str, Any]) -> None:
+    record["result"] = record["runners_up"][1]
+    assert "the result is slower, only 0.87 times as fast (0.85 to 0.89)" in Page(render(record)).text
+
+
+def test_a_loss_is_not_written_as_a_percentage(record: dict[str, Any]) -> None:
+    for m in (*record["baselines"].values(), record["result"], *record["runners_up"]):
+        m["metric"] = "rmse"
+    record["verdict"]["certificate"]["metric"] = "rmse"
+    text = Page(render(record)).text
+    assert "measured 0.0034 (-0.0021 to 0.0089)" in text
+    assert "0.9783 0.9673 to 0.9893" in text

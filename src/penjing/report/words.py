@@ -15,6 +15,8 @@ from penjing.core.verdict import is_share
 Json = Mapping[str, Any]
 
 NOT_MEASURED = "not measured"
+RECALL = "recall_macro"
+"""The metric whose way of writing recall by class follows: as a percentage."""
 STATUS_WORDS = {"reached": "reached", "not_reached": "not reached", "inconclusive": "inconclusive"}
 STATUS_MARKS = {"reached": "✓", "not_reached": "✗", "inconclusive": "?"}
 LIMIT_TITLES = {
