@@ -40,7 +40,7 @@ _NAMES = {
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
 }
 
-__all__ = [*_NAMES, "__version__"]  # noqa: PLE0604
+__all__ = [*_NAMES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
@@ -56,25 +56,30 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from penjing.backends.onnx.model import load_onnx
-    from penjing.core.apply import Applied, apply
-    from penjing.core.artefact import deliver, load
-    from penjing.core.budget import Budget
-    from penjing.core.errors import Refused
-    from penjing.core.measurement import Measurement
-    from penjing.core.method import Change, Method
-    from penjing.core.plan import chain, only
-    from penjing.core.target import Target
-    from penjing.core.task import Split, Task
-    from penjing.core.verdict import Verdict
-    from penjing.distill.logits import Distill
-    from penjing.measure.measure import measure
-    from penjing.prune.channels import PruneChannels
-    from penjing.quantize.int8_dynamic import Int8Dynamic
-    from penjing.quantize.int8_static import Int8Static
-    from penjing.repair.batchnorm import ReestimateBatchNorm
-    from penjing.repair.bias import CorrectBias
-    from penjing.run.optimize import optimize
-    from penjing.run.record import Result
-    from penjing.run.verify import verify
-    from penjing.train.finetune import FineTune
+    from penjing.backends.onnx.model import load_onnx as load_onnx
+    from penjing.core.apply import Applied as Applied
+    from penjing.core.apply import apply as apply
+    from penjing.core.artefact import deliver as deliver
+    from penjing.core.artefact import load as load
+    from penjing.core.budget import Budget as Budget
+    from penjing.core.errors import Refused as Refused
+    from penjing.core.measurement import Measurement as Measurement
+    from penjing.core.method import Change as Change
+    from penjing.core.method import Method as Method
+    from penjing.core.plan import chain as chain
+    from penjing.core.plan import only as only
+    from penjing.core.target import Target as Target
+    from penjing.core.task import Split as Split
+    from penjing.core.task import Task as Task
+    from penjing.core.verdict import Verdict as Verdict
+    from penjing.distill.logits import Distill as Distill
+    from penjing.measure.measure import measure as measure
+    from penjing.prune.channels import PruneChannels as PruneChannels
+    from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
+    from penjing.quantize.int8_static import Int8Static as Int8Static
+    from penjing.repair.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
+    from penjing.repair.bias import CorrectBias as CorrectBias
+    from penjing.run.optimize import optimize as optimize
+    from penjing.run.record import Result as Result
+    from penjing.run.verify import verify as verify
+    from penjing.train.finetune import FineTune as FineTune

@@ -34,6 +34,7 @@ def benchmark(
 
 
 def _show(data: dict[str, Any]) -> None:
-    from penjing.report.terminal import console_for, measurement_table
+    from penjing.report.progress import console
+    from penjing.report.terminal import measurement_table
 
-    measurement_table(data["rows"], console_for(), title=f"on the split {data['split']}")
+    measurement_table(data["rows"], console(), title=f"on the split {data['split']}")

@@ -21,7 +21,7 @@ def compare(first: o.RunPath, second: o.RunPath, json: o.Json = False) -> int:
 def _show(data: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from penjing.report.terminal import console_for
+    from penjing.report.progress import console
     from penjing.report.words import clean
 
     table = Table(title="results on the unseen data of each run")
@@ -29,6 +29,6 @@ def _show(data: dict[str, Any]) -> None:
         table.add_column(head, justify="left" if not head else "right")
     for row in data["rows"]:
         table.add_row(row["name"], row["first"], row["second"], row["words"])
-    console_for().print(table)
+    console().print(table)
     for note in data["notes"]:
         typer.echo(f"note: {note}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 from penjing.cli import options as o
@@ -16,13 +17,13 @@ def demo(out: o.Out = None, seed: o.Seed = 0, json: o.Json = False, dry_run: o.D
     from penjing.core.budget import Budget
     from penjing.core.extras import need
     from penjing.core.target import Target
-    from penjing.run.folder import check_new, next_name
 
     for extra in ("torch", "onnx", "metrics"):
         need(extra, "the demo")
-    folder = next_name("demo") if out is None else check_new(out)
-    path = _task_file(folder)
-    return run_task_file(path, Budget(**BUDGET), Target(), folder / "run", seed, json=json, dry_run=dry_run)
+    folder = Path("runs/demo") if out is None else out.expanduser()
+    path = _task_file(folder.absolute())
+    run = next(folder.absolute() / f"run-{n}" for n in count(1) if not (folder / f"run-{n}").exists())
+    return run_task_file(path, Budget(**BUDGET), Target(), run, seed, json=json, dry_run=dry_run)
 
 
 def _task_file(folder: Path) -> Path:

@@ -23,7 +23,7 @@ def _show(data: dict[str, Any]) -> None:
     import typer
     from rich.table import Table
 
-    from penjing.report.terminal import console_for
+    from penjing.report.progress import console
     from penjing.report.words import clean
 
     table = Table(
@@ -35,7 +35,7 @@ def _show(data: dict[str, Any]) -> None:
         shape = " × ".join(map(str, layer["shapes"].get("weight", [])))
         table.add_row(clean(layer["name"]), layer["kind"], shape, "yes" if layer["group"] else "no",
                       clean(layer["frozen"]))  # fmt: skip
-    console_for().print(table)
+    console().print(table)
     if data["uncounted"]:
         typer.echo(f"not counted: {', '.join(data['uncounted'])} (the multiply-adds are a lower bound)")
     typer.echo(f"methods: {', '.join(data['methods'])}")

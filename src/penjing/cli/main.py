@@ -78,7 +78,8 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
         return int(code) if isinstance(code, int) else Exit.DONE
     except TyperException as error:
-        error.show(sys.stderr)
+        show = getattr(error, "show", None)
+        typer.echo(f"penjing: {error.format_message()}", err=True) if show is None else show(sys.stderr)
         return int(getattr(error, "exit_code", Exit.USAGE))
     except Refused as refusal:
         if debug:

@@ -13,9 +13,9 @@ class Reporter:
     """Progress lines on stderr: live on a terminal, plain lines elsewhere, nothing when quiet."""
 
     def __init__(self, quiet: bool = False) -> None:
-        from penjing.report.terminal import Progress, console_for
+        from penjing.report.progress import Progress
 
-        self._progress = None if quiet else Progress(console_for(stderr=True))
+        self._progress = None if quiet else Progress()
 
     def __enter__(self) -> Reporter:
         if self._progress is not None:
@@ -36,9 +36,10 @@ class Reporter:
 
 def show_record(record: dict[str, Any], report: Path) -> None:
     """Print the final table, the path of the report and how to load the artefact."""
-    from penjing.report.terminal import console_for, final_table
+    from penjing.report.progress import console
+    from penjing.report.terminal import final_table
 
-    final_table(record, console_for(), report=report)
+    final_table(record, console(), report=report)
 
 
 def exit_code(record: dict[str, Any]) -> int:

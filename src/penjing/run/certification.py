@@ -203,19 +203,27 @@ def _measure_and_test(
     eager = session.path("float", "eager").is_dir()
     results = measure_candidates(session, folders, counts, "test", eager=eager)
     named = {candidates[0].key: results.pop(REFERENCE)} | results
+    names = {c.key: c.name for c in candidates} | {"eager": "float"}
     targets = session.task.test.arrays()[1]
+    tested = candidates
+    if session.budget.max_drop is None:
+        tested = [candidates[choose(candidates, None, session.budget)]]
     certificate, certified = certify(
         named[candidates[0].key].outputs,
-        [(c.name, named[c.key].outputs) for c in candidates],
+        [(c.name, named[c.key].outputs) for c in tested],
         targets,
         session.task,
         session.budget.max_drop,
         session.budget.confidence,
+        session.task.class_names,
     )
     return {
         "certificate": certificate.model_dump(mode="json"),
         "certified": certified,
-        "measurements": {name: m.measurement.model_dump(mode="json") for name, m in named.items()},
+        "measurements": {
+            key: m.measurement.model_copy(update={"name": names.get(key, key)}).model_dump(mode="json")
+            for key, m in named.items()
+        },
         "seconds": {"measurement": time.perf_counter() - start},
     }
 

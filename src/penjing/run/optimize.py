@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from penjing.arrays.statistics import needed_examples, smallest_certifiable_drop
 from penjing.core.budget import Budget
-from penjing.core.errors import Exit, Refused
+from penjing.core.errors import Refused
 from penjing.core.executor import Finished, Limits, candidate_seed, refused_from
 from penjing.core.measurement import Measurement, Operations
 from penjing.core.method import Model
@@ -63,15 +64,8 @@ def optimize(
         Refused: bad model, data or configuration, before anything slow starts.
         KeyboardInterrupt: everything finished is kept; the same call resumes.
     """
-    _refuse_empty(budget)
     with open_session(model, task, budget, target or Target(), out, seed, options) as session:
         return _run(session)
-
-
-def _refuse_empty(budget: Budget) -> None:
-    if budget.max_drop is None and not budget.costs:
-        raise Refused("a budget has a limit on quality or cost", value=str(budget), place="budget",
-                      fix="give max_drop, latency, size, memory or operations", code=Exit.USAGE)  # fmt: skip
 
 
 def _run(session: Session) -> Result:
@@ -145,7 +139,7 @@ def _forecast(session: Session, facts: dict[str, Any], baseline: Trial, setting:
             spent=session.elapsed,
         )
         assert baseline.measurement is not None
-        certifiable = session.certifiable()
+        certifiable = _certifiable(session)
         plain = forecast(session.budget, baseline.measurement, timing, certifiable)
         floor = _floor(session, setting, baseline, plain)
         if floor is None:
@@ -159,6 +153,15 @@ def _forecast(session: Session, facts: dict[str, Any], baseline: Trial, setting:
     plans = Forecast.model_validate({k: v for k, v in content.items() if k != "elapsed"})
     _announce(session, plans)
     return plans
+
+
+def _certifiable(session: Session) -> tuple[float, int | None]:
+    """Return the smallest drop that the test examples can certify at best, and how many the asked one needs."""
+    n, confidence, asked = len(session.task.test), session.budget.confidence, session.budget.max_drop
+    if asked is None:
+        return 0.0, None
+    needed = needed_examples(asked, 0.0, confidence)
+    return smallest_certifiable_drop(n, 0.0, confidence), needed if needed > n else None
 
 
 def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast) -> Measurement | None:

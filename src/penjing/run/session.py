@@ -17,6 +17,9 @@ from penjing.core.task import Task
 from penjing.planners.bisection import Bisection
 from penjing.run.ledger import Ledger
 
+MOST_ATTEMPTS = 20
+"""A piece of work that was begun so often without an end is refused: it may be what ends the driver."""
+
 LEAST_TIMING, MOST_TIMING = 1.5, 10.0
 """Bounds on the seconds of timing in one comparison."""
 
@@ -67,7 +70,7 @@ class Session:
         known = self.ledger.get(key)
         if known is not None:
             return known
-        self.ledger.begin(key)
+        self.ledger.begin(key, MOST_ATTEMPTS)
         result = work() | {"elapsed": 0.0}
         result["elapsed"] = self.elapsed
         self.ledger.put(key, result)

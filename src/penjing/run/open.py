@@ -1,0 +1,132 @@
+"""Open a run: check everything that can be checked, make or reopen the folder, take the lock."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import penjing
+from penjing.core.backend import backend_for
+from penjing.core.budget import Budget
+from penjing.core.config import refusal
+from penjing.core.errors import Exit, Refused
+from penjing.core.method import Model
+from penjing.core.plan import digest
+from penjing.core.target import Target, runtime_for
+from penjing.core.task import Task
+from penjing.measure.quality import maximized
+from penjing.planners.bisection import Bisection
+from penjing.run.folder import RunFolder, create, open_run, read_config, write_config
+from penjing.run.ledger import Ledger
+from penjing.run.lock import DriverLock
+from penjing.run.session import Session
+from penjing.run.workers import LocalExecutor
+
+CHILD_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "1073741824",
+    "MALLOC_TOP_PAD_": "134217728",
+}
+"""Keeps glibc from returning large buffers to the system after every operation, which slows training."""
+
+
+def check_budget(budget: Budget) -> None:
+    """Refuse a budget without any limit on the result."""
+    if budget.max_drop is None and not budget.costs:
+        raise Refused("a budget has a limit on quality or cost", value=str(budget), place="budget",
+                      fix="give max_drop, latency, size, memory or operations", code=Exit.USAGE)  # fmt: skip
+
+
+@contextmanager
+def open_session(
+    model: Model,
+    task: Task,
+    budget: Budget,
+    target: Target,
+    out: Path | str | None,
+    seed: int,
+    options: dict[str, Any],
+) -> Iterator[Session]:
+    """Yield the session of a new run, or of the unfinished one in `out`.
+
+    Raises:
+        Refused: bad arguments, a run of something else in `out`, or one that another process drives.
+    """
+    say, name, config, planner = _options(options)
+    check_budget(budget)
+    runtime_for(target)
+    maximized(task)
+    task = task.prepare(seed)
+    backend = backend_for(model)
+    backend.check(model, task.valid.example())
+    parts = {
+        "model": backend.fingerprint(model),
+        "data": task.fingerprint(),
+        "budget": budget.model_dump(mode="json"),
+        "target": target.model_dump(mode="json"),
+        "seed": seed,
+        "planner": planner.model_dump(mode="json"),
+        "penjing": penjing.__version__,
+    }
+    with ExitStack() as stack:
+        run = _unfinished(out) or create(out, name or "run")
+        say(f"run directory: {run.path}")
+        stack.enter_context(DriverLock(run.lock))
+        _agree(run, config, parts)
+        ledger = stack.enter_context(Ledger(run.ledger))
+        executor = stack.enter_context(_executor(model, task, run, say))
+        yield Session(
+            folder=run.path, ledger=ledger, executor=executor, model=model, task=task, budget=budget,
+            target=target, seed=seed, options=planner, identity=digest(parts),
+            before=max((float(row.get("elapsed", 0.0)) for _, row in ledger.all()), default=0.0), say=say,
+        )  # fmt: skip
+
+
+def _options(options: dict[str, Any]) -> tuple[Callable[[str], None], str, dict[str, Any], Bisection]:
+    rest = dict(options)
+    say, name, config = rest.pop("say", None), rest.pop("name", ""), rest.pop("config", {})
+    try:
+        planner = Bisection(**rest)
+    except ValueError as error:
+        raise refusal(error, "optimize", (*Bisection.model_fields, "say", "name", "config")) from None
+    return say or (lambda line: None), name, config, planner
+
+
+def _executor(model: Model, task: Task, run: RunFolder, say: Callable[[str], None]) -> LocalExecutor:
+    environment = {name: os.environ.get(name, value) for name, value in CHILD_ENVIRONMENT.items()}
+    try:
+        return LocalExecutor((model, task), logs=run.logs, environment=environment)
+    except Refused as refused:
+        say(f"warning: {refused} Candidates run in this process: no limits of time and memory hold")
+        return LocalExecutor((model, task), logs=run.logs, in_process=True)
+
+
+def _unfinished(out: Path | str | None) -> RunFolder | None:
+    if out is None:
+        return None
+    run = RunFolder(Path(out).expanduser().absolute())
+    return open_run(run.path) if run.config.is_file() and not run.finished else None
+
+
+def _agree(run: RunFolder, config: dict[str, Any], parts: dict[str, Any]) -> None:
+    """Write the configuration of a new run; refuse to resume a run of something else."""
+    if not run.config.is_file():
+        write_config(run, config | {"budget": parts["budget"], "target": parts["target"], "seed": parts["seed"],
+                                    "identity": parts})  # fmt: skip
+        return
+    before = read_config(run).get("identity", {})
+    changed = sorted(key for key in parts if before.get(key) != parts[key])
+    if changed:
+        differences = "; ".join(
+            f"{key} was {_short(before.get(key))}, is {_short(parts[key])}" for key in changed
+        )
+        raise Refused("a run is resumed with what it was started with", value=differences, place=str(run.path),
+                      fix="choose another --out for a new run", code=Exit.USAGE)  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:12]}..."
