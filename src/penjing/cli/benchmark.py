@@ -34,7 +34,9 @@ def benchmark(
 
 
 def _show(data: dict[str, Any]) -> None:
+    from penjing.core.measurement import Measurement
     from penjing.report.progress import console
     from penjing.report.terminal import measurement_table
 
-    measurement_table(data["rows"], console(), title=f"on the split {data['split']}")
+    rows = {name: Measurement.model_validate(row) for name, row in data["rows"].items()}
+    measurement_table(rows, console(), title=f"measured on the {data['split']} split, in one interleaved run")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich import box
@@ -22,7 +23,7 @@ from penjing.report.progress import Progress, console, is_plain, write
 from penjing.report.view import check, headline
 from penjing.report.words import Json, clean
 
-__all__ = ["Progress", "clean", "console", "final_table", "plain_table"]
+__all__ = ["Progress", "clean", "console", "final_table", "measurement_table", "plain_table"]
 
 HEADERS = (("model", ""), ("quality", ""), ("p50", "p95"), ("speed-up", ""), ("size", ""), ("memory", ""),
            ("mult-", "adds"))  # fmt: skip
@@ -85,13 +86,37 @@ def plain_table(record: Json, *, width: int = 80, report: str | Path | None = No
     return "\n".join([*lines, *_closing(record, report)])
 
 
+def measurement_table(measurements: Mapping[str, Measurement], on: Console, title: str) -> None:
+    """Print measurements by name, in the columns of the final table.
+
+    Args:
+        measurements: all of one metric, taken in one interleaved run.
+        on: where to print; narrow or plain consoles get plain text.
+        title: of the table.
+    """
+    metric = next(iter(measurements.values())).metric
+    rows = [[(clean(name, 60), ""), *_cells(m)] for name, m in measurements.items()]
+    table = _grid(title, metric, rows)
+    if not is_plain(on) and Span.get(on, on.options, table).minimum <= on.width:
+        on.print(table)
+        return
+    headers = [" / ".join(filter(None, h)).replace("- / ", "-") for h in _headers(metric)]
+    texts = [[_joined(cell) for cell in row] for row in rows]
+    width = on.width if on.is_terminal else 120
+    write(on, "\n".join([clean(title), *(_aligned(headers, texts, width) or _blocks(headers, texts, width))]))
+
+
 def _table(record: Json) -> Table:
-    first, *others = ["\n".join(filter(None, h)) for h in _headers(words.metric_of(record))]
+    return _grid(clean(record.get("name") or "run"), words.metric_of(record), _rows(record))
+
+
+def _grid(title: str, metric: str, rows: list[list[tuple[str, str]]]) -> Table:
+    first, *others = ["\n".join(filter(None, h)) for h in _headers(metric)]
     columns = [Column(_text(first), no_wrap=True)]
     columns += [Column(_text(name), justify="right", no_wrap=True) for name in others]
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), title_justify="left",
-                  title=_text(clean(record.get("name") or "run")), title_style="bold")  # fmt: skip
-    for row in _rows(record):
+                  title=_text(clean(title)), title_style="bold")  # fmt: skip
+    for row in rows:
         cells = [_text("\n".join(filter(None, cell))) for cell in row]
         table.add_row(*cells, style="bold" if row[0][0] == "result" else "")
     return table
