@@ -1,0 +1,222 @@
+"""The backend protocol for ONNX models."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+
+from penjing.backends.onnx.graph import (
+    QUANTIZED_OPERATORS,
+    Graph,
+    WeightNode,
+    replace_constants,
+    weight_nodes,
+)
+from penjing.backends.onnx.model import (
+    OnnxModel,
+    as_feed,
+    copy_proto,
+    graph_inputs,
+    load_onnx,
+    open_session,
+    run_session,
+)
+from penjing.backends.onnx.normalize import normalize
+from penjing.backends.onnx.operations import count_operations
+from penjing.backends.onnx.safety import check_proto
+from penjing.core.backend import Arrays, Backend, Groups, Layer
+from penjing.core.errors import Refused
+from penjing.core.files import write_bytes
+from penjing.core.measurement import Operations
+from penjing.core.task import Batch
+
+
+class OnnxBackend:
+    """ONNX graphs, run by ONNX Runtime on CPU. Weights that are integers read as real values."""
+
+    name = "onnx"
+
+    def copy(self, model: OnnxModel) -> OnnxModel:
+        """Return a copy with a proto of its own; the float reference is shared, nobody writes to it."""
+        return OnnxModel(copy_proto(model.proto), model.reference)
+
+    def layers(self, model: OnnxModel) -> tuple[Layer, ...]:
+        """List the layers with weights, in the order of the graph; shared weights are one layer."""
+        graph = Graph(model.proto)
+        found: dict[str, Layer] = {}
+        for entry in weight_nodes(graph):
+            shapes = {key: array.shape for key, array in _tensors(graph, entry).items()}
+            found.setdefault(entry.name, Layer(entry.name, entry.kind, shapes))
+        return tuple(found.values())
+
+    def read(self, model: OnnxModel, layer: str) -> dict[str, NDArray[Any]]:
+        """Return copies of a layer's tensors, the weight as `[out, in, *kernel]`.
+
+        Raises:
+            Refused: no layer has this name.
+        """
+        graph = Graph(model.proto)
+        return _tensors(graph, _find(graph, layer))
+
+    def write(self, model: OnnxModel, layer: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Replace tensors of a layer by arrays of the same shapes.
+
+        Raises:
+            Refused: no such layer or tensor, another shape, or the tensor is stored as integers.
+        """
+        graph = Graph(model.proto)
+        entry = _find(graph, layer)
+        fresh: dict[str, NDArray[Any]] = {}
+        for key, array in tensors.items():
+            name = entry.tensors.get(key, "")
+            if name not in graph.constants:
+                raise Refused("the tensor is a float constant of the layer", value=key, place=layer,
+                              fix="write to the float model, before it is quantized")  # fmt: skip
+            old = numpy_helper.to_array(graph.constants[name])
+            new = entry.native(key, np.asarray(array)).astype(old.dtype)
+            if new.shape != old.shape:
+                raise Refused("a tensor keeps its shape", value=f"{new.shape} for {old.shape}",
+                              place=f"{layer}.{key}")  # fmt: skip
+            fresh[name] = new
+        replace_constants(model.proto, fresh)
+        model.__dict__.pop("session", None)
+
+    def groups(self, model: OnnxModel, example: Arrays) -> Groups:
+        """Refuse: channels are pruned before a model becomes ONNX."""
+        raise _no_pruning()
+
+    def keep(self, model: OnnxModel, groups: Groups, kept: Mapping[str, NDArray[np.int64]]) -> OnnxModel:
+        """Refuse: channels are pruned before a model becomes ONNX."""
+        raise _no_pruning()
+
+    def run(self, model: OnnxModel, inputs: Arrays) -> NDArray[Any]:
+        """Return the model's first output for one batch."""
+        return model.run(inputs)[0]
+
+    def observe(
+        self, model: OnnxModel, layers: Sequence[str], batches: Iterator[Batch]
+    ) -> Iterator[dict[str, tuple[NDArray[Any], NDArray[Any]]]]:
+        """Yield input and output of each named layer, batch by batch.
+
+        A layer that the model uses several times is observed at its first use.
+        """
+        graph = Graph(model.proto)
+        ends = {layer: (node.input[_data_input(node)], node.output[0])
+                for layer in layers for node in [_find(graph, layer).node]}  # fmt: skip
+        wanted = list(dict.fromkeys(name for pair in ends.values() for name in pair))
+        probe = with_outputs(model.proto, wanted)
+        session = open_session(probe, "basic")
+        given = set(graph_inputs(model.proto))
+        for inputs, _ in batches:
+            feed = as_feed(session, inputs)
+            names = [name for name in wanted if name not in given]
+            values = dict(zip(names, run_session(session, names, feed), strict=True)) | feed
+            yield {layer: (values[start], values[end]) for layer, (start, end) in ends.items()}
+
+    def operations(self, model: OnnxModel, example: Arrays) -> Operations:
+        """Count parameters and multiply-adds for one example; operators without a formula are named."""
+        return count_operations(model.proto, example)
+
+    def fingerprint(self, model: OnnxModel) -> str:
+        """Return a SHA-256 over operators, attributes, connections and constants; not over comments."""
+        graph, state = model.proto.graph, hashlib.sha256()
+        for entry in sorted(f"{o.domain or 'ai.onnx'} {o.version}" for o in model.proto.opset_import):
+            state.update(entry.encode())
+        for node in [*graph.node, *(n for f in model.proto.functions for n in f.node)]:
+            state.update(repr((node.domain, node.op_type, list(node.input), list(node.output))).encode())
+            for part in sorted(a.SerializeToString(deterministic=True) for a in node.attribute):
+                state.update(part)
+        for value in (*graph.input, *graph.output):
+            state.update(value.name.encode() + value.type.SerializeToString(deterministic=True))
+        for tensor in sorted(graph.initializer, key=lambda t: t.name):
+            array = numpy_helper.to_array(tensor)
+            state.update(repr((tensor.name, array.dtype.str, array.shape)).encode() + array.tobytes())
+        return state.hexdigest()
+
+    def check(self, model: OnnxModel, example: Arrays) -> None:
+        """Refuse a model with NaN or infinite weights, or one that does not run on the example.
+
+        Raises:
+            Refused: names the tensors and the number of bad values.
+        """
+        bad = []
+        for tensor in model.proto.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            # A scalar may rightly be infinite: the open end of a Clip, the fill of an attention mask.
+            if array.dtype.kind == "f" and array.ndim and not np.isfinite(array).all():
+                bad.append(f"{tensor.name} ({int(array.size - np.isfinite(array).sum())} of {array.size})")
+        if bad:
+            raise Refused("weights are finite", value=", ".join(bad[:5]), place="model",
+                          fix="train or convert the model again")  # fmt: skip
+        if not model.run(example):
+            raise Refused("the model has an output", value=0, place="model")
+
+    def export(self, model: OnnxModel, example: Arrays, path: Path) -> None:
+        """Write the model as one checked file.
+
+        Raises:
+            Refused: the model does not pass the checks that `load_onnx` makes.
+        """
+        check_proto(model.proto, str(path))
+        write_bytes(path, model.proto.SerializeToString(deterministic=True))
+
+    def adopt(self, backend: Backend, model: Any, example: Arrays) -> OnnxModel:
+        """Export a model of another framework and bring it into the form that integer methods expect.
+
+        Raises:
+            Refused: the export fails or its normalized form has other outputs.
+        """
+        folder = tempfile.mkdtemp(prefix="penjing-")
+        try:
+            path = Path(folder) / "model.onnx"
+            backend.export(model, example, path)
+            return normalize(load_onnx(path), example)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def with_outputs(proto: Any, names: Sequence[str]) -> Any:
+    """Return a copy of a model with more of its tensors as outputs."""
+    probe = copy_proto(proto)
+    present = {value.name for value in (*probe.graph.output, *probe.graph.input)}
+    probe.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names if n not in present)
+    return probe
+
+
+def is_quantized(proto: Any) -> str | None:
+    """Return the name of the first integer operator of a model, or None for a float model."""
+    return next((node.op_type for node in proto.graph.node if node.op_type in QUANTIZED_OPERATORS), None)
+
+
+def _data_input(node: Any) -> int:
+    return 1 if node.op_type == "Gather" else 0
+
+
+def _find(graph: Graph, layer: str) -> WeightNode:
+    entries = weight_nodes(graph)
+    for entry in entries:
+        if entry.name == layer:
+            return entry
+    raise Refused("the model has a layer of this name", value=layer, place="model",
+                  fix=f"known: {', '.join(sorted({e.name for e in entries})[:20])}")  # fmt: skip
+
+
+def _tensors(graph: Graph, entry: WeightNode) -> dict[str, NDArray[Any]]:
+    arrays = {key: graph.array(name) for key, name in entry.tensors.items()}
+    return {key: entry.canonical(key, array) for key, array in arrays.items() if array is not None}
+
+
+def _no_pruning() -> Refused:
+    return Refused("channels are pruned in the framework of the model", value="an ONNX model", place="onnx",
+                   fix="prune the PyTorch model; the plan makes it ONNX afterwards")  # fmt: skip
+
+
+BACKEND = OnnxBackend()

@@ -1,0 +1,90 @@
+"""Ranges of a float graph's tensors over calibration data, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from penjing.arrays.quantization import Histogram, Range, mse_range, percentile_range
+from penjing.backends.onnx.backend import with_outputs
+from penjing.backends.onnx.model import as_feed, graph_inputs, open_session, run_session
+from penjing.core.backend import Arrays
+from penjing.core.errors import Refused
+
+Observer = Literal["minmax", "percentile", "mse"]
+BATCH_BYTES = 2**28
+"""Tensors watched at once take at most this much memory."""
+
+
+def calibration_batches(split: Any, examples: int, size: int, seed: int) -> Iterator[Arrays]:
+    """Yield the inputs of the first examples of a shuffled split, in batches.
+
+    Raises:
+        Refused: the split is empty.
+    """
+    if len(split) == 0:
+        raise Refused("calibration has examples", value=0, place="task.train", fix="give training data")
+    left = examples
+    for inputs, _ in split.batches(size, seed):
+        taken = tuple(array[:left] for array in inputs)
+        yield taken
+        left -= len(taken[0])
+        if left <= 0:
+            return
+
+
+class Watcher:
+    """A float model with some of its tensors as outputs."""
+
+    def __init__(self, proto: Any, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self._given = set(graph_inputs(proto))
+        self._session = open_session(with_outputs(proto, self.names), "basic")
+
+    def values(self, inputs: Arrays) -> dict[str, Any]:
+        """Return the watched tensors for one batch, by name."""
+        feed = as_feed(self._session, inputs)
+        wanted = [name for name in self.names if name not in self._given]
+        found = dict(zip(wanted, run_session(self._session, wanted, feed), strict=True)) if wanted else {}
+        return {name: feed[name] if name in self._given else found[name] for name in self.names}
+
+    def batch_size(self, example: Arrays, limit: int = 64) -> int:
+        """Return how many examples at once keep the watched tensors within `BATCH_BYTES`."""
+        size = sum(value.nbytes for value in self.values(example).values())
+        return int(np.clip(BATCH_BYTES // max(size, 1), 1, limit))
+
+
+def ranges(
+    proto: Any, names: Sequence[str], split: Any, observer: Observer, examples: int, seed: int
+) -> dict[str, tuple[float, float]]:
+    """Return the range of every named tensor over calibration data.
+
+    `minmax` walks the data once; `percentile` and `mse` walk it again to fill a histogram for each tensor.
+
+    Raises:
+        Refused: no data, NaN or infinite values, or every tensor is constant.
+    """
+    watcher = Watcher(proto, names)
+    size = watcher.batch_size(split.example()) if len(split) else 1
+    seen = {name: Range() for name in names}
+    for inputs in calibration_batches(split, examples, size, seed):
+        for name, value in watcher.values(inputs).items():
+            try:
+                seen[name].add(value)
+            except Refused as error:
+                raise Refused(error.rule, value=error.value, place=f"calibration, tensor {name!r}",
+                              fix=error.fix) from None  # fmt: skip
+    full = {name: (entry.low, entry.high) for name, entry in seen.items()}
+    if all(high <= low for low, high in full.values()):
+        raise Refused("activations vary over the calibration data", value="every tensor is constant",
+                      place="task.train", fix="calibrate on real examples")  # fmt: skip
+    if observer == "minmax":
+        return full
+    histograms = {name: Histogram(low, high) for name, (low, high) in full.items()}
+    for inputs in calibration_batches(split, examples, size, seed):
+        for name, value in watcher.values(inputs).items():
+            histograms[name].add(value)
+    choose = percentile_range if observer == "percentile" else mse_range
+    return {name: choose(histogram) for name, histogram in histograms.items()}

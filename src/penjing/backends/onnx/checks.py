@@ -1,0 +1,58 @@
+"""What quantization checks before and after its work."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from penjing.arrays.quantization import relative_error
+from penjing.backends.onnx.backend import is_quantized
+from penjing.backends.onnx.calibrate import calibration_batches
+from penjing.backends.onnx.model import OnnxModel
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Change
+
+CHECKED_EXAMPLES = 64
+
+
+def refuse_quantized(model: OnnxModel) -> None:
+    """Refuse a model that has integer operators already.
+
+    Raises:
+        Refused: with the first such operator.
+    """
+    found = is_quantized(model.proto)
+    if found is not None:
+        raise Refused("the model is not quantized yet", value=f"it has {found}", place="model",
+                      fix="leave this step out, or start from the float model")  # fmt: skip
+
+
+def compare_outputs(
+    method: str, before: OnnxModel, after: OnnxModel, context: Context, examples: int = CHECKED_EXAMPLES
+) -> Change:
+    """Compare the first output of both models on training examples; the change is for layer `*`.
+
+    Its detail holds the cosine and the relative L2 error over all outputs together.
+
+    Raises:
+        Refused: the new outputs are not finite, or constant where the old ones vary.
+    """
+    old, new = [], []
+    for inputs in calibration_batches(context.task.train, examples, 32, context.seed):
+        old.append(np.asarray(before.run(inputs)[0], np.float64).ravel())
+        new.append(np.asarray(after.run(inputs)[0], np.float64).ravel())
+    x, y = np.concatenate(old), np.concatenate(new)
+    if not np.isfinite(y).all() or np.ptp(y) == 0 < np.ptp(x):
+        value = f"always {y[0]:g}" if np.isfinite(y).all() else "NaN or infinite"
+        raise Refused("the quantized model's outputs vary and are finite", value=value, place=method,
+                      fix="calibrate on more and real examples, or leave layers float")  # fmt: skip
+    norm = float(np.linalg.norm(x) * np.linalg.norm(y))
+    cosine = float(x @ y) / norm if norm else 1.0
+    error = min(relative_error(y.astype(np.float32), x.astype(np.float32)), 1e9)
+    return Change(method=method, layer="*", status="done",
+                  detail={"cosine": cosine, "relative_error": error, "examples": examples})  # fmt: skip
+
+
+def first_of_each(changes: list[Change]) -> list[Change]:
+    """Keep the first change of every layer: a layer that is used twice is reported once."""
+    return list({change.layer: change for change in reversed(changes)}.values())[::-1]

@@ -1,0 +1,179 @@
+"""An ONNX model as a value, and how one is read from a file that nobody vouches for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from penjing.backends.onnx.graph import name_weights
+from penjing.backends.onnx.safety import check_proto, read_proto
+from penjing.core.errors import Refused
+
+_ORT_ERRORS = tuple(
+    getattr(ort.capi.onnxruntime_pybind11_state, name)
+    for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented",
+                 "RuntimeException", "NoSuchFile", "NoModel")
+)  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxModel:
+    """A model in memory.
+
+    Attributes:
+        proto: the graph with all its weights inside.
+        reference: the float graph that `proto` was made from, with the same node names, or None.
+    """
+
+    proto: Any
+    reference: Any = None
+
+    @cached_property
+    def session(self) -> Any:
+        """The ONNX Runtime session of this model on CPU, made when first used."""
+        return open_session(self.proto)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"proto": self.proto, "reference": self.reference}
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """Names of the inputs that a caller gives (initializers listed as inputs are none)."""
+        return graph_inputs(self.proto)
+
+    def run(self, inputs: Sequence[NDArray[Any]] | Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
+        """Return all outputs for one batch.
+
+        Args:
+            inputs: arrays in the order of the model's inputs, or by name; floats and integers of another
+                width are converted to the model's.
+
+        Raises:
+            Refused: wrong number, name, type or shape of inputs, or ONNX Runtime cannot run the model.
+        """
+        feed = as_feed(self.session, inputs)
+        return tuple(run_session(self.session, None, feed))
+
+
+def graph_inputs(proto: Any) -> tuple[str, ...]:
+    """Return the names of a graph's inputs that are not initializers."""
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    return tuple(value.name for value in proto.graph.input if value.name not in constants)
+
+
+def open_session(proto: Any, level: str = "all") -> Any:
+    """Return a CPU session whose threads do not spin between calls.
+
+    Args:
+        proto: the model.
+        level: graph optimizations, `all` or `basic`.
+
+    Raises:
+        Refused: ONNX Runtime rejects the model.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.log_severity_level = 4
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if level == "all" else levels.ORT_ENABLE_BASIC
+    try:
+        return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as error:
+        raise Refused("ONNX Runtime can load the model", value=_first_line(error), place="model",
+                      fix="export with an opset and operators that it knows") from error  # fmt: skip
+
+
+def run_session(session: Any, outputs: list[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[Any]:
+    """Run a session.
+
+    Raises:
+        Refused: the runtime fails on these inputs.
+    """
+    try:
+        result: list[Any] = session.run(outputs, dict(feed))
+    except _ORT_ERRORS as error:
+        shapes = {name: tuple(array.shape) for name, array in feed.items()}
+        raise Refused("ONNX Runtime can run the model on its inputs", value=_first_line(error),
+                      place=f"inputs {shapes}",
+                      fix="give inputs of the shapes that the model declares") from error  # fmt: skip
+    return result
+
+
+def as_feed(
+    session: Any, inputs: Sequence[NDArray[Any]] | Mapping[str, NDArray[Any]]
+) -> dict[str, NDArray[Any]]:
+    """Return inputs by name, in the model's types.
+
+    Raises:
+        Refused: a name is missing or unknown, the number differs, or a type cannot be converted safely.
+    """
+    declared = {value.name: value.type for value in session.get_inputs()}
+    if not isinstance(inputs, Mapping):
+        if len(inputs) != len(declared):
+            raise Refused("as many arrays as the model has inputs", value=len(inputs), place="inputs",
+                          fix=f"give {', '.join(declared)}")  # fmt: skip
+        inputs = dict(zip(declared, inputs, strict=True))
+    if set(inputs) != set(declared):
+        raise Refused("the names of the inputs are the model's", value=sorted(inputs), place="inputs",
+                      fix=f"give {', '.join(declared)}")  # fmt: skip
+    return {name: _as_type(np.asarray(inputs[name]), kind, name) for name, kind in declared.items()}
+
+
+_TYPES: dict[str, Any] = {
+    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int16)": np.int16, "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
+}  # fmt: skip
+
+
+def _as_type(array: NDArray[Any], kind: str, name: str) -> NDArray[Any]:
+    wanted = _TYPES.get(kind)
+    kinds = {"u": "i"}
+    given = kinds.get(array.dtype.kind, array.dtype.kind)
+    if wanted is None or given != kinds.get(np.dtype(wanted).kind, np.dtype(wanted).kind):
+        raise Refused("an input has the model's type", value=f"{array.dtype} for {kind}",
+                      place=f"input {name}", fix="convert the data")  # fmt: skip
+    if given == "i" and array.size:
+        limits = np.iinfo(wanted)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise Refused("integers fit the model's type", value=f"{array.min()} to {array.max()} for {kind}",
+                          place=f"input {name}", fix="check the data")  # fmt: skip
+    return np.ascontiguousarray(array, dtype=wanted)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
+def load_onnx(path: str | Path) -> OnnxModel:
+    """Read and check an ONNX file; nothing in it is executed.
+
+    External data is read only from regular files beside the model. The model is checked in full before
+    a runtime sees it: structure, types, operators, depth of functions, sizes of constants.
+
+    Raises:
+        Refused: the file is missing, empty, truncated, no ONNX, made for a newer version, has operators
+            that are not known, or refers to data outside its folder.
+    """
+    path = Path(path)
+    proto = read_proto(path)
+    check_proto(proto, str(path))
+    name_weights(proto)
+    return OnnxModel(proto)
+
+
+def copy_proto(proto: Any) -> Any:
+    """Return an independent copy of a model proto."""
+    fresh = onnx.ModelProto()
+    fresh.CopyFrom(proto)
+    return fresh

@@ -1,0 +1,251 @@
+"""Bring float graphs of any exporter into one form, with the same outputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from penjing.backends.onnx.graph import (
+    Graph,
+    attribute,
+    name_weights,
+    names_in,
+    replace_constants,
+    set_nodes,
+    shapes_and_types,
+    unique,
+)
+from penjing.backends.onnx.model import OnnxModel, copy_proto
+from penjing.backends.onnx.safety import opset_of
+from penjing.core.backend import Arrays
+from penjing.core.errors import Refused
+
+OPSET = 18
+"""Older models are converted to it: integers per channel need 13, ReduceMean's axes as input 18."""
+TOLERANCE = 1e-4
+
+
+def normalize(model: OnnxModel, example: Arrays | None) -> OnnxModel:
+    """Return the model with batch normalization folded and aliases gone; names of weights stay.
+
+    Initializers are no longer inputs, constants are initializers, nodes have unique names, Identity and
+    Dropout are gone, BatchNormalization is part of the convolution or linear layer before it (Jacob et
+    al. 2018, section 3.2), a linear MatMul with Add is a Gemm, a mean over space is a global pooling.
+
+    Args:
+        model: a float model; it is not changed.
+        example: inputs on which the outputs before and after are compared; None: zeros and ones are not
+            invented, nothing is compared.
+
+    Raises:
+        Refused: the model cannot be converted to a current opset, or the outputs differ.
+    """
+    proto = _current_opset(copy_proto(model.proto))
+    _plain_inputs(proto)
+    for step in (name_weights, _constants_to_initializers, _drop_aliases, _fold_batchnorm, _fold_gemm_factors,
+                 _matmul_add_to_gemm, _mean_to_pooling):  # fmt: skip
+        step(proto)
+    _plain_nodes(proto)
+    result = OnnxModel(proto, model.reference)
+    if example is not None:
+        _same_outputs(model, result, example)
+    return result
+
+
+def _current_opset(proto: Any) -> Any:
+    if opset_of(proto) >= OPSET:
+        return proto
+    try:
+        return onnx.version_converter.convert_version(proto, OPSET)
+    except (RuntimeError, onnx.version_converter.ConvertError) as error:
+        reason = str(error).strip().partition("\n")[0][:200]
+        raise Refused(f"the model converts to opset {OPSET}", value=reason, place=f"opset {opset_of(proto)}",
+                      fix=f"export the model with opset {OPSET} or newer") from error  # fmt: skip
+
+
+def _plain_inputs(proto: Any) -> None:
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value for value in proto.graph.input if value.name not in constants]
+    del proto.graph.input[:]
+    proto.graph.input.extend(inputs)
+
+
+def _plain_nodes(proto: Any) -> None:
+    taken: set[str] = set()
+    for value in (*proto.graph.input, *proto.graph.output):
+        del value.metadata_props[:]
+    for node in proto.graph.node:
+        # Exporters note stack traces with paths of the machine; they must not travel with the model.
+        del node.metadata_props[:]
+        node.doc_string = ""
+        node.name = unique(node.name or f"{node.op_type}_{node.output[0]}", taken)
+
+
+def _constants_to_initializers(proto: Any) -> None:
+    kept = []
+    for node in proto.graph.node:
+        value = node.attribute[0] if node.op_type == "Constant" else None
+        if value is not None and value.name == "value":
+            tensor = proto.graph.initializer.add()
+            tensor.CopyFrom(value.t)
+            tensor.name = node.output[0]
+        else:
+            kept.append(node)
+    set_nodes(proto, kept)
+
+
+def _drop_aliases(proto: Any) -> None:
+    """Remove Identity and Dropout nodes; the name of a graph's output moves to what produces it."""
+    graph = Graph(proto)
+    alias: dict[str, str] = {}
+    kept = []
+    for node in graph.nodes:
+        for index, name in enumerate(node.input):
+            node.input[index] = alias.get(name, name)
+        plain = node.op_type in ("Identity", "Dropout") and not any(
+            graph.consumers.get(n) for n in node.output[1:]
+        )
+        captured = any(a.HasField("g") for other in graph.nodes for a in other.attribute)
+        if not plain or captured or node.output[0] in graph.outputs:
+            kept.append(node)
+        else:
+            alias[node.output[0]] = node.input[0]
+    set_nodes(proto, kept)
+
+
+def _fold_batchnorm(proto: Any) -> None:
+    graph = Graph(proto)
+    taken = names_in(proto)
+    arrays: dict[str, Any] = {}
+    dropped: set[int] = set()
+    for node in graph.nodes:
+        if node.op_type != "BatchNormalization" or any(graph.consumers.get(n) for n in node.output[1:]):
+            continue
+        before = graph.producer.get(node.input[0])
+        statistics = [graph.array(name) for name in node.input[1:5]]
+        if before is None or graph.only_consumer(node.input[0]) is None or any(s is None for s in statistics):
+            continue
+        if not _foldable(graph, before):
+            continue
+        gamma, beta, mean, variance = (np.asarray(s, np.float64) for s in statistics)
+        factor = gamma / np.sqrt(variance + attribute(node, "epsilon", 1e-5))
+        _scale_outputs(graph, before, factor, beta - mean * factor, arrays, taken)
+        before.output[0] = node.output[0]
+        dropped.add(id(node))
+    replace_constants(proto, arrays)
+    set_nodes(proto, [node for node in graph.nodes if id(node) not in dropped])
+
+
+def _foldable(graph: Graph, node: Any) -> bool:
+    """Tell whether a node's output channels can be scaled in its weight, used by no other node."""
+    if node.op_type == "Gemm":
+        if attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1:
+            return False
+    elif node.op_type not in ("Conv", "ConvTranspose"):
+        return False
+    constants = [name for name in node.input[1:] if name]
+    if node.op_type == "ConvTranspose" and attribute(node, "group", 1) != 1:
+        return False
+    return (
+        all(name in graph.constants for name in constants) and graph.only_consumer(node.input[1]) is not None
+    )
+
+
+def _scale_outputs(
+    graph: Graph, node: Any, factor: Any, shift: Any, arrays: dict[str, Any], taken: set[str]
+) -> None:
+    weight = graph.array(node.input[1])
+    assert weight is not None
+    axis = 0 if node.op_type == "Conv" else 1
+    if node.op_type == "Gemm" and attribute(node, "transB", 0):
+        axis = 0
+    shape = [1] * weight.ndim
+    shape[axis] = -1
+    arrays[node.input[1]] = (weight * factor.reshape(shape)).astype(weight.dtype)
+    bias = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    fresh = shift if bias is None else bias.reshape(-1) * factor + shift
+    own = bias is not None and graph.only_consumer(node.input[2]) is not None
+    name = node.input[2] if own else unique(node.input[1].removesuffix(".weight") + ".bias", taken)
+    arrays[name] = fresh.astype(weight.dtype)
+    del node.input[2:]
+    node.input.append(name)
+
+
+def _fold_gemm_factors(proto: Any) -> None:
+    """Multiply alpha and beta of a Gemm into its constants, so that its integer form is plain."""
+    graph = Graph(proto)
+    arrays: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op_type != "Gemm":
+            continue
+        for index, key in ((1, "alpha"), (2, "beta")):
+            factor = attribute(node, key, 1.0)
+            name = node.input[index] if len(node.input) > index else ""
+            array = graph.array(name) if name in graph.constants else None
+            if factor == 1 or array is None or graph.only_consumer(name) is None:
+                continue
+            arrays[name] = (array * factor).astype(array.dtype)
+            kept = [a for a in node.attribute if a.name != key]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+    replace_constants(proto, arrays)
+
+
+def _matmul_add_to_gemm(proto: Any) -> None:
+    """Join MatMul with a matrix and Add of a vector into a Gemm, where the input is a matrix too."""
+    graph = Graph(proto)
+    known = shapes_and_types(proto)
+    dropped: set[int] = set()
+    for node in graph.nodes:
+        after = graph.only_consumer(node.output[0]) if node.op_type == "MatMul" else None
+        shape = known.get(node.input[0], (0, None))[1] if after is not None else None
+        weight = graph.array(node.input[1]) if shape is not None and len(shape) == 2 else None
+        if after is None or after.op_type != "Add" or weight is None or weight.ndim != 2:
+            continue
+        other = next((name for name in after.input if name != node.output[0]), "")
+        bias = graph.array(other)
+        if bias is None or bias.shape != (weight.shape[1],):
+            continue
+        node.op_type = "Gemm"
+        node.input.append(other)
+        node.output[0] = after.output[0]
+        dropped.add(id(after))
+    set_nodes(proto, [node for node in graph.nodes if id(node) not in dropped])
+
+
+def _mean_to_pooling(proto: Any) -> None:
+    """Write a mean over all axes but batch and channels as GlobalAveragePool (and Flatten)."""
+    graph = Graph(proto)
+    known = shapes_and_types(proto)
+    taken = names_in(proto)
+    nodes = []
+    for node in graph.nodes:
+        nodes.append(node)
+        shape = known.get(node.input[0], (0, None))[1] if node.op_type == "ReduceMean" else None
+        axes = graph.array(node.input[1]) if shape is not None and len(node.input) > 1 else None
+        if shape is None or axes is None or len(shape) < 3:
+            continue
+        if sorted(int(axis) % len(shape) for axis in axes.ravel()) != list(range(2, len(shape))):
+            continue
+        keep = attribute(node, "keepdims", 1)
+        pooled = node.output[0] if keep else unique(node.output[0] + "_pooled", taken)
+        nodes[-1] = helper.make_node("GlobalAveragePool", [node.input[0]], [pooled], name=node.name)
+        if not keep:
+            name = f"{node.name}_flatten"
+            nodes.append(helper.make_node("Flatten", [pooled], [node.output[0]], name=name, axis=1))
+    set_nodes(proto, nodes)
+
+
+def _same_outputs(before: OnnxModel, after: OnnxModel, example: Arrays) -> None:
+    for old, new in zip(before.run(example), after.run(example), strict=True):
+        if old.dtype.kind != "f":
+            continue
+        gap = float(np.abs(old - new).max(initial=0.0))
+        size = float(np.abs(old).max(initial=0.0))
+        if not gap <= TOLERANCE * max(size, 1e-3):
+            raise Refused(f"folding changes outputs by at most {TOLERANCE:g}",
+                          value=gap / max(size, 1e-3), place="normalize",
+                          fix="check the model for NaN and for very large weights")  # fmt: skip

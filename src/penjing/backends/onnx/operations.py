@@ -1,0 +1,114 @@
+"""Parameters and multiply-adds of an ONNX graph, from inferred shapes."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from penjing.backends.onnx.graph import Graph, attribute, shapes_and_types
+from penjing.backends.onnx.model import copy_proto, graph_inputs
+from penjing.core.backend import Arrays
+from penjing.core.measurement import Operations
+
+_FREE = """
+Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization BitShift
+BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike Ceil Celu Clip Compress Concat Constant
+ConstantOfShape Cos Cosh CumSum DepthToSpace DequantizeLinear Div Dropout DynamicQuantizeLinear Elu Equal
+Erf Exp Expand EyeLike Flatten Floor Gather GatherElements GatherND Gelu GlobalAveragePool GlobalLpPool
+GlobalMaxPool Greater GreaterOrEqual GroupNormalization HardSigmoid HardSwish Hardmax Identity
+InstanceNormalization IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax
+LpNormalization LpPool Max MaxPool MaxUnpool Mean MeanVarianceNormalization Min Mish Mod Mul Neg NonZero
+Not OneHot Or PRelu Pad Pow QuantizeLinear Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp
+ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize ReverseSequence
+RMSNormalization Round ScatterElements ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice
+Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK
+Transpose Trilu Unsqueeze Upsample Where Xor
+"""
+_NO_MULTIPLY_ADDS = frozenset(_FREE.split())
+_PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
+_CONVOLUTIONS = ("Conv", "ConvInteger")
+
+
+def count_operations(proto: Any, example: Arrays) -> Operations:
+    """Count parameters and multiply-adds of one example.
+
+    Parameters are the values of constant tensors that numbers flow through (shared ones once), whatever
+    their width; scales, zero points, scalars and constants that describe shapes are not. Multiply-adds
+    are those of convolutions and matrix products; elementwise operators, pooling and normalization have
+    none by convention. Operators without a formula, or whose shapes are not known, are named.
+    """
+    fixed = _with_batch_of_one(proto, example)
+    graph = Graph(fixed)
+    shapes = {name: shape for name, (_, shape) in shapes_and_types(fixed).items()}
+    shapes |= {name: tuple(tensor.dims) for name, tensor in graph.constants.items()}
+    total, uncounted = 0, set()
+    for node in graph.nodes:
+        count = _multiply_adds(node, shapes)
+        if count is None:
+            uncounted.add(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
+        else:
+            total += count
+    return Operations(parameters=_parameters(graph), multiply_adds=total, uncounted=tuple(sorted(uncounted)))
+
+
+def _with_batch_of_one(proto: Any, example: Arrays) -> Any:
+    fixed = copy_proto(proto)
+    del fixed.graph.value_info[:]
+    shapes = dict(zip(graph_inputs(proto), (np.asarray(array).shape for array in example), strict=True))
+    for value in fixed.graph.input:
+        if value.name in shapes:
+            kind = value.type.tensor_type.elem_type
+            value.CopyFrom(helper.make_tensor_value_info(value.name, kind, [1, *shapes[value.name][1:]]))
+    # A named dynamic batch of the outputs would clash with the fixed one.
+    for value in fixed.graph.output:
+        value.type.tensor_type.ClearField("shape")
+    return fixed
+
+
+def _multiply_adds(node: Any, shapes: dict[str, Any]) -> int | None:
+    if node.op_type in _NO_MULTIPLY_ADDS and node.domain in ("", "ai.onnx"):
+        return 0
+    if node.op_type not in (*_PRODUCTS, *_CONVOLUTIONS, "ConvTranspose"):
+        return None
+    given, weight, made = (shapes.get(name) for name in (node.input[0], node.input[1], node.output[0]))
+    if given is None or weight is None or made is None or None in (*given, *weight, *made):
+        return None
+    if node.op_type in _CONVOLUTIONS:
+        return int(math.prod(made) * math.prod(weight[1:]))
+    if node.op_type == "ConvTranspose":
+        return int(math.prod(given) * math.prod(weight[1:]))
+    inner = given[0] if attribute(node, "transA", 0) else given[-1]
+    return int(math.prod(made) * inner)
+
+
+def _is_dynamic(graph: Graph, name: str) -> bool:
+    producer = graph.producer.get(name)
+    return producer is not None and producer.op_type == "DynamicQuantizeLinear"
+
+
+def _parameters(graph: Graph) -> int:
+    described: set[str] = set()
+    for node in graph.nodes:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            described.update(node.input[1:])
+        if node.op_type == "MatMulInteger":
+            described.update(node.input[2:])
+        if node.op_type == "Mul" and any(_is_dynamic(graph, name) for name in node.input):
+            described.update(node.input)
+    integers = {node.input[0] for node in graph.nodes if node.op_type == "DequantizeLinear"}
+    integers |= {node.input[1] for node in graph.nodes if node.op_type == "MatMulInteger"}
+    floats = (
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+    )
+    return sum(
+        math.prod(tensor.dims)
+        for name, tensor in graph.constants.items()
+        if name not in described and tensor.dims and (tensor.data_type in floats or name in integers)
+    )

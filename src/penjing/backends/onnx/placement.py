@@ -1,0 +1,161 @@
+"""Which nodes of a float graph work on integers, and which tensors need a grid for that."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from penjing.backends.onnx.graph import Graph, WeightNode, attribute
+
+ARITHMETIC = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"})
+"""Operators that ONNX Runtime fuses with the Q/DQ around them into an integer kernel of their own."""
+MOVES = frozenset(
+    {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Split", "Pad"}
+)
+"""Operators that move values; they work on the integers themselves and keep the grid."""
+
+
+@dataclass
+class Placement:
+    """The roles of nodes, by name of their first output.
+
+    Attributes:
+        compute: layers whose product runs on integers.
+        arithmetic: other operators with an integer kernel.
+        moves: operators that pass integers on.
+        clips: Relu and Clip that work on integers.
+        absorbed: output of a producer to the Relu or Clip that its grid replaces.
+        grids: tensors that get a grid of their own, in the order of the graph.
+        refused: layers that were asked for but have no integer kernel, with the reason.
+    """
+
+    compute: dict[str, WeightNode] = field(default_factory=dict)
+    arithmetic: set[str] = field(default_factory=set)
+    moves: set[str] = field(default_factory=set)
+    clips: set[str] = field(default_factory=set)
+    absorbed: dict[str, Any] = field(default_factory=dict)
+    grids: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def final(self, tensor: str) -> str:
+        """Return the tensor that a producer's grid stands for: behind the Relu that it absorbed."""
+        return self.absorbed[tensor].output[0] if tensor in self.absorbed else tensor
+
+    def integer_nodes(self) -> set[str]:
+        """First outputs of all nodes that need no float kernel."""
+        absorbed = {node.output[0] for node in self.absorbed.values()}
+        return set(self.compute) | self.arithmetic | self.moves | self.clips | absorbed
+
+
+def unsupported(graph: Graph, entry: WeightNode) -> str | None:
+    """Return why a layer cannot run on integers in ONNX Runtime on CPU, or None if it can."""
+    node = entry.node
+    if entry.kind == "embedding":
+        return "a table of integers is made float at every call, several hundred times slower"
+    if node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return f"no integer kernel for {node.op_type}"
+    weight = graph.array(node.input[1])
+    assert weight is not None
+    if weight.dtype != np.float32:
+        return f"the weight is {weight.dtype}, not float32"
+    if node.op_type == "MatMul" and weight.ndim != 2:
+        return "the weight is a stack of matrices"
+    if node.op_type == "Gemm" and (attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1):
+        return "alpha and beta are not 1"
+    if node.op_type == "Gemm" and attribute(node, "transA", 0):
+        return "the input is transposed"
+    if len(node.input) > 2 and node.input[2]:
+        bias = graph.array(node.input[2])
+        if bias is None or bias.size != entry.canonical("weight", weight).shape[0]:
+            return "the bias is not one constant for every channel"
+    return None
+
+
+def place(graph: Graph, layers: Collection[WeightNode]) -> Placement:
+    """Choose what runs on integers: the given layers, and what lies between them and can follow.
+
+    A convolution hands integers on; a matrix product gives floats, unless a layer behind it wants
+    integers. An operator between follows if all that flows into it is, or will be, on a grid.
+    """
+    result = Placement()
+    for entry in layers:
+        reason = unsupported(graph, entry)
+        if reason is None:
+            result.compute[entry.node.output[0]] = entry
+        else:
+            result.refused[entry.name] = reason
+    wanted = {entry.node.input[0] for entry in result.compute.values()}
+    made: set[str] = set()
+    grids: dict[str, None] = {}
+    for node in graph.nodes:
+        _place_node(graph, node, result, wanted, made, grids)
+    for entry in result.compute.values():
+        if entry.node.input[0] not in made or entry.node.input[0] in grids:
+            grids.setdefault(entry.node.input[0])
+    result.grids = list(grids)
+    return result
+
+
+def _place_node(
+    graph: Graph, node: Any, result: Placement, wanted: set[str], made: set[str], grids: dict[str, None]
+) -> None:
+    out = node.output[0]
+    if out in made or any(absorbed is node for absorbed in result.absorbed.values()):
+        return
+    flowing = [name for name in node.input if name]
+    ready = wanted | made
+    if out in result.compute:
+        _absorb(graph, out, result, must=node.op_type == "Conv", wanted=wanted)
+        if node.op_type == "Conv" or result.final(out) in wanted:
+            _hand_on(result.final(out), made, grids)
+    elif node.op_type in ARITHMETIC and set(flowing) <= ready and made & set(flowing):
+        result.arithmetic.add(out)
+        grids.update(dict.fromkeys(name for name in flowing if name not in made))
+        _absorb(graph, out, result, must=True, wanted=wanted)
+        _hand_on(result.final(out), made, grids)
+    elif node.op_type in MOVES and flowing[0] in made and _moves_integers(graph, node):
+        result.moves.add(out)
+        made.update(name for name in node.output if name)
+    elif node.op_type in ("Relu", "Clip") and flowing[0] in made and clip_bounds(graph, node) is not None:
+        result.clips.add(out)
+        made.add(out)
+
+
+def _hand_on(tensor: str, made: set[str], grids: dict[str, None]) -> None:
+    made.add(tensor)
+    grids.setdefault(tensor)
+
+
+def _absorb(graph: Graph, tensor: str, result: Placement, must: bool, wanted: set[str]) -> None:
+    """Let the grid behind a Relu or Clip do its work: a grid saturates at the ends of its range."""
+    after = graph.only_consumer(tensor)
+    if after is None or after.op_type not in ("Relu", "Clip") or clip_bounds(graph, after) is None:
+        return
+    if must or after.output[0] in wanted:
+        result.absorbed[tensor] = after
+
+
+def clip_bounds(graph: Graph, node: Any) -> tuple[float, float] | None:
+    """Return the constant bounds of a Relu or Clip that hold 0 between them, or None."""
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    bounds = []
+    for index, default in ((1, float("-inf")), (2, float("inf"))):
+        name = node.input[index] if len(node.input) > index else ""
+        array = graph.array(name) if name else np.asarray(default)
+        if array is None or array.size != 1:
+            return None
+        bounds.append(float(array.reshape(-1)[0]))
+    return (bounds[0], bounds[1]) if bounds[0] <= 0 <= bounds[1] else None
+
+
+def _moves_integers(graph: Graph, node: Any) -> bool:
+    if node.op_type == "MaxPool":
+        return len([name for name in node.output if name]) == 1
+    if node.op_type != "Pad":
+        return True
+    fill = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
+    return attribute(node, "mode", "constant") != "constant" or (fill is not None and not fill.any())

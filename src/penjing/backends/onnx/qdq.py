@@ -1,0 +1,228 @@
+"""Rewrite a float graph with QuantizeLinear and DequantizeLinear where a placement says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto, helper
+
+from penjing.arrays.quantization import (
+    Grid,
+    bias_floor,
+    dequantize_weight,
+    quantize,
+    quantize_bias,
+    quantize_weight,
+    relative_error,
+    weight_scales,
+)
+from penjing.backends.onnx.graph import Graph, WeightNode, names_in, replace_constants, set_nodes, unique
+from penjing.backends.onnx.model import copy_proto
+from penjing.backends.onnx.placement import Placement, clip_bounds
+
+Facts = dict[str, float | int | str]
+"""Of one layer: steps of its input and (largest) of its weight, and the weight's relative L2 error."""
+
+
+def insert_qdq(proto: Any, placement: Placement, grids: Mapping[str, Grid]) -> tuple[Any, dict[str, Facts]]:
+    """Return the integer form of a model, and facts on every layer by name; the argument is not changed.
+
+    Activations are U8 with one asymmetric grid for a tensor, weights S8 and symmetric with one step for
+    an output channel (ONNX Runtime's fast kernels want this pair), biases int32 in steps of input times
+    weight. A Relu or Clip in front of a grid is left out, because the grid saturates where it would
+    clip. Operators that only move values take the integers themselves.
+
+    Args:
+        proto: a normalized float model.
+        placement: roles of its nodes.
+        grids: grid of every tensor in `placement.grids`.
+    """
+    fresh = copy_proto(proto)
+    writer = _Writer(Graph(fresh), placement, grids)
+    writer.write()
+    replace_constants(fresh, writer.arrays)
+    set_nodes(fresh, writer.nodes)
+    return fresh, writer.facts
+
+
+class _Writer:
+    def __init__(self, graph: Graph, placement: Placement, grids: Mapping[str, Grid]) -> None:
+        self.graph, self.placement, self.grids = graph, placement, grids
+        self.nodes: list[Any] = []
+        self.arrays: dict[str, NDArray[Any]] = {}
+        self.facts: dict[str, Facts] = {}
+        self._taken = names_in(graph.proto)
+        self._integers: dict[str, tuple[str, Grid]] = {}
+        self._dequantized: dict[str, str] = {}
+        self._floats: set[str] = set(graph.inputs)
+        self._weights: dict[tuple[str, bytes], str] = {}
+
+    def write(self) -> None:
+        absorbed = {node.output[0] for node in self.placement.absorbed.values()}
+        for name in self.graph.inputs:
+            if name in self.grids:
+                self._quantize(name, name)
+        for node in self.graph.nodes:
+            out = node.output[0] if node.output else ""
+            if out in absorbed:
+                continue
+            if out in self.placement.compute:
+                self._integer_node(node, self._compute_inputs(self.placement.compute[out]))
+            elif out in self.placement.arithmetic:
+                self._integer_node(node, [self._real(name) for name in node.input])
+            elif out in self.placement.moves:
+                self._move(node)
+            elif out in self.placement.clips:
+                self._clip(node)
+            else:
+                self._float_node(node)
+        for name in self.graph.outputs:
+            if name in self._integers and name not in self._floats:
+                self._emit("DequantizeLinear", [self._integers[name][0], *self._grid(name)], name)
+
+    def _emit(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> None:
+        name = unique(f"{output}_{kind}", self._taken)
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=name, **attributes))
+
+    def _constant(self, name: str, array: NDArray[Any]) -> str:
+        name = unique(name, self._taken)
+        self.arrays[name] = array
+        return name
+
+    def _grid(self, tensor: str) -> list[str]:
+        """Names of scale and zero point of a tensor's integers, made once for every grid."""
+        integer, grid = self._integers[tensor]
+        key = f"{integer}_grid"
+        if key not in self._dequantized:
+            scale = self._constant(f"{tensor}_scale", np.asarray(grid.scale, np.float32))
+            self._dequantized[key] = scale
+            self._dequantized[key + "0"] = self._constant(
+                f"{tensor}_zero_point", np.asarray(grid.zero_point, np.uint8)
+            )
+        return [self._dequantized[key], self._dequantized[key + "0"]]
+
+    def _quantize(self, source: str, tensor: str) -> None:
+        """Put the float tensor `source` on the grid of `tensor`."""
+        integer = unique(f"{tensor}_quantized", self._taken)
+        self._integers[tensor] = (integer, self.grids[tensor])
+        self._emit("QuantizeLinear", [source, *self._grid(tensor)], integer)
+
+    def _real(self, tensor: str) -> str:
+        """Name of the real values of a tensor for a consumer: dequantized if there are integers."""
+        if tensor not in self._integers:
+            return tensor
+        if tensor not in self._dequantized:
+            name = unique(f"{tensor}_dequantized", self._taken)
+            self._emit("DequantizeLinear", [self._integers[tensor][0], *self._grid(tensor)], name)
+            self._dequantized[tensor] = name
+        return self._dequantized[tensor]
+
+    def _integer_node(self, node: Any, inputs: list[str]) -> None:
+        out = node.output[0]
+        final = self.placement.final(out)
+        fresh = _copy(node)
+        del fresh.input[:]
+        fresh.input.extend(inputs)
+        on_grid = final in self.grids
+        raw = unique(f"{out}_real", self._taken) if on_grid and final == out else out
+        fresh.output[0] = raw
+        self.nodes.append(fresh)
+        if on_grid:
+            self._quantize(raw, final)
+        else:
+            self._floats.add(out)
+
+    def _float_node(self, node: Any) -> None:
+        fresh = _copy(node)
+        for index, name in enumerate(node.input):
+            if name and name not in self._floats:
+                fresh.input[index] = self._real(name)
+        self._captured_stay_float(node)
+        self.nodes.append(fresh)
+        self._floats.update(name for name in node.output if name)
+        for name in node.output:
+            if name in self.grids:
+                self._quantize(name, name)
+
+    def _captured_stay_float(self, node: Any) -> None:
+        """A graph inside the node takes tensors by name: give the real values that name."""
+        for name, consumers in self.graph.consumers.items():
+            hidden = name not in node.input and any(other is node for other in consumers)
+            if hidden and name in self._integers and name not in self._floats:
+                self._emit("DequantizeLinear", [self._integers[name][0], *self._grid(name)], name)
+                self._floats.add(name)
+
+    def _move(self, node: Any) -> None:
+        integer, grid = self._integers[node.input[0]]
+        scale = self._grid(node.input[0])
+        fresh = _copy(node)
+        fresh.input[0] = integer
+        if node.op_type == "Pad":
+            while len(fresh.input) < 3:
+                fresh.input.append("")
+            fresh.input[2] = scale[1]
+        for index, name in enumerate(node.output):
+            if name:
+                fresh.output[index] = unique(f"{name}_quantized", self._taken)
+                self._inherit(name, fresh.output[index], grid, scale)
+        self.nodes.append(fresh)
+
+    def _clip(self, node: Any) -> None:
+        integer, grid = self._integers[node.input[0]]
+        bounds = clip_bounds(self.graph, node)
+        assert bounds is not None
+        ends = quantize(np.array(bounds, np.float32), grid)
+        low, high = (self._constant(f"{node.output[0]}_{end}", np.asarray(value, np.uint8))
+                     for end, value in zip(("low", "high"), ends, strict=True))  # fmt: skip
+        made = unique(f"{node.output[0]}_quantized", self._taken)
+        self._emit("Clip", [integer, low, high], made)
+        self._inherit(node.output[0], made, grid, self._grid(node.input[0]))
+
+    def _inherit(self, tensor: str, integer: str, grid: Grid, names: list[str]) -> None:
+        self._integers[tensor] = (integer, grid)
+        self._dequantized[f"{integer}_grid"], self._dequantized[f"{integer}_grid0"] = names
+
+    def _compute_inputs(self, entry: WeightNode) -> list[str]:
+        node = entry.node
+        data = self._real(node.input[0])
+        step = self._integers[node.input[0]][1].scale
+        weight, bias = (self.graph.array(name) for name in (node.input[1], entry.tensors.get("bias", "")))
+        assert weight is not None
+        canonical = entry.canonical("weight", weight)
+        floor = None if bias is None else bias_floor(bias.reshape(-1), float(step))
+        scales = weight_scales(canonical, floor)
+        integers = quantize_weight(canonical, scales)
+        error = relative_error(dequantize_weight(integers, scales), canonical)
+        facts: Facts = {
+            "input_scale": float(step),
+            "weight_scale": float(scales.max()),
+            "weight_error": error,
+        }
+        self.facts.setdefault(entry.name, facts)
+        axis = 0 if not entry.to_canonical else weight.ndim - 1
+        inputs = [data, self._weight(node.input[1], entry.native("weight", integers), scales, axis)]
+        if bias is not None:
+            steps = (np.float32(step) * scales).astype(np.float32)
+            inputs.append(self._weight(node.input[2], quantize_bias(bias.reshape(-1), steps), steps, 0))
+        return inputs
+
+    def _weight(self, name: str, integers: NDArray[Any], scales: NDArray[Any], axis: int) -> str:
+        """Store an integer constant with its steps, once for equal ones, and return its real form's name."""
+        key = (name, scales.tobytes())
+        if key not in self._weights:
+            stored = self._constant(f"{name}_quantized", integers)
+            steps = self._constant(f"{name}_scale", scales)
+            zero = self._constant(f"{name}_zero_point", np.zeros(scales.shape, integers.dtype))
+            real = unique(f"{name}_dequantized", self._taken)
+            self._emit("DequantizeLinear", [stored, steps, zero], real, axis=axis)
+            self._weights[key] = real
+        return self._weights[key]
+
+
+def _copy(node: Any) -> Any:
+    fresh = NodeProto()
+    fresh.CopyFrom(node)
+    return fresh

@@ -1,0 +1,138 @@
+"""Dynamic 8-bit integers: weights on fixed grids, activations on a grid found at every call."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from penjing.arrays.quantization import dequantize_weight, quantize_weight, relative_error, weight_scales
+from penjing.core.context import Context
+from penjing.core.method import Change, Method, Outcome, Stage, handles
+
+if TYPE_CHECKING:
+    from penjing.backends.onnx.graph import Graph, WeightNode
+    from penjing.backends.onnx.model import OnnxModel
+
+
+class Int8Dynamic(Method):
+    """Run linear layers on 8-bit integers; the range of each input is taken when the model runs.
+
+    Weights: signed, symmetric, one step for each output channel. Activations: unsigned, one grid for a
+    whole tensor and call (so the result for one example depends on its batch). It needs no calibration.
+    Convolutions stay float: their dynamic kernel is 2 to 10 times slower than the float one. Zafrir et
+    al. 2019, "Q8BERT", section 2; the operators are ONNX's DynamicQuantizeLinear and MatMulInteger.
+    """
+
+    stage: ClassVar[Stage] = Stage.PRECISION
+
+
+@handles(Int8Dynamic, "onnx")
+def int8_dynamic(model: OnnxModel, method: Int8Dynamic, context: Context) -> Outcome:
+    """Return the model with integer linear layers, and a change for each layer.
+
+    Raises:
+        Refused: already quantized, or outputs that lost all meaning.
+    """
+    from penjing.backends.onnx.checks import compare_outputs, first_of_each, refuse_quantized
+    from penjing.backends.onnx.graph import Graph, names_in, replace_constants, set_nodes, weight_nodes
+    from penjing.backends.onnx.model import OnnxModel, copy_proto
+    from penjing.backends.onnx.normalize import normalize
+
+    refuse_quantized(model)
+    example = context.task.train.example() if len(context.task.train) else None
+    float_model = normalize(model, example)
+    proto = copy_proto(float_model.proto)
+    graph = Graph(proto)
+    entries = {entry.node.name: entry for entry in weight_nodes(graph) if entry.kind != "batchnorm"}
+    rewriter, changes = _Rewriter(graph, names_in(proto)), []
+    for node in graph.nodes:
+        entry = entries.get(node.name)
+        reason = "" if entry is None else _unsupported(graph, entry, context)
+        if entry is None or reason:
+            rewriter.nodes.append(node)
+        else:
+            error = rewriter.rewrite(entry)
+            detail: dict[str, float | int | str] = {"bits": 8, "weight_error": error}
+            changes.append(Change(method="Int8Dynamic", layer=entry.name, status="done", detail=detail))
+        if reason and entry is not None:
+            changes.append(Change(method="Int8Dynamic", layer=entry.name, status="skipped", reason=reason))
+    if not rewriter.arrays:
+        return Outcome(model, first_of_each(changes))
+    replace_constants(proto, rewriter.arrays)
+    set_nodes(proto, rewriter.nodes)
+    result = OnnxModel(proto, float_model.proto)
+    if example is not None:
+        changes.append(compare_outputs("Int8Dynamic", float_model, result, context))
+    return Outcome(result, first_of_each(changes))
+
+
+def _unsupported(graph: Graph, entry: WeightNode, context: Context) -> str:
+    from penjing.backends.onnx.placement import unsupported
+
+    if not context.covers(entry.name):
+        return "not covered by the pattern"
+    if entry.node.op_type in ("Conv", "ConvTranspose"):
+        return "the dynamic integer convolution is 2 to 10 times slower than the float one"
+    return unsupported(graph, entry) or ""
+
+
+class _Rewriter:
+    """Collects nodes and constants; inputs used by several layers are quantized once."""
+
+    def __init__(self, graph: Graph, taken: set[str]) -> None:
+        self.graph, self.taken = graph, taken
+        self.nodes: list[Any] = []
+        self.arrays: dict[str, Any] = {}
+        self._inputs: dict[str, list[str]] = {}
+        self._weights: dict[str, tuple[list[str], float]] = {}
+
+    def rewrite(self, entry: WeightNode) -> float:
+        """Add the integer form of one layer and return its weight's relative L2 error.
+
+        The order of the operators is the one that ONNX Runtime fuses into MatMulIntegerToFloat.
+        """
+        node, out = entry.node, entry.node.output[0]
+        integer, step, zero = self._input(node.input[0])
+        (weight, weight_step, weight_zero), error = self._weight(entry)
+        total, real, steps = (self._name(f"{out}_{part}") for part in ("int32", "float", "steps"))
+        bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
+        product = self._name(f"{out}_product") if bias else out
+        self._emit("MatMulInteger", [integer, weight, zero, weight_zero], [total])
+        self._emit("Cast", [total], [real], to=1)
+        self._emit("Mul", [step, weight_step], [steps])
+        self._emit("Mul", [real, steps], [product])
+        if bias:
+            self._emit("Add", [product, bias], [out])
+        return error
+
+    def _input(self, name: str) -> list[str]:
+        if name not in self._inputs:
+            made = [self._name(f"{name}_{part}") for part in ("quantized", "scale", "zero_point")]
+            self._emit("DynamicQuantizeLinear", [name], made)
+            self._inputs[name] = made
+        return self._inputs[name]
+
+    def _weight(self, entry: WeightNode) -> tuple[list[str], float]:
+        name = entry.node.input[1]
+        if name not in self._weights:
+            array = self.graph.array(name)
+            assert array is not None
+            canonical = entry.canonical("weight", array)
+            scales = weight_scales(canonical)
+            integers = quantize_weight(canonical, scales)
+            names = [self._name(f"{name}_{part}") for part in ("quantized", "scale", "zero_point")]
+            stored = np.ascontiguousarray(integers.T), scales, np.zeros(scales.shape, np.int8)
+            self.arrays.update(zip(names, stored, strict=True))
+            self._weights[name] = names, relative_error(dequantize_weight(integers, scales), canonical)
+        return self._weights[name]
+
+    def _name(self, wanted: str) -> str:
+        from penjing.backends.onnx.graph import unique
+
+        return unique(wanted, self.taken)
+
+    def _emit(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
+        from onnx import helper
+
+        self.nodes.append(helper.make_node(kind, inputs, outputs, name=f"{outputs[0]}_{kind}", **attributes))

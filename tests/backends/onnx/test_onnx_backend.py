@@ -1,0 +1,196 @@
+"""The protocol on hand-made graphs, and the normal form."""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from penjing.backends.onnx import BACKEND, OnnxModel
+from penjing.backends.onnx.normalize import normalize
+from penjing.core.backend import backend_for
+from penjing.core.errors import Refused
+from penjing.core.task import Split
+
+RNG = np.random.default_rng(0)
+
+
+def randn(*shape):
+    return RNG.standard_normal(shape).astype(np.float32)
+
+
+def make(nodes, arrays, shape=("n", 3, 8, 8), opset=18, inputs_too=False, out="y"):
+    def value(name, dims, kind=TensorProto.FLOAT):
+        return helper.make_tensor_value_info(name, kind, dims)
+
+    constants = [numpy_helper.from_array(np.asarray(a), n) for n, a in arrays.items()]
+    extra = [value(n, np.shape(a)) for n, a in arrays.items()] if inputs_too else []
+    graph = helper.make_graph(nodes, "g", [value("x", shape), *extra], [value(out, None)], constants)
+    return OnnxModel(helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8))
+
+
+def node(kind, inputs, output, **attributes):
+    return helper.make_node(kind, inputs.split(), [output], name=f"n_{output}", **attributes)
+
+
+def batchnorm(name, width):
+    arrays = {f"{name}.{part}": randn(width) for part in ("weight", "bias", "running_mean")}
+    return arrays | {f"{name}.running_var": np.abs(randn(width)) + 0.1}
+
+
+def classifier():
+    nodes = [node("Conv", "x conv.weight", "a", pads=[1, 1, 1, 1]),
+             node("BatchNormalization", "a bn.weight bn.bias bn.running_mean bn.running_var", "b"),
+             node("Relu", "b", "c"),
+             node("Conv", "c dw.weight dw.bias", "d", group=6),
+             node("ReduceMean", "d axes", "e", keepdims=0),
+             node("MatMul", "e fc.weight", "f"), node("Add", "f fc.bias", "y")]  # fmt: skip
+    arrays = {"conv.weight": randn(6, 3, 3, 3), **batchnorm("bn", 6), "dw.weight": randn(6, 1, 3, 3),
+              "dw.bias": randn(6), "axes": np.array([2, 3]),
+              "fc.weight": randn(6, 10), "fc.bias": randn(10)}  # fmt: skip
+    return make(nodes, arrays)
+
+
+def test_backend_is_found_from_the_class():
+    assert backend_for(classifier()) is BACKEND
+
+
+def test_layers_have_kinds_and_canonical_shapes():
+    layers = {layer.name: layer for layer in BACKEND.layers(classifier())}
+    assert {name: layer.kind for name, layer in layers.items()} == {
+        "conv": "conv", "bn": "batchnorm", "dw": "depthwise", "fc": "linear"}  # fmt: skip
+    assert layers["fc"].shapes == {"weight": (10, 6)}
+    assert layers["dw"].shapes == {"weight": (6, 1, 3, 3), "bias": (6,)}
+    assert set(layers["bn"].shapes) == {"weight", "bias", "running_mean", "running_var"}
+
+
+def test_read_and_write_are_inverse_in_every_layout():
+    arrays = {
+        "a.weight": randn(5, 4),
+        "b.weight": randn(5, 6),
+        "t.weight": randn(3, 2, 3, 3),
+        "t.bias": randn(2),
+    }
+    nodes = [node("ConvTranspose", "x t.weight t.bias", "t"), node("GlobalAveragePool", "t", "p"),
+             node("Flatten", "p", "f"), node("MatMul", "f two.weight", "m"),
+             node("Gemm", "m a.weight", "g", transB=1), node("Gemm", "g b.weight", "y")]  # fmt: skip
+    model = make(nodes, arrays | {"two.weight": randn(2, 4)})
+    x = (randn(2, 3, 8, 8),)
+    before = model.run(x)[0]
+    shapes = {layer.name: layer.shapes["weight"] for layer in BACKEND.layers(model)}
+    assert shapes == {"t": (2, 3, 3, 3), "two": (4, 2), "a": (5, 4), "b": (6, 5)}
+    for name in shapes:
+        BACKEND.write(model, name, BACKEND.read(model, name))
+    np.testing.assert_array_equal(model.run(x)[0], before)
+    BACKEND.write(model, "b", {"weight": 2 * BACKEND.read(model, "b")["weight"]})
+    np.testing.assert_allclose(model.run(x)[0], 2 * before, rtol=1e-5)
+
+
+def test_write_refuses_another_shape_and_unknown_names():
+    model = classifier()
+    with pytest.raises(Refused, match="keeps its shape"):
+        BACKEND.write(model, "conv", {"weight": randn(5, 3, 3, 3)})
+    with pytest.raises(Refused, match=r"layer of this name.*known: .*conv"):
+        BACKEND.read(model, "nothing")
+    with pytest.raises(Refused, match="float constant"):
+        BACKEND.write(model, "conv", {"bias": randn(6)})
+
+
+def test_copy_is_independent_and_fingerprint_sees_weights():
+    model = classifier()
+    copy = BACKEND.copy(model)
+    assert BACKEND.fingerprint(copy) == BACKEND.fingerprint(model)
+    BACKEND.write(copy, "fc", {"weight": np.zeros((10, 6), np.float32)})
+    assert BACKEND.fingerprint(copy) != BACKEND.fingerprint(model)
+    assert BACKEND.read(model, "fc")["weight"].any()
+
+
+def test_observe_yields_inputs_and_outputs_of_layers():
+    model = classifier()
+    split = Split((randn(5, 3, 8, 8),), np.zeros(5), "train")
+    seen = list(BACKEND.observe(model, ["conv", "fc"], split.batches(2)))
+    assert [len(batch["conv"][0]) for batch in seen] == [2, 2, 1]
+    np.testing.assert_array_equal(seen[0]["conv"][0], split.inputs[0][:2])
+    features, products = seen[0]["fc"]
+    weight = BACKEND.read(model, "fc")["weight"]
+    np.testing.assert_allclose(products, features @ weight.T, rtol=1e-4, atol=1e-5)
+
+
+def test_operations_count_by_formula_and_name_the_unknown():
+    model = classifier()
+    found = BACKEND.operations(model, (randn(4, 3, 8, 8),))
+    assert found.multiply_adds == 6 * 64 * 27 + 6 * 36 * 9 + 60
+    assert found.parameters == 6 * 27 + 4 * 6 + 6 * 9 + 6 + 60 + 10
+    assert found.uncounted == ()
+    odd = make([helper.make_node("LSTM", ["x", "w", "r"], ["", "y"], hidden_size=4)],
+               {"w": randn(1, 16, 3), "r": randn(1, 16, 4)}, shape=("n", 2, 3))  # fmt: skip
+    assert BACKEND.operations(odd, (randn(1, 2, 3),)).uncounted == ("LSTM",)
+
+
+def test_pruning_is_refused_with_the_way_out():
+    with pytest.raises(Refused, match="prune the PyTorch model"):
+        BACKEND.groups(classifier(), (randn(1, 3, 8, 8),))
+
+
+def test_normal_form_folds_and_keeps_outputs_and_names():
+    model = classifier()
+    x = (randn(3, 3, 8, 8),)
+    result = normalize(model, x)
+    kinds = [n.op_type for n in result.proto.graph.node]
+    assert kinds == ["Conv", "Relu", "Conv", "GlobalAveragePool", "Flatten", "Gemm"]
+    np.testing.assert_allclose(result.run(x)[0], model.run(x)[0], rtol=1e-4, atol=1e-4)
+    assert [layer.name for layer in BACKEND.layers(result)] == ["conv", "dw", "fc"]
+    assert "BatchNormalization" in [n.op_type for n in model.proto.graph.node]
+    again = normalize(result, x)
+    assert BACKEND.fingerprint(again) == BACKEND.fingerprint(result)
+
+
+@pytest.mark.parametrize(
+    ("before", "arrays"),
+    [
+        (
+            node("ConvTranspose", "x t.weight t.bias", "a"),
+            {"t.weight": randn(3, 5, 2, 2), "t.bias": randn(5)},
+        ),
+        (node("Conv", "x t.weight", "a", group=3), {"t.weight": randn(6, 1, 2, 2)}),
+    ],
+)
+def test_batchnorm_folds_into_any_convolution(before, arrays):
+    width = 5 if before.op_type == "ConvTranspose" else 6
+    names = "bn.weight bn.bias bn.running_mean bn.running_var"
+    nodes = [before, node("BatchNormalization", f"a {names}", "y", epsilon=1e-3)]
+    model = make(nodes, arrays | batchnorm("bn", width))
+    x = (randn(2, 3, 8, 8),)
+    result = normalize(model, x)
+    assert [n.op_type for n in result.proto.graph.node] == [before.op_type]
+    np.testing.assert_allclose(result.run(x)[0], model.run(x)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_batchnorm_stays_where_the_convolution_has_other_users():
+    names = "bn.weight bn.bias bn.running_mean bn.running_var"
+    nodes = [
+        node("Conv", "x c.weight", "a"),
+        node("BatchNormalization", f"a {names}", "b"),
+        node("Add", "a b", "y"),
+    ]
+    model = make(nodes, {"c.weight": randn(4, 3, 1, 1)} | batchnorm("bn", 4))
+    result = normalize(model, (randn(2, 3, 8, 8),))
+    assert "BatchNormalization" in [n.op_type for n in result.proto.graph.node]
+
+
+def test_old_model_with_initializers_as_inputs_is_brought_up_to_date():
+    nodes = [node("Conv", "x c.weight", "a"), node("Dropout", "a", "b"), node("Identity", "b", "c"),
+             node("Constant", "", "k", value=numpy_helper.from_array(np.float32(2.0))),
+             node("Mul", "c k", "y")]  # fmt: skip
+    model = make(nodes, {"c.weight": randn(4, 3, 1, 1)}, opset=9, inputs_too=True)
+    assert model.inputs == ("x",)
+    x = (randn(2, 3, 8, 8),)
+    result = normalize(model, x)
+    assert [n.op_type for n in result.proto.graph.node] == ["Conv", "Mul"]
+    assert [value.name for value in result.proto.graph.input] == ["x"]
+    np.testing.assert_allclose(result.run(x)[0], model.run(x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_notes_with_paths_of_the_exporting_machine_do_not_travel():
+    model = classifier()
+    for entry in model.proto.graph.node:
+        entry.metadata_props.add(key="pkg.torch.onnx.stack_trace", value='File "/home/somebody/net.py"')
+    assert b"somebody" not in normalize(model, None).proto.SerializeToString()
