@@ -43,10 +43,12 @@ def test_events_and_attempts(ledger):
     assert ledger.begin("plan") == 2
     with pytest.raises(Refused, match="at most 2 times"):
         ledger.begin("plan")
+    ledger.take_back("plan")
+    assert ledger.begin("plan") == 2
     assert (ledger.attempts("plan"), ledger.attempts("none")) == (2, 0)
     assert ledger.events("started") == [Event("", "started", {"seed": 3})]
-    assert [e.data["number"] for e in ledger.events(key="plan")] == [1, 2]
-    assert len(ledger.events()) == 4
+    assert [e.data["number"] for e in ledger.events("attempt", "plan")] == [1, 2, 2]
+    assert len(ledger.events()) == 6
 
 
 def test_results_survive_reopening(tmp_path):

@@ -37,6 +37,7 @@ MIGRATIONS = (
 _APPLICATION = 0x50656E6A  # "Penj", where SQLite keeps the kind of its file
 _WAIT_S = 60.0
 _ATTEMPT = "attempt"
+_TAKEN_BACK = "attempt taken back"
 # Columns by name: a name that a flipped bit changed is an error of SQLite then.
 _RESULTS = "SELECT seq, key, record, sha256 FROM results"
 _EVENTS = "SELECT seq, key, kind, data, sha256 FROM events"
@@ -129,8 +130,12 @@ class Ledger:
         return [_event(row, self.path) for row in rows]
 
     def attempts(self, key: str) -> int:
-        """Return how often work on a key was begun."""
-        return len(self.events(_ATTEMPT, key))
+        """Return how often work on a key was begun, without the attempts that were taken back."""
+        return len(self.events(_ATTEMPT, key)) - len(self.events(_TAKEN_BACK, key))
+
+    def take_back(self, key: str) -> None:
+        """Do not count the last attempt: it was ended on purpose (Ctrl-C), not by what was tried."""
+        self.event(_TAKEN_BACK, key)
 
     def begin(self, key: str, most: int = 2) -> int:
         """Note that work on a key begins, durably, and return the number of this attempt, from 1.
@@ -139,8 +144,7 @@ class Ledger:
             Refused: it was begun `most` times already without a result; it may be what kills the driver.
         """
         with self._writing() as db:
-            done = db.execute("SELECT count(*) FROM events WHERE kind = ? AND key = ?", (_ATTEMPT, key))
-            number = int(done.fetchone()[0]) + 1
+            number = self.attempts(key) + 1
             if number > most:
                 raise Refused(f"a candidate is tried at most {most} times", place=f"candidate {key}",
                               value=f"{number - 1} without an end", fix="see its log")  # fmt: skip
