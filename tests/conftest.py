@@ -1,0 +1,57 @@
+"""What tests of several parts share: NumPy nets and their twins in torch."""
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture(scope="session")
+def torch_twin():
+    """A function that builds the same network in torch: modules by the names of the nodes, same weights."""
+    torch = pytest.importorskip("torch", reason="the extra torch is not installed")
+    nn, functional = torch.nn, torch.nn.functional
+
+    def module(node, tensors):
+        weight, bias = tensors["weight"], "bias" in tensors
+        if node.op == "linear":
+            return nn.Linear(weight.shape[1], weight.shape[0], bias)
+        if node.op == "batchnorm":
+            return nn.BatchNorm2d(len(weight), node["eps"])
+        groups = node.whole("groups")
+        return nn.Conv2d(weight.shape[1] * groups, len(weight), weight.shape[2:], node.whole("stride"),
+                         node.whole("padding"), groups=groups, bias=bias)  # fmt: skip
+
+    def window(node):
+        return node.whole("kernel"), node.whole("stride"), node.whole("padding")
+
+    plain = {
+        "relu": lambda node, x: functional.relu(x),
+        "add": lambda node, x, y: x + y,
+        "concat": lambda node, *xs: torch.cat(xs, 1),
+        "max_pool": lambda node, x: functional.max_pool2d(x, *window(node)),
+        "avg_pool": lambda node, x: functional.avg_pool2d(x, *window(node)),
+        "global_mean": lambda node, x: x.mean((2, 3)),
+        "flatten": lambda node, x: x.flatten(1),
+    }
+
+    class Twin(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+            for node in net.nodes:
+                if node.name in net.tensors:
+                    self.add_module(node.name, module(node, net.tensors[node.name]))
+            for layer, tensors in net.tensors.items():
+                own = getattr(self, layer).state_dict()
+                own |= {name: torch.from_numpy(np.array(array)) for name, array in tensors.items()}
+                getattr(self, layer).load_state_dict(own)
+            self.eval()
+
+        def forward(self, x):
+            values = {self.net.inputs[0]: x}
+            for node in self.net.nodes:
+                taken = [values[name] for name in node.inputs]
+                own = getattr(self, node.name, None)
+                values[node.name] = own(*taken) if own is not None else plain[node.op](node, *taken)
+            return values[self.net.nodes[-1].name]
+
+    return Twin
