@@ -1,0 +1,133 @@
+"""Time one training step in each number format and layout, interleaved; the evidence for the rules of
+`penjing.train.numerics`. Run it on a quiet machine: `python benchmarks/training_numerics.py [threads]`.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+from statistics import median
+
+import torch
+from torch import nn
+
+from penjing.train.numerics import Numerics, numerics_for
+
+SECONDS_A_NETWORK = 5.0
+CHOICES = [Numerics(bfloat16=b, channels_last=c) for b in (False, True) for c in (False, True)]
+
+
+class Block(nn.Module):
+    """Two convolutions around a shortcut, as in He et al. (2016)."""
+
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *convolution(inside, outside, 3, stride), nn.ReLU(), *convolution(outside, outside, 3)
+        )
+        same = inside == outside and stride == 1
+        self.shortcut = nn.Identity() if same else nn.Sequential(*convolution(inside, outside, 1, stride))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the block's output."""
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def convolution(inside: int, outside: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
+    """Return a convolution without bias and its normalization."""
+    layer = nn.Conv2d(inside, outside, kernel, stride, kernel // 2, groups=groups, bias=False)
+    return [layer, nn.BatchNorm2d(outside)]
+
+
+def resnet(widths: tuple[int, int, int], depth: int = 3) -> nn.Sequential:
+    """Return a residual network for 32x32 images."""
+    layers: list[nn.Module] = [*convolution(3, widths[0], 3), nn.ReLU()]
+    inside = widths[0]
+    for stage, width in enumerate(widths):
+        for index in range(depth):
+            layers.append(Block(inside, width, 2 if stage and not index else 1))
+            inside = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, 10))
+
+
+def depthwise(widths: tuple[int, int, int], expand: int = 6) -> nn.Sequential:
+    """Return a chain of inverted bottlenecks without shortcuts, as in MobileNetV2."""
+    layers: list[nn.Module] = [*convolution(3, widths[0], 3), nn.ReLU6()]
+    inside = widths[0]
+    for width in widths:
+        hidden = inside * expand
+        layers += [*convolution(inside, hidden, 1), nn.ReLU6()]
+        layers += [*convolution(hidden, hidden, 3, 2, groups=hidden), nn.ReLU6()]
+        layers += convolution(hidden, width, 1)
+        inside = width
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inside, 10))
+
+
+def perceptron(width: int, depth: int) -> nn.Sequential:
+    """Return linear layers of one width."""
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(3072, width)]
+    for _ in range(depth):
+        layers += [nn.ReLU(), nn.Linear(width, width)]
+    return nn.Sequential(*layers, nn.Linear(width, 10))
+
+
+NETWORKS = {
+    "ResNet-20": (resnet((16, 32, 64)), 128),
+    "ResNet-20, batch 16": (resnet((16, 32, 64)), 16),
+    "ResNet-20, widths 8 16 32": (resnet((8, 16, 32)), 128),
+    "ResNet-20, widths 10 21 43": (resnet((10, 21, 43)), 128),
+    "depthwise, widths 16 32 64": (depthwise((16, 32, 64)), 64),
+    "depthwise, widths 13 21 30": (depthwise((13, 21, 30), 5), 64),
+    "linear, width 64": (perceptron(64, 2), 128),
+    "linear, width 1024": (perceptron(1024, 3), 128),
+}
+
+
+def step_of(network: nn.Module, batch: int, numerics: Numerics):
+    """Return a function that takes one step on a copy of the network."""
+    model = copy.deepcopy(network).train()
+    if numerics.channels_last:
+        model.to(memory_format=torch.channels_last)
+    x, y = numerics.lay_out((torch.randn(batch, 3, 32, 32),))[0], torch.randint(0, 10, (batch,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True)
+
+    def step() -> None:
+        with numerics.autocast():
+            outputs = model(x)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(outputs.float(), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def milliseconds(network: nn.Module, batch: int) -> dict[Numerics, float]:
+    """Return the median time of a step for each choice, measured in turn."""
+    steps = {choice: step_of(network, batch, choice) for choice in CHOICES}
+    times: dict[Numerics, list[float]] = {choice: [] for choice in CHOICES}
+    for step in steps.values():
+        for _ in range(3):
+            step()
+    end = time.perf_counter() + SECONDS_A_NETWORK
+    while time.perf_counter() < end:
+        for choice, step in steps.items():
+            start = time.perf_counter()
+            step()
+            times[choice].append(1e3 * (time.perf_counter() - start))
+    return {choice: median(values) for choice, values in times.items()}
+
+
+def main() -> None:
+    """Print a table in Markdown; the choice of the rules is marked."""
+    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
+    print("ms per step |", " | ".join(map(str, CHOICES)))
+    print("|".join(["---"] * (len(CHOICES) + 1)))
+    for name, (network, batch) in NETWORKS.items():
+        chosen = numerics_for(network, "auto")
+        cells = [f"{ms:.4g}{' *' if c == chosen else ''}" for c, ms in milliseconds(network, batch).items()]
+        print(name, "|", " | ".join(cells), flush=True)
+
+
+if __name__ == "__main__":
+    main()
