@@ -12,7 +12,8 @@ from penjing.core.errors import Refused
 from penjing.core.measurement import Estimate, Latency, NotMeasured, Operations
 from penjing.core.target import Target
 from penjing.core.task import Task
-from penjing.measure.measure import difference, measure, measure_all, quality_of, timed_batch
+from penjing.measure.measure import difference, measure, measure_all, timed_batch
+from penjing.measure.quality_interval import quality_of
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((90, 6)).astype(np.float32)
@@ -130,6 +131,11 @@ def test_a_reference_that_cannot_be_timed_leaves_no_ratio(folders):
 def test_an_unknown_reference_is_refused(folders):
     with pytest.raises(Refused, match="did you mean 'plain'"):
         measure_all({"plain": (folders["plain"], Target(), None)}, a_task(), "valid", "plan")
+
+
+def test_an_unknown_split_is_refused(folders):
+    with pytest.raises(Refused, match="train, valid or test"):
+        measure(folders["plain"], a_task(), split="prod")
 
 
 def test_an_artefact_that_does_not_fit_the_data_is_refused(folders):

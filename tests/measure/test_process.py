@@ -18,7 +18,8 @@ from penjing.backends.onnx.model import OnnxModel
 from penjing.core.artefact import deliver
 from penjing.core.errors import Exit, Refused
 from penjing.core.target import Target
-from penjing.measure.process import RuntimeProcess, cores_for, environment, save_arrays, seal
+from penjing.measure.process import RuntimeProcess, cores_for, environment, save_arrays
+from penjing.measure.sealing import seal
 
 ROWS = np.random.default_rng(0).standard_normal((11, 4)).astype(np.float32)
 
@@ -248,6 +249,25 @@ def test_no_process_outlives_a_program_that_is_killed(eager, tmp_path):
     os.kill(program.pid, signal.SIGKILL)
     program.wait()
     assert wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_generous_memory_limit_does_not_disturb(artefact, tmp_path):
+    with RuntimeProcess(artefact, Target(), limit_bytes=2**31) as running:
+        outputs = running.outputs(save_arrays(tmp_path, (ROWS,), "inputs"), 4, tmp_path / "outputs.npy")
+    np.testing.assert_allclose(outputs, expected(ROWS), rtol=1e-6)
+
+
+def test_a_model_of_many_megabytes_goes_through_the_pipe(eager):
+    ballast = np.random.default_rng(0).bytes(20_000_000)
+
+    def make():
+        import torch
+
+        assert len(ballast) == 20_000_000
+        return torch.nn.Linear(4, 3)
+
+    with RuntimeProcess(eager, Target("torch"), model=make) as running:
+        assert running.alive
 
 
 def test_a_process_above_its_memory_limit_is_ended(eager):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from penjing.core.backend import Group, Groups
+from penjing.core.backend import Group, Groups, backend_named
 from penjing.core.errors import Refused
 from penjing.core.target import Target, runtime_for
 
@@ -98,6 +98,41 @@ def test_recorded_cuts_are_replayed_in_order(tmp_path, monkeypatch):
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     assert recipe["cuts"] == [{"body": [0, 1, 2, 5, 6, 7]}, {"body": [1, 2, 5]}]
     np.testing.assert_array_equal(RUNTIME.open(tmp_path, Target("torch"), Net)(X), outputs(model))
+
+
+class Hard(nn.Module):
+    """Code that hard-codes a size, so that its cut form is a graph of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.head = nn.Linear(8 * 36, 4)
+
+    def forward(self, x):
+        return self.head(torch.relu(self.stem(x)).view(-1, 8 * 36))
+
+
+@pytest.mark.parametrize("make", [Net, Hard])
+def test_what_the_torch_backend_cuts_comes_back(tmp_path, make):
+    torch.manual_seed(2)
+    backend, model = backend_named("torch"), make().eval()
+    for count in (6, 4):
+        groups = backend.groups(model, (X[:1],))
+        model = backend.keep(model, groups, {g.name: np.arange(count) for g in groups.groups})
+    RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+    runner = RUNTIME.open(tmp_path, Target("torch"), make)
+    assert {name: tuple(p.shape) for name, p in runner._call.named_parameters()}["stem.weight"][0] == 4
+    np.testing.assert_allclose(runner(X), outputs(model), rtol=1e-5, atol=1e-6)
+    again = RUNTIME.open(tmp_path, Target("torch"), lambda: backend.copy(model))
+    np.testing.assert_allclose(again(X), outputs(model), rtol=1e-5, atol=1e-6)
+
+
+def test_a_class_that_was_cut_in_another_way_is_refused(tmp_path):
+    RUNTIME.deliver(net(), (), (X[:1],), tmp_path)
+    other = net()
+    other._penjing_cuts = [{"body": [0]}]
+    with pytest.raises(Refused, match="cut in another way"):
+        RUNTIME.open(tmp_path, Target("torch"), lambda: other)
 
 
 def test_cuts_of_groups_that_the_class_lacks_are_refused(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,31 +13,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.arrays.statistics import wilson
 from penjing.core.artefact import deliver, open_artefact
 from penjing.core.backend import Arrays, backend_for
 from penjing.core.errors import Exit, Refused, nearest
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured, Operations
 from penjing.core.method import Model
 from penjing.core.target import Target
-from penjing.core.task import Task
+from penjing.core.task import Split, Task
 from penjing.measure.latency import Samples, interleave, summarise
-from penjing.measure.process import Factory, RuntimeProcess, save_arrays
-from penjing.measure.quality import (
-    all_metrics,
-    metric_name,
-    metric_value,
-    per_class_recall,
-    per_example,
-    weighted_scores,
-)
+from penjing.measure.process import RuntimeProcess, save_arrays
+from penjing.measure.quality import all_metrics, metric_name, per_class_recall
+from penjing.measure.quality_interval import quality_of
+from penjing.measure.sealing import Factory
 
 Entry = tuple[Path, Target, Factory | None]
 """A delivered folder, where it runs, and what makes the user's class where the runtime needs it."""
 
 COMPARED_EXAMPLES = 64
 _WARM_CALLS = 3
-_RESAMPLES = 200
 
 
 @dataclass(frozen=True)
@@ -84,7 +77,7 @@ def measure(
         operations = {name: backend.operations(model, example)}
         entries = {name: (folder, target, factory or partial(_itself, model))}
         found = measure_all(entries, task, split, name, operations)[name]
-    inputs = tuple(x[:COMPARED_EXAMPLES] for x in getattr(task, split).arrays()[0])
+    inputs = tuple(x[:COMPARED_EXAMPLES] for x in _split(task, split).arrays()[0])
     apart = difference(found.outputs[:COMPARED_EXAMPLES], backend.run(model, inputs))
     return found.measurement.model_copy(update={"difference": apart})
 
@@ -117,8 +110,7 @@ def measure_all(
     if reference not in candidates:
         raise Refused("the reference is one of the candidates", value=reference, place="measure_all",
                       fix=nearest(reference, candidates), code=Exit.USAGE)  # fmt: skip
-    task = task.prepare()
-    inputs, targets = getattr(task, split_name).arrays()
+    inputs, targets = _split(task.prepare(), split_name).arrays()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penjing-")))
         stage = _Stage(folder, inputs, save_arrays(folder, inputs, "inputs"), task.batch_size)
@@ -136,6 +128,14 @@ def measure_all(
                        stage.outputs[name])
         for name, entry in candidates.items()
     }  # fmt: skip
+
+
+def _split(task: Task, name: str) -> Split:
+    if name not in ("train", "valid", "test"):
+        raise Refused("the split is train, valid or test", value=repr(name), place="split",
+                      code=Exit.USAGE)  # fmt: skip
+    split: Split = getattr(task, name)
+    return split
 
 
 def difference(outputs: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -259,40 +259,6 @@ def _measurement(
         memory_bytes=result.memory,
         size_bytes=None,
     )
-
-
-def quality_of(task: Task, outputs: NDArray[Any], targets: NDArray[Any]) -> Estimate | NotMeasured:
-    """Return the metric with a 95% interval: Wilson's for shares, else a bootstrap of examples.
-
-    Raises:
-        Refused: the metric cannot judge these outputs.
-    """
-    value, n = metric_value(task, outputs, targets), len(targets)
-    hits = per_example(task, outputs, targets)
-    if hits is not None:
-        interval = wilson(int(hits.sum()), n)
-        return Estimate(value=value, low=min(interval.low, value), high=max(interval.high, value), n=n,
-                        how="Wilson score interval")  # fmt: skip
-    draws = _resampled(task, outputs, targets)
-    if len(draws) < _RESAMPLES // 2:
-        return NotMeasured(
-            reason=f"the metric is {value:g} but undefined on most resamples of these examples"
-        )
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=n,
-                    how="percentile bootstrap of examples")  # fmt: skip
-
-
-def _resampled(task: Task, outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
-    n, rng = len(targets), np.random.default_rng(0)
-    if isinstance(task.metric, str):
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=_RESAMPLES)
-        return weighted_scores(task.metric, outputs.argmax(axis=1), targets, counts)
-    draws = []
-    for index in rng.integers(n, size=(_RESAMPLES, n)):
-        with suppress(Refused):
-            draws.append(metric_value(task, outputs[index], targets[index]))
-    return np.array(draws)
 
 
 def _itself(model: Model) -> Model:

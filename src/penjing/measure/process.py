@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,10 +24,8 @@ from numpy.typing import NDArray
 
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Model
 from penjing.core.target import Target
-
-Factory = Callable[[], Model]
+from penjing.measure.sealing import Factory, seal
 
 _POLL_S = 0.1
 _NEED_THE_CLASS = frozenset({"torch"})
@@ -171,9 +169,10 @@ class RuntimeProcess:
 
     def _send(self, data: bytes, deadline: float) -> None:
         os.set_blocking(self._requests, False)
-        while data:
+        rest = memoryview(data)
+        while rest:
             self._wait(deadline, writing=True)
-            data = data[os.write(self._requests, data[:65536]) :]
+            rest = rest[os.write(self._requests, rest[:65536]) :]
 
     def _receive(self, deadline: float) -> bytes:
         while b"\n" not in self._rest:
@@ -264,29 +263,6 @@ def environment(target: Target) -> dict[str, str]:
     return {**os.environ, **fixed}
 
 
-def seal(factory: Factory) -> bytes:
-    """Serialize a factory for our own process; code that the process could not import travels by value.
-
-    The bytes go through a pipe and never into a file.
-
-    Raises:
-        Refused: something that the factory holds cannot be serialized.
-    """
-    import cloudpickle
-
-    with contextlib.ExitStack() as stack:
-        for module in _unimportable():
-            cloudpickle.register_pickle_by_value(module)
-            stack.callback(cloudpickle.unregister_pickle_by_value, module)
-        try:
-            data: bytes = cloudpickle.dumps(factory)
-        except (TypeError, AttributeError, ValueError, RuntimeError, ImportError) as error:
-            raise Refused("the function that makes the model can go to another process",
-                          value=str(error).splitlines()[:1], place="model()",
-                          fix="make the model inside the function, from plain values") from error  # fmt: skip
-    return data
-
-
 def save_arrays(folder: Path, arrays: Arrays, name: str) -> tuple[Path, ...]:
     """Write arrays as `NAME.<i>.npy` for a process to map; object arrays are refused."""
     paths = []
@@ -297,31 +273,6 @@ def save_arrays(folder: Path, arrays: Arrays, name: str) -> tuple[Path, ...]:
         paths.append(folder / f"{name}.{i}.npy")
         np.save(paths[-1], array, allow_pickle=False)
     return tuple(paths)
-
-
-def _unimportable() -> Iterator[Any]:
-    """Yield modules that an interpreter with this `sys.path` would not find, or not where they came from."""
-    same: dict[str, bool] = {}
-    for name, module in list(sys.modules.items()):
-        top = name.partition(".")[0]
-        if top in sys.stdlib_module_names or top == "__main__" or getattr(module, "__file__", None) is None:
-            continue
-        if top not in same:
-            same[top] = _findable(top)
-        if not same[top]:
-            yield module
-
-
-def _findable(top: str) -> bool:
-    here = getattr(sys.modules.get(top), "__file__", None)
-    for finder in sys.meta_path:
-        find = getattr(finder, "find_spec", None)
-        spec = find(top, None) if find is not None else None
-        if spec is not None:
-            return (
-                here is None or spec.origin is None or os.path.realpath(spec.origin) == os.path.realpath(here)
-            )
-    return False
 
 
 def _exit_code(process: subprocess.Popen[bytes]) -> int | None:

@@ -122,11 +122,18 @@ def runner(module: Any, target: Target, specs: tuple[TensorSpec, ...]) -> TorchR
 
 
 def rebuild(module: Any, cuts: list[dict[str, list[int]]], specs: tuple[TensorSpec, ...]) -> Any:
-    """Replay recorded cuts on a fresh module: for each, groups by name and the units to keep."""
-    if not cuts:
+    """Replay recorded cuts on a module: for each, groups by name and the units to keep.
+
+    Cuts that the module carries already, because it was made by cutting itself, are not made twice.
+    """
+    made = _cuts(module)
+    if cuts[: len(made)] != made:
+        raise Refused("the class was not cut in another way", value=f"{len(made)} cuts", place="model()",
+                      fix="pass the class that the artefact was made from")  # fmt: skip
+    if cuts == made:
         return module
     backend = backend_named("torch")
-    for cut in cuts:
+    for cut in cuts[len(made) :]:
         groups = backend.groups(module, _zeros(specs, 1))
         unknown = sorted(set(cut) - {group.name for group in groups.groups})
         if unknown:
@@ -169,7 +176,8 @@ def _read_recipe(path: Path) -> dict[str, Any]:
 
 
 def _cuts(model: Any) -> list[dict[str, list[int]]]:
-    return list(getattr(model, "_penjing_cuts", []))
+    cuts = getattr(model, "_penjing_cuts", [])
+    return [{group: [int(i) for i in kept] for group, kept in cut.items()} for cut in cuts]
 
 
 def _zeros(specs: tuple[TensorSpec, ...], batch: int) -> Arrays:
