@@ -1,0 +1,87 @@
+"""The torch backend: the protocol's functions under one name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.backends.torch import check, cut, observe, onnx_file, operations, tensors
+from penjing.backends.torch.capture import capture
+from penjing.backends.torch.flow import TorchGroups, label
+from penjing.backends.torch.verify import check_capture
+from penjing.core.backend import Arrays, Groups, Layer
+from penjing.core.measurement import Operations
+from penjing.core.method import Model
+from penjing.core.task import Batch, Split
+
+
+class TorchBackend:
+    """`penjing.core.backend.GradientBackend` for `torch.nn.Module`."""
+
+    name = "torch"
+
+    def copy(self, model: Model) -> Model:
+        """Return an independent copy; see `check.copied`."""
+        return check.copied(model)
+
+    def layers(self, model: Model) -> tuple[Layer, ...]:
+        """List the modules that hold tensors, in the order of the model."""
+        return tensors.layers(model)
+
+    def read(self, model: Model, layer: str) -> dict[str, NDArray[Any]]:
+        """Return copies of a layer's tensors."""
+        return tensors.read(model, layer)
+
+    def write(self, model: Model, layer: str, tensors_: Mapping[str, NDArray[Any]]) -> None:
+        """Replace tensors of a layer by arrays of the same shapes."""
+        tensors.write(model, layer, tensors_)
+
+    def groups(self, model: Model, example: Arrays) -> TorchGroups:
+        """Return the coupled channels; the result also holds the graph, which `keep` needs.
+
+        Raises:
+            Refused: the model cannot be captured, or its graph computes something else than it.
+        """
+        captured = capture(model, example)
+        check_capture(model, captured)
+        return label(model, captured)
+
+    def keep(self, model: Model, groups: Groups, kept: Mapping[str, NDArray[np.int64]]) -> Model:
+        """Return a copy with only the kept units; see `cut.keep`."""
+        return cut.keep(model, groups, kept)
+
+    def run(self, model: Model, inputs: Arrays) -> NDArray[Any]:
+        """Return the model's output for one batch, in evaluation mode."""
+        return observe.run(model, inputs)
+
+    def observe(
+        self, model: Model, layers: Sequence[str], batches: Iterator[Batch]
+    ) -> Iterator[dict[str, tuple[NDArray[Any], NDArray[Any]]]]:
+        """Yield the input and the output of each named layer, batch by batch."""
+        return observe.observe(model, layers, batches)
+
+    def gradients(
+        self, model: Model, split: Split, loss: Any, batches: int, size: int, seed: int
+    ) -> Iterator[dict[str, dict[str, NDArray[Any]]]]:
+        """Yield, batch by batch, the gradient of the mean loss for every parameter."""
+        return observe.gradients(model, split, loss, batches, size, seed)
+
+    def operations(self, model: Model, example: Arrays) -> Operations:
+        """Count parameters and multiply-adds for one example."""
+        return operations.operations(model, example)
+
+    def fingerprint(self, model: Model) -> str:
+        """Return a SHA-256 over the code and every tensor."""
+        return check.fingerprint(model)
+
+    def check(self, model: Model, example: Arrays) -> None:
+        """Refuse a module that cannot be worked on; see `check.check`."""
+        check.check(model, example)
+
+    def export(self, model: Model, example: Arrays, path: Path) -> None:
+        """Write a checked ONNX file; see `onnx_file.export`."""
+        onnx_file.export(model, example, path)

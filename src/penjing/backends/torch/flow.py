@@ -1,0 +1,181 @@
+"""Carry channel labels through a captured graph by the rules of its operators."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from penjing.arrays.coupling import Coupling, Labels, fixed
+from penjing.backends.torch.capture import Capture, sizes, where
+from penjing.backends.torch.tensors import CONVOLUTIONS, tensors_of
+from penjing.core.backend import Groups
+
+CONSUMERS = ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+             "linear", "matmul", "mm", "addmm")  # fmt: skip
+"""Operators that sum over channels with a weight: what a cut channel does not reach any more."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor in the graph: labels of each axis, and whose tensor it is where it is a module's own."""
+
+    dims: tuple[Labels, ...]
+    source: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One node with the labels of its arguments, as a rule sees it.
+
+    `shape` is of the output, of each output where there are several, None where it is no tensor.
+    """
+
+    node: Any
+    coupling: Coupling
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shape: Any
+
+    def arg(self, position: int, name: str, default: Any = None) -> Any:
+        """Return an argument given by position or by name."""
+        if len(self.args) > position:
+            return self.args[position]
+        return self.kwargs.get(name, default)
+
+    def why(self, reason: str) -> str:
+        """Return a reason with the operator and its source line."""
+        return f"{reason} ({where(self.node)})"
+
+    def freeze(self, labels: Labels, reason: str) -> Labels:
+        """Freeze an axis; return labels of a fixed axis of the same length."""
+        self.coupling.freeze(labels, self.why(reason))
+        return fixed(len(labels))
+
+    def unite(self, first: Labels, second: Labels, reason: str) -> None:
+        """Unite two axes; what meets a fixed coordinate is frozen for the reason."""
+        self.coupling.unite(first, second, self.why(reason))
+
+
+Rule = Callable[[Step], Any]
+
+
+@dataclass
+class Flow:
+    """A capture with the labels of every value, and the coupling that they were collected in."""
+
+    capture: Capture
+    coupling: Coupling
+    values: dict[Any, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TorchGroups(Groups):
+    """Groups together with the labelled graph that they came from, which `keep` needs."""
+
+    flow: Flow | None = None
+
+
+def operator_name(target: Any) -> str:
+    """Return the plain name of an operator: `add` for `aten.add_.Tensor`."""
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
+        name: str = target._schema.name.split("::")[1]
+        return name.rstrip("_") if not name.startswith("__") else name
+    return str(getattr(target, "__name__", target))
+
+
+def label(model: nn.Module, captured: Capture) -> TorchGroups:
+    """Propagate labels through the graph and gather the groups."""
+    flow = Flow(captured, Coupling())
+    makers = _makers(model)
+    first_name: dict[int, str] = {}
+    alias = {name: first_name.setdefault(id(t), name) for name, t in tensors_of(model).items()}
+    for node in captured.graph.nodes:
+        if node.op == "placeholder":
+            if node.users:
+                flow.values[node] = _placeholder(flow, node, alias, makers)
+        elif node.op == "output":
+            for dim in flow.values[captured.output].dims:
+                flow.coupling.freeze(dim, "is an output of the model")
+        else:
+            flow.values[node] = _apply(flow, node)
+    groups = flow.coupling.groups()
+    return TorchGroups(groups.groups, groups.frozen, flow)
+
+
+def _makers(model: nn.Module) -> set[str]:
+    kinds = (*CONVOLUTIONS, nn.Linear, nn.modules.conv._ConvTransposeNd)
+    return {
+        f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, kinds)
+    }
+
+
+def _placeholder(flow: Flow, node: Any, alias: dict[str, str], makers: set[str]) -> Value:
+    shape = sizes(node.meta["val"])
+    if node.name not in flow.capture.tensors:
+        return Value(tuple(fixed(n) for n in shape))
+    name = alias[flow.capture.tensors[node.name]]
+    layer, _, tensor = name.rpartition(".")
+    output_axis = 0 if name in makers else None
+    dims = tuple(
+        flow.coupling.axis(layer, tensor, axis, length, maker=axis == output_axis)
+        for axis, length in enumerate(shape)
+    )
+    return Value(dims, (layer, tensor))
+
+
+def _apply(flow: Flow, node: Any) -> Any:
+    from penjing.backends.torch.rules import rule_for
+
+    def resolve(argument: Any) -> Any:
+        return fx.node.map_arg(argument, lambda n: flow.values.get(n, n))
+
+    if node.op != "call_function":
+        return None
+    args, kwargs = resolve(node.args), resolve(node.kwargs)
+    if node.target is operator.getitem:
+        return args[0][args[1]] if isinstance(args[0], list | tuple) else None
+    value = node.meta.get("val")
+    shape = _shape(value)
+    step = Step(node, flow.coupling, tuple(args), dict(kwargs), shape)
+    result = rule_for(node.target)(step)
+    _check_lengths(node, result, shape)
+    return result
+
+
+def _shape(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return sizes(value)
+    if isinstance(value, list | tuple):
+        return [_shape(v) for v in value]
+    return None
+
+
+def _check_lengths(node: Any, result: Any, shape: Any) -> None:
+    if isinstance(result, Value):
+        assert tuple(map(len, result.dims)) == tuple(shape), (where(node), result.dims, shape)
+    elif isinstance(result, list):
+        for part, part_shape in zip(result, shape, strict=True):
+            _check_lengths(node, part, part_shape)
+
+
+def values_in(arguments: Any) -> list[Value]:
+    """Return every tensor value among arguments, however nested."""
+    if isinstance(arguments, Value):
+        return [arguments]
+    if isinstance(arguments, dict):
+        arguments = list(arguments.values())
+    if isinstance(arguments, list | tuple):
+        return [v for a in arguments for v in values_in(a)]
+    return []
+
+
+def unlabelled(shape: Any) -> Any:
+    """Return values of fixed axes for an output shape."""
+    if isinstance(shape, list):
+        return [unlabelled(s) for s in shape]
+    return None if shape is None else Value(tuple(fixed(n) for n in shape))

@@ -1,0 +1,77 @@
+"""A module as a checked ONNX file."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from penjing.backends.torch.capture import capture, quiet, require_dynamic
+from penjing.core.backend import Arrays
+from penjing.core.errors import Exit, Refused
+
+OPSET = 18
+
+
+def export(model: nn.Module, example: Arrays, path: Path) -> None:
+    """Write a module, in evaluation mode, as a checked ONNX file whose batch is dynamic.
+
+    Inputs are named as the arguments of forward, the output `output`, initializers as the module's
+    parameters, the first axis of all of them `batch`. Weights are inside the file.
+
+    Raises:
+        Refused: torch cannot capture or export the model, its code fixes the batch size, or the file does
+            not pass the checker.
+    """
+    import onnx
+
+    captured = capture(model, example)
+    require_dynamic(captured)
+    with quiet(), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            program = torch.onnx.export(
+                captured.program,
+                (),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(captured.names),
+                output_names=["output"],
+                external_data=False,
+                verbose=False,
+            )
+        except Exception as error:
+            # The exporter wraps whatever its passes raise; none of it is ours.
+            line = (str(error).strip().splitlines() or [""])[0][:300]
+            raise Refused("torch.onnx can export the model", value=f"{type(error).__name__}: {line}",
+                          place="export", code=Exit.BAD_INPUT) from error  # fmt: skip
+    proto = program.model_proto
+    _tidy(proto)
+    try:
+        onnx.checker.check_model(proto, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise Refused(
+            "the exported file passes onnx.checker", value=str(error).splitlines()[0], place="export"
+        ) from error
+    path.write_bytes(proto.SerializeToString())
+
+
+def _tidy(proto: Any) -> None:
+    """Drop inferred shapes, which go stale when tools edit the file, and name the batch axis."""
+    del proto.graph.value_info[:]
+    symbols = {
+        v.type.tensor_type.shape.dim[0].dim_param for v in proto.graph.input if v.type.tensor_type.shape.dim
+    }
+    for value in (*proto.graph.input, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols - {""}:
+                dim.dim_param = "batch"
+    for node in proto.graph.node:
+        # Traces of the exporting machine: file paths and line numbers of the user's code.
+        del node.metadata_props[:]
+        node.ClearField("doc_string")
+    del proto.graph.metadata_props[:]
+    del proto.metadata_props[:]

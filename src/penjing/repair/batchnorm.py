@@ -1,0 +1,135 @@
+"""Re-estimate the statistics of BatchNorm layers after the weights before them changed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
+
+
+class ReestimateBatchNorm(Method):
+    """Set running means and variances to the exact values over pooled training data.
+
+    Every BatchNorm layer normalizes with the statistics of the batch while the data passes, so that each
+    layer sees its inputs as they will be, and the pooled mean and variance replace the moving averages
+    (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", precise BN).
+
+    Attributes:
+        batches: batches of training data, at least 1.
+        size: examples in each, at least 2.
+    """
+
+    stage: ClassVar[Stage] = Stage.WEIGHTS
+    batches: int = Field(default=20, ge=1)
+    size: int = Field(default=128, ge=2)
+
+
+@dataclass
+class _Sums:
+    """Count, sum and sum of squares of every channel, in double precision."""
+
+    count: int = 0
+    total: Any = 0.0
+    squares: Any = 0.0
+
+    def add(self, x: Any) -> None:
+        axes = [a for a in range(x.ndim) if a != 1]
+        x = x.detach().double()
+        self.count += x.numel() // x.shape[1]
+        self.total = self.total + x.sum(axes)
+        self.squares = self.squares + x.square().sum(axes)
+
+    def mean_and_variance(self) -> tuple[Any, Any]:
+        """Return the mean and the unbiased variance, as torch's running statistics hold it."""
+        mean = self.total / self.count
+        variance = (self.squares / self.count - mean.square()).clamp(min=0)
+        return mean, variance * self.count / max(self.count - 1, 1)
+
+
+@handles(ReestimateBatchNorm, "torch")
+def reestimate_batchnorm(model: Model, method: ReestimateBatchNorm, context: Context) -> Outcome:
+    """Pass the data once and write the pooled statistics; one change for every BatchNorm layer covered."""
+    from torch import nn
+
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and context.covers(name)
+    }
+    if not layers:
+        skipped = Change(
+            method="ReestimateBatchNorm", layer="", status="skipped", reason="no BatchNorm layer"
+        )
+        return Outcome(model, [skipped])
+    sums = {name: _Sums() for name, module in layers.items() if module.running_mean is not None}
+    with _batch_statistics({name: layers[name] for name in sums}, sums, model):
+        _pass_data(model, method, context)
+    return Outcome(model, [_finish(name, module, sums.get(name)) for name, module in layers.items()])
+
+
+@contextlib.contextmanager
+def _batch_statistics(layers: dict[str, Any], sums: dict[str, _Sums], model: Any) -> Iterator[None]:
+    """Let the layers normalize by batch and record their inputs; put modes and statistics back afterwards."""
+    modes = [(module, module.training) for module in model.modules()]
+    saved = {n: {k: b.clone() for k, b in m.named_buffers(recurse=False)} for n, m in layers.items()}
+    hooks = []
+    try:
+        model.eval()
+        for name, module in layers.items():
+            module.train()
+            hooks.append(module.register_forward_pre_hook(lambda _, inputs, s=sums[name]: s.add(inputs[0])))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, mode in modes:
+            module.training = mode
+        for name, module in layers.items():
+            for key, buffer in module.named_buffers(recurse=False):
+                buffer.copy_(saved[name][key])
+
+
+def _pass_data(model: Model, method: ReestimateBatchNorm, context: Context) -> None:
+    import torch
+
+    from penjing.backends.torch.tensors import to_inputs
+
+    used = 0
+    with torch.no_grad():
+        for inputs, targets in islice(context.task.train.batches(method.size, context.seed), method.batches):
+            # One example may have no variance; torch refuses it after layers without spatial axes.
+            if len(targets) > 1:
+                model(*to_inputs(model, inputs))
+                used += 1
+    if not used:
+        raise Refused(
+            "BatchNorm statistics come from batches of 2 examples or more",
+            place="task.train",
+            value=len(context.task.train),
+            fix="give more training data, or leave the step out",
+        )
+
+
+def _finish(name: str, module: Any, sums: _Sums | None) -> Change:
+    method = "ReestimateBatchNorm"
+    if sums is None:
+        return Change(method=method, layer=name, status="skipped", reason="it keeps no running statistics")
+    if not sums.count:
+        return Change(
+            method=method, layer=name, status="skipped", reason="the model does not call it as a module"
+        )
+    mean, variance = sums.mean_and_variance()
+    shift = (mean - module.running_mean).abs() / (module.running_var + module.eps).sqrt()
+    moved = float(shift.mean())
+    module.running_mean.copy_(mean)
+    module.running_var.copy_(variance)
+    detail: dict[str, float | int | str] = {"observations": sums.count, "mean_shift_in_std": round(moved, 6)}
+    return Change(method=method, layer=name, status="done", detail=detail)
