@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from penjing.core.checks import as_array, as_input, as_target, attempt, refuse_not_finite
 from penjing.core.data import Arrays, Batch, LiveSplit, Split
 from penjing.core.errors import Refused
 
@@ -50,7 +51,7 @@ class Reader:
             return (data, ()) if live else (self._together([data.arrays()]), ())
         if isinstance(data, Split):
             data = data.arrays()
-        pair = _pair(data) if _is_pair_of_arrays(data) else None
+        pair = _pair(data, self.place) if _is_pair_of_arrays(data) else None
         if pair is not None:
             split = self._together([self._arrays(pair, self.place)])
             return self._limited(split), _cast(pair[0], split.inputs)
@@ -58,25 +59,27 @@ class Reader:
             return self._live(data), ()
         seed = None if self.limit is None else self.seed
         walk = self._walk(data, seed, check=False)
-        batches = self._bounded(walk) if _length(data) is None or self.limit is not None else walk
+        batches = self._bounded(walk) if _length(data, self.place) is None or self.limit is not None else walk
         return self._limited(self._together(list(batches))), ()
 
     def _live(self, data: Any) -> LiveSplit:
         def walk(seed: int | None) -> Iterator[Batch]:
             return self._walk(data, seed)
 
-        length = _length(data)
+        length = _length(data, self.place)
         if length is None:
             length = sum(len(targets) for _, targets in self._bounded(walk(None)))
-        elif length:
-            next(iter(walk(None)))
+        elif next(walk(None), None) is None:
+            length = 0
         if length == 0:
             raise self._empty()
         return LiveSplit(walk, length if self.limit is None else min(length, self.limit), self.name)
 
     def _walk(self, data: Any, seed: int | None = None, check: bool = True) -> Iterator[Batch]:
         """Yield checked batches of one pass; errors of the source name the example or the batch."""
-        source = _examples(data, self.place, seed) if _is_indexed(data) else _loaded(data, self.place)
+        source = (
+            _examples(data, self.place, seed) if _is_indexed(data, self.place) else _loaded(data, self.place)
+        )
         first: Batch | None = None
         for place, raw in source:
             batch = self._arrays(_pair(raw, place), place)
@@ -116,8 +119,8 @@ class Reader:
         return split.take(np.sort(chosen), self.name)
 
     def _arrays(self, pair: tuple[tuple[Any, ...], Any], place: str) -> Batch:
-        inputs = tuple(_input(x, f"{place}, input {i}") for i, x in enumerate(pair[0]))
-        targets = _target(pair[1], self.labels, f"{place}, targets")
+        inputs = tuple(as_input(x, f"{place}, input {i}") for i, x in enumerate(pair[0]))
+        targets = as_target(pair[1], self.labels, f"{place}, targets")
         sizes = {len(x) for x in inputs} | {len(targets)}
         if len(sizes) > 1:
             raise Refused("inputs and targets have one length", value=sorted(sizes), place=place)
@@ -126,9 +129,9 @@ class Reader:
     def _check(self, batch: Batch, place: str) -> None:
         for i, x in enumerate(batch[0]):
             if x.dtype.kind == "f":
-                _refuse_not_finite(x, f"{place}, input {i}")
+                refuse_not_finite(x, f"{place}, input {i}")
         if batch[1].dtype.kind == "f":
-            _refuse_not_finite(batch[1], f"{place}, targets")
+            refuse_not_finite(batch[1], f"{place}, targets")
         if self.labels and len(batch[1]) and batch[1].min() < 0:
             raise Refused("labels are class indices from 0", place=f"{place}, targets",
                           value=f"{int((batch[1] < 0).sum())} negative, {batch[1].min()}..{batch[1].max()}",
@@ -154,40 +157,29 @@ def _examples(data: Any, place: str, seed: int | None) -> Iterator[tuple[str, An
 
 def _item(data: Any, index: int, place: str) -> tuple[tuple[NDArray[Any], ...], NDArray[Any]]:
     where = f"{place}, example {index}"
-    inputs, target = _pair(_attempt(lambda: data[index], where), where)
-    return tuple(_array(x, where) for x in inputs), _array(target, where)
+    inputs, target = _pair(attempt(lambda: data[index], where), where)
+    return tuple(as_array(x, where) for x in inputs), as_array(target, where)
 
 
 def _loaded(data: Any, place: str) -> Iterator[tuple[str, Any]]:
     """Yield batches of a loader, or of what a function makes, each as (place, batch)."""
-    iterator = _attempt(lambda: iter(data() if _is_factory(data) else data), place)
+    iterator = attempt(lambda: iter(data() if _is_factory(data) else data), place)
     done = object()
     index = 0
-    while (batch := _attempt(lambda: next(iterator, done), f"{place}, batch {index}")) is not done:
+    while (batch := attempt(lambda: next(iterator, done), f"{place}, batch {index}")) is not done:
         yield f"{place}, batch {index}", batch
         index += 1
-
-
-def _attempt(call: Callable[[], Any], place: str) -> Any:
-    try:
-        return call()
-    except Refused:
-        raise
-    except Exception as error:  # the user's data may raise anything; where it did is what helps
-        raise Refused("every example can be read", value=f"{type(error).__name__}: {error}", place=place,
-                      fix="repair or leave out this example") from error  # fmt: skip
 
 
 def _is_factory(data: Any) -> bool:
     return callable(data) and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__")
 
 
-def _is_indexed(data: Any) -> bool:
+def _is_indexed(data: Any, place: str) -> bool:
     """Tell a data set of single examples from a source of batches; refuse everything else.
 
     A list may hold either: examples have targets without an axis.
     """
-    place = "task data"
     if hasattr(data, "__next__"):
         raise Refused("the data can be walked more than once", value=type(data).__name__, place=place,
                       fix="the iterator is one-shot: pass a function that makes it")  # fmt: skip
@@ -199,7 +191,7 @@ def _is_indexed(data: Any) -> bool:
         raise Refused("the data is (inputs, targets), a data set, a loader or a function that makes batches",
                       value=type(data).__name__, place=place)  # fmt: skip
     if isinstance(data, list | tuple) and len(data) > 0:
-        return _array(_pair(data[0])[1], place).ndim == 0
+        return as_array(_pair(data[0], place)[1], place).ndim == 0
     return hasattr(data, "__getitem__") and hasattr(data, "__len__")
 
 
@@ -212,7 +204,7 @@ def _is_pair_of_arrays(data: Any) -> bool:
     )
 
 
-def _pair(batch: Any, place: str = "task data") -> tuple[tuple[Any, ...], Any]:
+def _pair(batch: Any, place: str) -> tuple[tuple[Any, ...], Any]:
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise Refused("a batch is (inputs, targets)", value=type(batch).__name__, place=place,
                       fix="let the data give a tuple, targets last")  # fmt: skip
@@ -226,72 +218,14 @@ def _holds_arrays(inputs: Any) -> bool:
     return len(inputs) > 0 and all(hasattr(x, "shape") for x in inputs)
 
 
-def _length(data: Any) -> int | None:
+def _length(data: Any, place: str) -> int | None:
     """Return the number of examples where the source knows it: a data set, or a loader's sampler."""
-    for counted in (getattr(data, "sampler", None), data if _is_indexed(data) else None):
+    for counted in (getattr(data, "sampler", None), data if _is_indexed(data, place) else None):
         try:
             return len(counted)  # type: ignore[arg-type]
         except TypeError:
             continue
     return None
-
-
-def _array(value: Any, place: str) -> NDArray[Any]:
-    if hasattr(value, "detach"):
-        value = _attempt(lambda: value.detach().cpu().numpy(), place)
-    try:
-        array = np.asarray(value)
-    except ValueError:
-        array = np.empty(0, object)
-    if array.dtype.kind not in "biufUS":
-        raise Refused("data are arrays of numbers of one shape", place=place,
-                      value=f"{type(value).__name__} {array.dtype}",
-                      fix="convert it to a NumPy array or tensor first")  # fmt: skip
-    return array
-
-
-def _input(value: Any, place: str) -> NDArray[Any]:
-    array = _array(value, place)
-    if array.dtype.kind in "US" or array.ndim == 0:
-        raise Refused("an input is an array of numbers with a batch axis", place=place,
-                      value=f"{array.dtype} {array.shape}", fix="encode text as numbers first")  # fmt: skip
-    return array.astype(np.float32) if array.dtype == np.float64 else array
-
-
-def _target(value: Any, labels: bool, place: str) -> NDArray[Any]:
-    array = _array(value, place)
-    if array.dtype.kind in "US":
-        raise _bad_labels(f"text such as {str(array.flat[0])[:20]!r}", place, "number the classes from 0")
-    if array.ndim == 0:
-        raise Refused("targets have a batch axis", value=f"{array.dtype} {array.shape}", place=place)
-    if not labels:
-        return array
-    if (
-        array.ndim == 2
-        and array.shape[1] > 1
-        and np.isin(array, (0, 1)).all()
-        and (array.sum(axis=1) == 1).all()
-    ):
-        raise _bad_labels(f"one-hot {array.shape}", place, "pass targets.argmax(axis=1)")
-    if array.ndim != 1:
-        raise _bad_labels(f"shape {array.shape}", place, "pass one class index for each example: shape [n]")
-    if array.dtype.kind == "f":
-        raise _bad_labels(str(array.dtype), place, "pass targets.astype(numpy.int64)")
-    return array.astype(np.int64)
-
-
-def _bad_labels(value: str, place: str, fix: str) -> Refused:
-    return Refused("labels are class indices", value=value, place=place, fix=fix)
-
-
-def _refuse_not_finite(x: NDArray[Any], place: str) -> None:
-    finite = np.isfinite(x)
-    if finite.all():
-        return
-    bad = ~finite.reshape(len(x), -1).all(axis=1)
-    count = f"{int((~finite).sum())} values NaN or infinite in {int(bad.sum())} of {len(x)} examples"
-    raise Refused("data are finite", value=count, place=f"{place}, first in example {int(bad.argmax())}",
-                  fix="repair or leave out these examples")  # fmt: skip
 
 
 def _refuse_another_kind(first: Batch, batch: Batch, place: str) -> None:
