@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from penjing.core.backend import Backend, backend_for, backend_named
+from penjing.core.backend import Backend, backend_named, enter
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Method, Model, Only, handler_for, inner, name_of
@@ -52,7 +52,7 @@ def apply(
     """
     plan = (plan,) if isinstance(plan, Method) else tuple(plan)
     task = task.prepare()
-    backend = backend_for(model)
+    backend, model = enter(model, task)
     example = task.valid.example()
     backend.check(model, example)
     context = context or Context(task=task, backend=backend, original=model)

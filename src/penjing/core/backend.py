@@ -18,7 +18,7 @@ from penjing.core.measurement import Operations
 from penjing.core.method import Model
 
 if TYPE_CHECKING:
-    from penjing.core.task import Batch, Split
+    from penjing.core.task import Batch, Split, Task
 
 Arrays = tuple[NDArray[Any], ...]
 
@@ -119,6 +119,9 @@ class Backend(Protocol):
     def export(self, model: Model, example: Arrays, path: Path) -> None:
         """Write the model as a checked ONNX file with a dynamic batch, inputs named as in the model."""
 
+    def select(self, model: Model, output: Any) -> Model:
+        """Return the model with one output, the one that `output` names; the model itself for None."""
+
 
 @runtime_checkable
 class GradientBackend(Backend, Protocol):
@@ -164,3 +167,21 @@ def backend_for(model: Model) -> Backend:
         place="model",
         fix="pass a torch.nn.Module, a penjing OnnxModel (pj.load_onnx) or a NumPy net",
     )
+
+
+def without_choice(model: Model, output: Any) -> Model:
+    """Implement `Backend.select` for models that have one output only.
+
+    Raises:
+        Refused: the task names an output.
+    """
+    if output is not None:
+        raise Refused("a model of this framework has one output", value=repr(output), place="task.output",
+                      fix="leave task.output out")  # fmt: skip
+    return model
+
+
+def enter(model: Model, task: Task) -> tuple[Backend, Model]:
+    """Find the backend of a model, and make the output that the task names its only one."""
+    backend = backend_for(model)
+    return backend, backend.select(model, task.output)

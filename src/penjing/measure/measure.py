@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.core.artefact import deliver, open_artefact
-from penjing.core.backend import Arrays, backend_for
+from penjing.core.backend import Arrays, enter
 from penjing.core.errors import Exit, Refused, nearest
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured, Operations
 from penjing.core.method import Model
@@ -70,7 +70,8 @@ def measure(
         return measure_all({folder.name: entry}, task, split, folder.name)[folder.name].measurement
     model, name = model_or_folder, type(model_or_folder).__name__
     target = target or Target()
-    backend, example = backend_for(model), task.valid.example()
+    backend, model = enter(model, task)
+    example = task.valid.example()
     backend.check(model, example)
     with tempfile.TemporaryDirectory(prefix="penjing-") as parent:
         folder = deliver(model, (), target, Path(parent) / "artefact", example=example).path

@@ -74,7 +74,7 @@ class Setting:
             return False
         flips = abs(trial.drop) if trial.flips is None else trial.flips
         z = NormalDist().inv_cdf(self.budget.confidence)
-        return trial.drop + z * (flips / self.n_test) ** 0.5 <= self.budget.max_drop
+        return bool(trial.drop + z * (flips / self.n_test) ** 0.5 <= self.budget.max_drop)
 
 
 def bisection(setting: Setting, options: Bisection | None = None) -> Planner:
@@ -90,17 +90,18 @@ def bisection(setting: Setting, options: Bisection | None = None) -> Planner:
         return
     precision = plan_from_json(best.plan)
     round_to = yield from _rounding(setting, options, precision)
-    low, high, ratio, failed = 0.0, 1.0, options.first, False
+    low, high, ratio, retry = 0.0, 1.0, options.first, False
     while high - low > options.resolution:
         trial = yield _plan(setting, options, ratio, round_to, precision, epochs)
-        failed = failed or trial.status == "done"
         if _more(setting, trial, best):
-            low, best, failed = ratio, trial, False
+            low, best = ratio, trial
         else:
-            high = ratio
+            high, retry = ratio, _worth_training_longer(setting, trial)
         ratio = round((low + high) / 2, 3)
-    for again in range(options.patience if failed and setting.trainable and high < 1 else 0):
-        yield _plan(setting, options, high, round_to, precision, epochs * 2 ** (again + 1))
+    for again in range(options.patience if retry and setting.trainable else 0):
+        trial = yield _plan(setting, options, high, round_to, precision, epochs * 2 ** (again + 1))
+        if setting.passes(trial):
+            return
 
 
 def _more(setting: Setting, trial: Trial, best: Trial) -> bool:
@@ -114,6 +115,11 @@ def _more(setting: Setting, trial: Trial, best: Trial) -> bool:
     if setting.budget.max_drop is None:
         return not trial.feasible
     return setting.passes(trial) and not _slower(trial, best)
+
+
+def _worth_training_longer(setting: Setting, trial: Trial) -> bool:
+    """Tell whether quality is what a trial lacked; without a limit on quality, more of it is always wanted."""
+    return trial.status == "done" and (setting.budget.max_drop is None or not setting.passes(trial))
 
 
 def _rounding(setting: Setting, options: Bisection, precision: Plan) -> Generator[Plan, Trial, int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penjing.core.artefact import deliver, open_artefact
-from penjing.core.backend import backend_for
+from penjing.core.backend import enter
 from penjing.core.extras import missing
 from penjing.core.measurement import Measurement
 from penjing.core.method import Model
@@ -37,7 +37,8 @@ def benchmark(
         Refused: the model cannot be exported, or an artefact is damaged.
     """
     task = task.prepare()
-    backend, example = backend_for(model), task.valid.example()
+    backend, model = enter(model, task)
+    example = task.valid.example()
     backend.check(model, example)
     factory = partial(same_model, model)
     with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from penjing.core.backend import backend_for
+from penjing.core.backend import enter
 from penjing.core.method import Model, backends_of, load_methods
 from penjing.core.task import Task
 
@@ -15,8 +15,9 @@ def inspect_model(model: Model, task: Task) -> dict[str, Any]:
     Raises:
         Refused: what `check` of the backend refuses.
     """
-    backend = backend_for(model)
-    example = task.prepare().valid.example()
+    task = task.prepare()
+    backend, model = enter(model, task)
+    example = task.valid.example()
     backend.check(model, example)
     groups = backend.groups(model, example)
     made_by = {layer: group.name for group in groups.groups for layer in group.layers}

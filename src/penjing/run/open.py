@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import penjing
-from penjing.core.backend import backend_for
+from penjing.core.backend import enter
 from penjing.core.budget import Budget
 from penjing.core.config import refusal
 from penjing.core.errors import Exit, Refused
+from penjing.core.files import remove_leftovers
 from penjing.core.method import Model
 from penjing.core.plan import digest
 from penjing.core.target import Target, runtime_for
@@ -60,7 +61,7 @@ def open_session(
     runtime_for(target)
     maximized(task)
     task = task.prepare(seed)
-    backend = backend_for(model)
+    backend, model = enter(model, task)
     backend.check(model, task.valid.example())
     parts = {
         "model": backend.fingerprint(model),
@@ -75,8 +76,10 @@ def open_session(
         run = _unfinished(out) or create(out, name or "run")
         say(f"run directory: {run.path}")
         stack.enter_context(DriverLock(run.lock))
+        remove_leftovers(run.path)
+        fresh = not run.config.is_file()
         _agree(run, config, parts)
-        ledger = stack.enter_context(Ledger(run.ledger))
+        ledger = stack.enter_context(Ledger(run.ledger, create=fresh))
         executor = stack.enter_context(_executor(model, task, run, say))
         yield Session(
             folder=run.path, ledger=ledger, executor=executor, model=model, task=task, budget=budget,
@@ -100,6 +103,8 @@ def _executor(model: Model, task: Task, run: RunFolder, say: Callable[[str], Non
     try:
         return LocalExecutor((model, task), logs=run.logs, environment=environment)
     except Refused as refused:
+        if refused.code == Exit.ENVIRONMENT:
+            raise
         say(f"warning: {refused} Candidates run in this process: no limits of time and memory hold")
         return LocalExecutor((model, task), logs=run.logs, in_process=True)
 

@@ -71,8 +71,12 @@ class Session:
         if known is not None:
             return known
         self.ledger.begin(key, MOST_ATTEMPTS)
-        result = work() | {"elapsed": 0.0}
-        result["elapsed"] = self.elapsed
+        try:
+            result = work()
+        except KeyboardInterrupt:
+            self.ledger.take_back(key)
+            raise
+        result = result | {"elapsed": self.elapsed}
         self.ledger.put(key, result)
         return result
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from penjing.core.artefact import Artefact, deliver, open_artefact
-from penjing.core.backend import backend_for
+from penjing.core.backend import backend_for, enter
 from penjing.core.budget import Budget
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import read_json
@@ -37,6 +37,7 @@ def verify(folder: Path | str, task: Task, budget: Budget, *, model: Model | Non
         Refused: a damaged file, no baseline to compare with, or bad data.
     """
     task = task.prepare()
+    model = None if model is None else enter(model, task)[1]
     folder = Path(folder).expanduser().absolute()
     run = (folder / "best.json").is_file()
     artefact = open_artefact(folder / read_json(folder / "best.json")["artefact"] if run else folder)

@@ -14,7 +14,7 @@ from penjing.backends.numpy.evaluate import evaluate
 from penjing.backends.numpy.export import export
 from penjing.backends.numpy.flow import cut, find_groups, is_depthwise
 from penjing.backends.numpy.net import OPERATORS, NumpyNet
-from penjing.core.backend import Arrays, Groups, Layer
+from penjing.core.backend import Arrays, Groups, Layer, without_choice
 from penjing.core.errors import Refused, nearest
 from penjing.core.measurement import Operations
 from penjing.core.task import Batch
@@ -133,6 +133,11 @@ class NumpyBackend:
         if bad:
             raise Refused("weights are finite", value=", ".join(bad[:5]), place="model")
         self.run(model, example)
+
+    def select(self, model: NumpyNet, output: Any) -> NumpyNet:
+        """Return the model, which has one output."""
+        chosen: NumpyNet = without_choice(model, output)
+        return chosen
 
     def export(self, model: NumpyNet, example: Arrays, path: Path) -> None:
         """Write the net as a checked ONNX file with a dynamic batch."""

@@ -85,3 +85,11 @@ class TorchBackend:
     def export(self, model: Model, example: Arrays, path: Path) -> None:
         """Write a checked ONNX file; see `onnx_file.export`."""
         onnx_file.export(model, example, path)
+
+    def select(self, model: Model, output: Any) -> Model:
+        """Return the module, wrapped where one of several outputs counts."""
+        return (
+            model
+            if output is None or isinstance(model, tensors.Selected)
+            else tensors.Selected(model, output)
+        )
