@@ -194,3 +194,20 @@ def test_notes_with_paths_of_the_exporting_machine_do_not_travel():
     for entry in model.proto.graph.node:
         entry.metadata_props.add(key="pkg.torch.onnx.stack_trace", value='File "/home/somebody/net.py"')
     assert b"somebody" not in normalize(model, None).proto.SerializeToString()
+
+
+@pytest.mark.parametrize("noted", [True, False])
+def test_lost_names_of_linear_layers_come_back_from_the_note_or_the_bias(noted):
+    nodes = [node("MatMul", "x val_3", "a"), node("Add", "a v.bias" if not noted else "a other", "y")]
+    model = make(nodes, {"val_3": randn(8, 5), "other" if noted else "v.bias": randn(5)})
+    if noted:
+        entry = model.proto.graph.node[0].metadata_props
+        entry.add(key="pkg.torch.onnx.name_scopes", value="['', 'v', 'linear_2']")
+        entry.add(
+            key="pkg.torch.onnx.class_hierarchy", value="['Net', 'torch.nn.modules.linear.Linear', 'aten']"
+        )
+    x = (randn(2, 3, 8, 8),)
+    before = model.run(x)[0]
+    result = normalize(model, x)
+    assert [layer.name for layer in BACKEND.layers(result)] == ["v"]
+    np.testing.assert_array_equal(result.run(x)[0], before)

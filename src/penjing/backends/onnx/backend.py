@@ -32,7 +32,7 @@ from penjing.backends.onnx.model import (
 from penjing.backends.onnx.normalize import normalize
 from penjing.backends.onnx.operations import count_operations
 from penjing.backends.onnx.safety import check_proto
-from penjing.core.backend import Arrays, Backend, Groups, Layer
+from penjing.core.backend import Arrays, Backend, Groups, Layer, without_choice
 from penjing.core.errors import Refused
 from penjing.core.files import write_bytes
 from penjing.core.measurement import Operations
@@ -158,6 +158,11 @@ class OnnxBackend:
                           fix="train or convert the model again")  # fmt: skip
         if not model.run(example):
             raise Refused("the model has an output", value=0, place="model")
+
+    def select(self, model: OnnxModel, output: Any) -> OnnxModel:
+        """Return the model, which has one output."""
+        chosen: OnnxModel = without_choice(model, output)
+        return chosen
 
     def export(self, model: OnnxModel, example: Arrays, path: Path) -> None:
         """Write the model as one checked file.

@@ -64,22 +64,24 @@ def ranges(
     `minmax` walks the data once; `percentile` and `mse` walk it again to fill a histogram for each tensor.
 
     Raises:
-        Refused: no data, NaN or infinite values, or every tensor is constant.
+        Refused: no data, NaN or infinite values, or the inputs are one constant.
     """
     watcher = Watcher(proto, names)
     size = watcher.batch_size(split.example()) if len(split) else 1
     seen = {name: Range() for name in names}
+    given: set[float] = set()
     for inputs in calibration_batches(split, examples, size, seed):
+        given.update(float(end) for array in inputs if array.size for end in (array.min(), array.max()))
         for name, value in watcher.values(inputs).items():
             try:
                 seen[name].add(value)
             except Refused as error:
                 raise Refused(error.rule, value=error.value, place=f"calibration, tensor {name!r}",
                               fix=error.fix) from None  # fmt: skip
+    if len(given) < 2:
+        raise Refused("calibration inputs vary", value=f"only {given or 'nothing'}", place="task.train",
+                      fix="calibrate on real examples")  # fmt: skip
     full = {name: (entry.low, entry.high) for name, entry in seen.items()}
-    if all(high <= low for low, high in full.values()):
-        raise Refused("activations vary over the calibration data", value="every tensor is constant",
-                      place="task.train", fix="calibrate on real examples")  # fmt: skip
     if observer == "minmax":
         return full
     histograms = {name: Histogram(low, high) for name, (low, high) in full.items()}

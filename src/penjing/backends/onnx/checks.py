@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from penjing.arrays.quantization import relative_error
 from penjing.backends.onnx.backend import is_quantized
@@ -39,18 +42,24 @@ def compare_outputs(
     """
     old, new = [], []
     for inputs in calibration_batches(context.task.train, examples, 32, context.seed):
-        old.append(np.asarray(before.run(inputs)[0], np.float64).ravel())
-        new.append(np.asarray(after.run(inputs)[0], np.float64).ravel())
+        old.append(_rows(before.run(inputs)[0]))
+        new.append(_rows(after.run(inputs)[0]))
     x, y = np.concatenate(old), np.concatenate(new)
-    if not np.isfinite(y).all() or np.ptp(y) == 0 < np.ptp(x):
-        value = f"always {y[0]:g}" if np.isfinite(y).all() else "NaN or infinite"
+    finite = bool(np.isfinite(y).all())
+    if not finite or np.ptp(y, axis=0).max(initial=0) == 0 < np.ptp(x, axis=0).max(initial=0):
+        value = "the same for every example" if finite else "NaN or infinite"
         raise Refused("the quantized model's outputs vary and are finite", value=value, place=method,
                       fix="calibrate on more and real examples, or leave layers float")  # fmt: skip
     norm = float(np.linalg.norm(x) * np.linalg.norm(y))
-    cosine = float(x @ y) / norm if norm else 1.0
+    cosine = float(x.ravel() @ y.ravel()) / norm if norm else 1.0
     error = min(relative_error(y.astype(np.float32), x.astype(np.float32)), 1e9)
     return Change(method=method, layer="*", status="done",
                   detail={"cosine": cosine, "relative_error": error, "examples": examples})  # fmt: skip
+
+
+def _rows(output: NDArray[Any]) -> NDArray[np.float64]:
+    """Return one row for every example."""
+    return np.asarray(output, np.float64).reshape(len(output) if output.ndim else 1, -1)
 
 
 def first_of_each(changes: list[Change]) -> list[Change]:

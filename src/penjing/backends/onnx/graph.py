@@ -182,23 +182,17 @@ def _layer_name(graph: Graph, node: Any, weight: str) -> str:
 def name_weights(proto: Any) -> None:
     """Give weights of linear layers their module's name where PyTorch's exporter lost it, in place.
 
-    The exporter stores the transposed weight of a linear layer on more than two axes as `val_7`, but
-    notes the module beside the node.
+    The exporter stores the transposed weight of a linear layer on more than two axes as `val_7`. The
+    module's name is that of the bias which is added next, or noted beside the node.
     """
     graph, taken = Graph(proto), names_in(proto)
     for node in graph.nodes:
-        if (
-            node.op_type != "MatMul"
-            or node.input[1] not in graph.constants
-            or node.input[1].endswith(".weight")
-        ):
+        old = node.input[1] if node.op_type == "MatMul" else ""
+        if old not in graph.constants or old.endswith(".weight"):
             continue
-        notes = {entry.key.rpartition(".")[2]: entry.value for entry in node.metadata_props}
-        path, kinds = (re.findall(r"'([^']*)'", notes.get(k, "")) for k in ("name_scopes", "class_hierarchy"))
-        if len(path) < 2 or len(kinds) < 2 or not kinds[-2].endswith(".Linear") or not path[-2]:
-            continue
-        name, old = f"{path[-2]}.weight", node.input[1]
-        if name in taken:
+        module = _module_of_bias(graph, node) or _noted_module(node)
+        name = f"{module}.weight"
+        if not module or name in taken:
             continue
         taken.add(name)
         graph.constants[old].name = name
@@ -207,6 +201,21 @@ def name_weights(proto: Any) -> None:
             for index, used in enumerate(user.input):
                 if used == old:
                     user.input[index] = name
+
+
+def _module_of_bias(graph: Graph, node: Any) -> str:
+    after = graph.only_consumer(node.output[0])
+    if after is None or after.op_type != "Add":
+        return ""
+    bias = next((name for name in after.input if name in graph.constants), "")
+    return bias.removesuffix(".bias") if bias.endswith(".bias") else ""
+
+
+def _noted_module(node: Any) -> str:
+    notes = {entry.key.rpartition(".")[2]: entry.value for entry in node.metadata_props}
+    path, kinds = (re.findall(r"'([^']*)'", notes.get(k, "")) for k in ("name_scopes", "class_hierarchy"))
+    linear = len(path) > 1 and len(kinds) > 1 and kinds[-2].endswith(".Linear")
+    return path[-2] if linear else ""
 
 
 def unique(wanted: str, taken: set[str]) -> str:

@@ -95,7 +95,8 @@ def place(graph: Graph, layers: Collection[WeightNode]) -> Placement:
     for entry in result.compute.values():
         if entry.node.input[0] not in made or entry.node.input[0] in grids:
             grids.setdefault(entry.node.input[0])
-    result.grids = list(grids)
+    position = {name: i for i, node in enumerate(graph.nodes) for name in node.output}
+    result.grids = sorted(grids, key=lambda name: position.get(name, -1))
     return result
 
 
