@@ -104,7 +104,7 @@ def _read_signature(model: nn.Module, program: Any, examples: tuple[Any, ...]) -
         else:
             inputs.append(name)
     values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
-    dynamic = all(isinstance(v.shape[0], torch.SymInt) for v in values if v.ndim)
+    dynamic = all(varies(v.shape[0]) for v in values if v.ndim)
     names = tuple(input_names(model, len(inputs)))
     return Capture(program, tensors, constants, tuple(inputs), names, examples, dynamic)
 
@@ -118,6 +118,11 @@ def require_dynamic(captured: Capture) -> None:
             place="model",
             fix="use x.shape[0] or -1 for the batch in view and reshape",
         )
+
+
+def varies(size: Any) -> bool:
+    """Tell whether a captured dimension follows the batch; code may have made a constant of it."""
+    return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
 def sizes(value: Any) -> tuple[int, ...]:

@@ -14,6 +14,7 @@ import torch
 
 from penjing.arrays.coupling import Labels, fixed
 from penjing.backends.torch import views
+from penjing.backends.torch.capture import varies
 from penjing.backends.torch.flow import Rule, Step, Value, operator_name, unlabelled, values_in
 
 
@@ -47,8 +48,10 @@ def same(step: Step) -> Value:
     return Value(step.args[0].dims, step.args[0].source)
 
 
-def pointwise(step: Step) -> Value:
+def pointwise(step: Step) -> Any:
     """Unite the arguments' labels, axis by axis, after broadcasting."""
+    if isinstance(step.shape, list):
+        return unknown(step)
     return Value(_broadcast(step, values_in([step.args, step.kwargs]), step.shape))
 
 
@@ -230,7 +233,7 @@ def embedding(step: Step) -> Value:
 
 def factory(step: Step) -> Value:
     """A tensor of one constant: any of its channels can go."""
-    dynamic = [isinstance(d, torch.SymInt) for d in step.node.meta["val"].shape]
+    dynamic = [varies(d) for d in step.node.meta["val"].shape]
     fresh = step.coupling.fresh
     return Value(tuple(fixed(n) if d else fresh(n) for n, d in zip(step.shape, dynamic, strict=True)))
 
@@ -256,6 +259,10 @@ def _table() -> dict[str, Rule]:
     entries: list[tuple[Rule, str]] = [
         (same, "clone contiguous detach alias to _to_copy type_as float half double lift_fresh_copy "
                "lift_fresh dropout feature_dropout alpha_dropout zeros_like ones_like full_like positive"),
+        # Pointwise operators that torch does not tag as such.
+        (pointwise, "hardswish log_sigmoid masked_fill true_divide rsub divide multiply subtract where copy "
+                    "fill floor_divide special_expit absolute negative greater less greater_equal less_equal "
+                    "zero"),
         (convolution, "conv1d conv2d conv3d"),
         (transposed_convolution, "conv_transpose1d conv_transpose2d conv_transpose3d"),
         (linear, "linear"), (matmul, "matmul mm"), (addmm, "addmm"),

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from penjing.arrays.coupling import Labels, fixed
+from penjing.backends.torch.capture import varies
 from penjing.backends.torch.flow import Rule, Step, Value
 
 
 def reshape(step: Step) -> Value:
     """Follow channels through a reshape: they repeat where axes merge, and tie up where one splits."""
     x = step.args[0]
-    dynamic = [isinstance(d, torch.SymInt) for d in step.node.args[0].meta["val"].shape]
+    dynamic = [varies(d) for d in step.node.args[0].meta["val"].shape]
     before = tuple(map(len, x.dims))
     dims: list[Labels] = []
     for axes, shape in segments(before, step.shape):
