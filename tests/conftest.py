@@ -1,7 +1,12 @@
 """What tests of several parts share: NumPy nets and their twins in torch."""
 
+import hypothesis
 import numpy as np
 import pytest
+
+# Cores are shared and slow at times; a deadline would test the machine.
+hypothesis.settings.register_profile("penjing", deadline=None)
+hypothesis.settings.load_profile("penjing")
 
 
 @pytest.fixture(scope="session")

@@ -121,7 +121,7 @@ def masked(net, groups, kept):
     return fresh
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=seeds, stride=st.integers(1, 3), padding=st.integers(0, 2), kernel=st.integers(1, 3),
        blocks=st.sampled_from([1, 2, 4]))  # fmt: skip
 def test_convolution_equals_its_definition_in_loops(seed, stride, padding, kernel, blocks):
@@ -161,7 +161,7 @@ def test_every_operator_is_computed_labelled_and_written():
     assert set(OPERATORS) == set(COMPUTE) == set(RULES) == set(WRITE)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=seeds)
 def test_shrunk_equals_masked(seed):
     net, x = random_net(seed), images(seed)

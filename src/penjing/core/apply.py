@@ -97,5 +97,6 @@ def _refuse_if_nothing_changed(method: Method, changes: list[Change]) -> None:
                       place=f"only({method.pattern!r}, {name_of(method)})",
                       fix="list the layer names with `penjing inspect`")  # fmt: skip
     reasons = "; ".join(sorted({f"{c.layer}: {c.reason}" for c in changes})[:5])
-    raise Refused("a step changes at least one layer", value=reasons or "no layer fits", place=name_of(method),
+    raise Refused("a step changes at least one layer", value=reasons or "no layer fits",
+                  place=name_of(method),
                   fix="leave the step out, or see `penjing inspect` for what can change")  # fmt: skip

@@ -11,6 +11,8 @@ from pydantic import Field, field_validator, model_validator
 from penjing.core.errors import Exit, Refused
 from penjing.core.method import Value
 
+CostUnit = Literal["ms", "bytes", "count"]
+
 _UNITS: dict[str, dict[str, float]] = {
     "ms": {"us": 1e-3, "µs": 1e-3, "ms": 1.0, "s": 1e3},
     "bytes": {"b": 1, "kb": 1e3, "mb": 1e6, "gb": 1e9, "kib": 2**10, "mib": 2**20, "gib": 2**30},
@@ -25,7 +27,7 @@ class Limit(Value):
 
     value: float = Field(gt=0)
     relative: bool
-    unit: str
+    unit: CostUnit
 
     def absolute(self, baseline: float) -> float:
         """Return the bound in its unit, given the baseline's value."""
@@ -53,17 +55,19 @@ def say(value: float, unit: str) -> str:
     return f"{value:g} {unit}"
 
 
-def parse_limit(text: str | float | Limit, unit: str, place: str) -> Limit:
+def parse_limit(text: str | float | Limit, unit: CostUnit, place: str) -> Limit:
     """Read `5ms`, `60%`, `10MB`, `2x faster`, or a bare number between 0 and 1 (a share of the baseline).
 
     Raises:
-        Refused: not a number, not positive, a unit of another kind, or a bare number above 1 (`50` is
-            neither `50%` nor `50ms`).
+        Refused: not a number, not positive, a unit of another kind, a bare number above 1 (`50` is neither
+            `50%` nor `50ms`), or a factor below 1 (`0.5x` can mean half or twice).
 
     >>> print(parse_limit("60%", "ms", "latency"), "|", parse_limit("2x faster", "ms", "latency"))
     60% of the baseline | 50% of the baseline
     """
     if isinstance(text, Limit):
+        if text.unit != unit:
+            raise _bad(f"the limit's unit is {unit}", text.unit, place, f"give {place} in {unit}")
         return text
     number, word = _split(text, place)
     units = _UNITS[unit]
@@ -71,8 +75,10 @@ def parse_limit(text: str | float | Limit, unit: str, place: str) -> Limit:
     if word == "%":
         return Limit(value=number / 100, relative=True, unit=unit)
     if word.replace(" ", "") in ("x", "xfaster", "xsmaller", "xless"):
+        if number < 1:
+            raise _bad("a factor is at least 1", text, place, "write a share like 50%")
         return Limit(value=1 / number, relative=True, unit=unit)
-    if word == "" and number <= 1 and unit != "count":
+    if word == "" and number <= 1:
         return Limit(value=number, relative=True, unit=unit)
     if word.lower() in units and (word or unit == "count"):
         return Limit(value=number * units[word.lower()], relative=False, unit=unit)
@@ -117,7 +123,7 @@ def _bad(rule: str, value: object, place: str, fix: str) -> Refused:
     return Refused(rule, value=value, place=f"budget.{place}", fix=fix, code=Exit.USAGE)
 
 
-COSTS: dict[str, str] = {"latency": "ms", "size": "bytes", "memory": "bytes", "operations": "count"}
+COSTS: dict[str, CostUnit] = {"latency": "ms", "size": "bytes", "memory": "bytes", "operations": "count"}
 """The limits on cost, and the unit of each."""
 
 
@@ -158,13 +164,8 @@ class Budget(Value):
     @field_validator("time", mode="before")
     @classmethod
     def _time(cls, value: Any) -> float | None:
-        if (
-            isinstance(value, int | float)
-            and not isinstance(value, bool)
-            and value > 0
-            and math.isfinite(value)
-        ):
-            return float(value)
+        if isinstance(value, int | float):
+            return _split(value, "time")[0]
         return None if value is None else parse_time(value)
 
     @model_validator(mode="before")
@@ -174,10 +175,11 @@ class Budget(Value):
             return data
         parsed = dict(data)
         for name, unit in COSTS.items():
-            if isinstance(data.get(name), dict):
-                continue
-            if data.get(name) is not None:
-                parsed[name] = parse_limit(data[name], unit, name)
+            given = data.get(name)
+            if isinstance(given, dict):  # read back from JSON
+                given = Limit(**given)
+            if given is not None:
+                parsed[name] = parse_limit(given, unit, name)
         return parsed
 
     @property

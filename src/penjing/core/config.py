@@ -7,7 +7,7 @@ from pydantic import ValidationError
 from penjing.core.errors import Exit, Refused, nearest
 
 
-def refusal(error: ValueError, place: str, known: tuple[str, ...]) -> Refused:
+def refusal(error: ValueError | TypeError, place: str, known: tuple[str, ...]) -> Refused:
     """Return the refusal for the first finding of a validation error; other errors as they are."""
     if not isinstance(error, ValidationError):
         return Refused("a value is valid", value=error, place=place, code=Exit.USAGE)

@@ -8,8 +8,9 @@ from enum import IntEnum
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from penjing.core.config import refusal
 from penjing.core.errors import Exit, Refused, nearest
 
 if TYPE_CHECKING:
@@ -86,8 +87,11 @@ class Only(Method):
     """
 
     stage: ClassVar[Stage] = Stage.STRUCTURE
-    pattern: str
+    pattern: str = Field(pattern=r"\S")
     method: Method
+
+    def __repr__(self) -> str:
+        return f"only({self.pattern!r}, {self.method!r})"
 
     def covers(self, layer: str) -> bool:
         """Tell whether the pattern matches the layer and the wrapped method covers it."""
@@ -171,19 +175,35 @@ def method_from_json(data: Any) -> Method:
             "a plan's entry is a mapping with the key 'method'", value=repr(data)[:80], place="plan",
             fix="write it as {method: PruneChannels, ratio: 0.5}", code=Exit.USAGE,
         )  # fmt: skip
-    fields = {k: v for k, v in data.items() if k not in ("method", "only")}
-    known = load_methods()
-    if data["method"] not in known:
-        raise Refused(
-            "the method is known", value=data["method"], place="plan",
-            fix=nearest(str(data["method"]), known), code=Exit.USAGE,
-        )  # fmt: skip
-    method = known[data["method"]](**fields)
-    return Only(pattern=data["only"], method=method) if "only" in data else method
+    fields = {str(k): v for k, v in data.items() if k not in ("method", "only")}
+    name, known = str(data["method"]), load_methods()
+    if name not in known:
+        raise Refused("the method is known", value=name, place="plan",
+                      fix=nearest(name, known), code=Exit.USAGE)  # fmt: skip
+    required = (field for field, info in known[name].model_fields.items() if info.is_required())
+    missing = ", ".join(field for field in required if field not in fields)
+    if missing:
+        raise Refused("the method has its fields", value=f"no {missing}", place=f"plan.{name}",
+                      fix="write it as {method: PruneChannels, ratio: 0.5}", code=Exit.USAGE)  # fmt: skip
+    patterns = data.get("only", [])
+    try:
+        method = known[name](**fields)
+        for pattern in reversed([patterns] if isinstance(patterns, str) else patterns):
+            method = Only(pattern=pattern, method=method)
+    except (ValidationError, TypeError) as error:
+        raise refusal(error, f"plan.{name}", tuple(known[name].model_fields)) from error
+    return method
 
 
 def method_to_json(method: Method) -> dict[str, Any]:
-    """Return a method as plain data: its name, its fields, and `only` where it is limited."""
-    if isinstance(method, Only):
-        return method_to_json(method.method) | {"only": method.pattern}
+    """Return a method as plain data: its name, its fields, and `only` where it is limited.
+
+    `only` is a pattern, or a list of patterns that all have to match, outermost first.
+    """
+    patterns = []
+    while isinstance(method, Only):
+        patterns.append(method.pattern)
+        method = method.method
+    if patterns:
+        return method_to_json(method) | {"only": patterns[0] if len(patterns) == 1 else patterns}
     return {"method": type(method).__name__} | method.model_dump(mode="json")

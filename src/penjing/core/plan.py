@@ -19,7 +19,7 @@ def chain(*parts: Method | Iterable[Method]) -> Plan:
     """Join methods and plans into one plan.
 
     Raises:
-        Refused: a method of an earlier stage follows one of a later stage.
+        Refused: something is no method, or a method of an earlier stage follows one of a later stage.
 
     >>> import penjing as pj
     >>> chain(pj.PruneChannels(ratio=0.5), pj.Int8Static())
@@ -27,7 +27,11 @@ def chain(*parts: Method | Iterable[Method]) -> Plan:
     """
     flat: list[Method] = []
     for part in parts:
-        flat.extend([part] if isinstance(part, Method) else part)
+        flat.extend(part if isinstance(part, Iterable) and not isinstance(part, Method) else [part])
+    for method in flat:
+        if not isinstance(method, Method):
+            raise Refused("a plan consists of methods", value=repr(method)[:80], place="chain",
+                          fix="write for example PruneChannels(ratio=0.5)", code=Exit.USAGE)  # fmt: skip
     for first, second in itertools.pairwise(flat):
         if stage_of(second) < stage_of(first):
             raise Refused(
@@ -50,8 +54,10 @@ def only(pattern: str, method: Method) -> Method:
     >>> only("layer1.*", pj.PruneChannels(ratio=0.5)).covers("layer1.0.conv1")
     True
     """
-    if not pattern.strip():
-        raise Refused("a pattern is not empty", value=repr(pattern), place="only", code=Exit.USAGE)
+    if not isinstance(pattern, str) or not pattern.strip() or not isinstance(method, Method):
+        raise Refused("only takes a pattern that is not empty, and a method", place="only",
+                      value=f"{pattern!r}, {method!r}"[:160], fix="write only('layer1.*', method)",
+                      code=Exit.USAGE)  # fmt: skip
     return Only(pattern=pattern, method=method)
 
 
@@ -61,7 +67,14 @@ def plan_to_json(plan: Plan) -> list[dict[str, Any]]:
 
 
 def plan_from_json(data: Any) -> Plan:
-    """Rebuild a plan from plain data; the order is checked again."""
+    """Rebuild a plan from plain data; the order is checked again.
+
+    Raises:
+        Refused: it is no list, an entry is wrong, or stages descend.
+    """
+    if not isinstance(data, list | tuple):
+        raise Refused("a plan is a list of methods", value=repr(data)[:80], place="plan",
+                      fix="write it as [{method: PruneChannels, ratio: 0.5}]", code=Exit.USAGE)  # fmt: skip
     return chain(*[method_from_json(entry) for entry in data])
 
 

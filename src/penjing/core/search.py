@@ -29,15 +29,19 @@ def search(
         seconds_per_trial: a forecast for the next trial from those already done.
     """
     done: list[Trial] = []
+    plan = next(planner, None)
+    while plan is not None and not _spent(done, budget, seconds_left, seconds_per_trial):
+        trial = evaluate(plan)
+        done.append(trial)
+        yield trial
+        plan = _told(planner, trial)
+
+
+def _told(planner: Planner, trial: Trial) -> Plan | None:
     try:
-        plan = next(planner)
-        while not _spent(done, budget, seconds_left, seconds_per_trial):
-            trial = evaluate(plan)
-            done.append(trial)
-            yield trial
-            plan = planner.send(trial)
+        return planner.send(trial)
     except StopIteration:
-        return
+        return None
 
 
 def _spent(

@@ -26,6 +26,10 @@ from penjing.prune.channels import PruneChannels
 from penjing.repair.batchnorm import ReestimateBatchNorm
 
 
+LEAST_EVIDENCE = 3.0
+"""Even if no prediction changes, n examples bound the drop by no less than about 3 / n (the rule of three)."""
+
+
 class Bisection(Value):
     """How the bisection works.
 
@@ -65,7 +69,7 @@ class Setting:
     n_test: int
 
     def passes(self, trial: Trial) -> bool:
-        """Tell whether a trial will probably be certified: drop + z * sqrt(flips / n_test) within the limit."""
+        """Tell whether a trial will probably be certified: drop + z sqrt(flips / n_test) within the limit."""
         if trial.status != "done":
             return False
         if self.budget.max_drop is None:
@@ -74,7 +78,8 @@ class Setting:
             return False
         flips = abs(trial.drop) if trial.flips is None else trial.flips
         z = NormalDist().inv_cdf(self.budget.confidence)
-        return bool(trial.drop + z * (flips / self.n_test) ** 0.5 <= self.budget.max_drop)
+        half_width = max(z * (flips / self.n_test) ** 0.5, LEAST_EVIDENCE / self.n_test)
+        return bool(trial.drop + half_width <= self.budget.max_drop)
 
 
 def bisection(setting: Setting, options: Bisection | None = None) -> Planner:
@@ -118,7 +123,7 @@ def _more(setting: Setting, trial: Trial, best: Trial) -> bool:
 
 
 def _worth_training_longer(setting: Setting, trial: Trial) -> bool:
-    """Tell whether quality is what a trial lacked; without a limit on quality, more of it is always wanted."""
+    """Tell whether quality is what a trial lacked; without a limit on it, more is always wanted."""
     return trial.status == "done" and (setting.budget.max_drop is None or not setting.passes(trial))
 
 
