@@ -1,0 +1,258 @@
+"""The first planner against synthetic networks whose quality and latency are known functions of the plan."""
+
+import pytest
+
+import penjing as pj
+from penjing.core.budget import Budget
+from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured
+from penjing.core.plan import chain, plan_from_json, plan_to_json
+from penjing.core.trial import Trial, broken
+from penjing.planners.bisection import Bisection, Setting, bisection
+from penjing.planners.floor import FLOOR_RATIO, floor_plan
+from penjing.planners.recipes import recipes
+
+STATIC, DYNAMIC = chain(pj.Int8Static(), pj.CorrectBias()), chain(pj.Int8Dynamic())
+
+
+def measurement(ms):
+    def estimate(value):
+        return Estimate(value=value, low=value, high=value, n=1)
+
+    latency = Latency(
+        p50_ms=estimate(ms),
+        p95_ms=estimate(ms),
+        p99_ms=estimate(ms),
+        throughput_per_s=estimate(1 / ms),
+        batch=1,
+        threads=1,
+        calls=1,
+        rounds=1,
+    )
+    nothing = NotMeasured(reason="synthetic")
+    return Measurement(
+        name="",
+        target="",
+        split="valid",
+        metric="accuracy",
+        quality=nothing,
+        latency=latency,
+        memory_bytes=nothing,
+        size_bytes=int(1000 * ms),
+    )
+
+
+class World:
+    """Answers plans: pruning loses quality above `knee`, precisions and roundings have their own price."""
+
+    def __init__(
+        self,
+        budget,
+        *,
+        knee=0.6,
+        int8_drop=0.0,
+        int8_speed=0.5,
+        flips=0.0,
+        rounding=None,
+        fails=(),
+        per_epoch=0.0,
+    ):
+        self.budget, self.knee, self.int8_drop, self.int8_speed = budget, knee, int8_drop, int8_speed
+        self.flips, self.rounding, self.fails, self.per_epoch = flips, rounding or {}, set(fails), per_epoch
+        self.seen = []
+        self.baseline = self.answer(())
+        self.seen.clear()
+
+    def answer(self, plan):
+        self.seen.append(plan)
+        cut = next((m for m in plan if isinstance(m, pj.PruneChannels)), None)
+        epochs = sum(m.epochs for m in plan if isinstance(m, pj.Distill))
+        ratio = cut.ratio if cut else 0.0
+        data, name = plan_to_json(plan), str(len(self.seen))
+        if ratio in self.fails:
+            return Trial(key=name, name=name, plan=data, status="failed", reason="killed")
+        int8 = bool({type(m) for m in plan} & {pj.Int8Static, pj.Int8Dynamic})
+        drop = max(0.0, ratio - self.knee - self.per_epoch * epochs) + self.int8_drop * int8
+        ms = (
+            (1.05 - ratio)
+            * (self.int8_speed if int8 else 1)
+            * (self.rounding.get(cut.round_to, 1) if cut else 1)
+        )
+        now = measurement(ms)
+        base = now if not plan else self.baseline.measurement
+        return Trial(
+            key=name,
+            name=name,
+            plan=data,
+            status="done",
+            measurement=now,
+            drop=drop,
+            flips=self.flips,
+            breaks=broken(self.budget, now, base, drop),
+        )
+
+    def run(self, options=None, precisions=(), prunable=True, trainable=True, batchnorm=True, n_test=10_000):
+        setting = Setting(self.budget, self.baseline, precisions, prunable, batchnorm, trainable, n_test)
+        planner, trials = bisection(setting, options), []
+        try:
+            plan = next(planner)
+            while True:
+                trials.append(self.answer(plan))
+                plan = planner.send(trials[-1])
+        except StopIteration:
+            return trials, setting
+
+
+def cut_of(trial):
+    return next((m for m in plan_from_json(trial.plan) if isinstance(m, pj.PruneChannels)), None)
+
+
+def ratios(trials):
+    return [cut.ratio for t in trials if (cut := cut_of(t))]
+
+
+def kinds(trial):
+    return [type(m).__name__ for m in plan_from_json(trial.plan)]
+
+
+@pytest.mark.parametrize("knee", [0.05, 0.3, 0.55, 0.8])
+@pytest.mark.parametrize("resolution", [0.2, 0.02])
+def test_it_finds_the_largest_ratio_that_passes(knee, resolution):
+    budget = Budget(max_drop="1%")
+    trials, setting = World(budget, knee=knee).run(Bisection(resolution=resolution, patience=0))
+    passing = [r for r, t in zip(ratios(trials), trials, strict=True) if setting.passes(t)]
+    assert knee + 0.01 - resolution <= max(passing, default=0.0) <= knee + 0.01
+    assert len(trials) <= 7
+
+
+def test_the_margin_of_the_coming_certificate_is_part_of_the_question():
+    budget = Budget(max_drop="5%")
+    sure, _ = World(budget, knee=0.5).run(Bisection(resolution=0.01, patience=0))
+    noisy, setting = World(budget, knee=0.5, flips=0.1).run(
+        Bisection(resolution=0.01, patience=0), n_test=400
+    )
+    margin = 1.645 * (0.1 / 400) ** 0.5
+    best = max(r for r, t in zip(ratios(noisy), noisy, strict=True) if setting.passes(t))
+    assert best == pytest.approx(0.55 - margin, abs=0.01)
+    assert best < max(r for r, t in zip(ratios(sure), sure, strict=True) if setting.passes(t))
+
+
+def test_a_stricter_confidence_passes_less():
+    trial = World(Budget(), knee=0.4, flips=0.1).answer(chain(pj.PruneChannels(0.42)))
+    settings = [
+        Setting(Budget(max_drop="5%", confidence=c), trial, (), True, True, True, 400) for c in (0.9, 0.99)
+    ]
+    assert [s.passes(trial) for s in settings] == [True, False]
+
+
+def test_precision_is_kept_where_it_is_faster_and_keeps_the_quality():
+    trials, _ = World(Budget(max_drop="1%")).run(precisions=(STATIC,))
+    assert plan_from_json(trials[0].plan) == STATIC
+    pruned = ["PruneChannels", "ReestimateBatchNorm", "Distill", "Int8Static", "CorrectBias"]
+    assert all(kinds(t) == pruned for t in trials[1:])
+
+
+@pytest.mark.parametrize("world", [{"int8_drop": 0.05}, {"int8_speed": 1.5}])
+def test_it_falls_back_to_float_where_int8_breaks_the_quality_or_is_slower(world):
+    trials, _ = World(Budget(max_drop="1%"), **world).run(precisions=(DYNAMIC, STATIC))
+    assert [plan_from_json(t.plan) for t in trials[:2]] == [DYNAMIC, STATIC]
+    assert all(kinds(t) == ["PruneChannels", "ReestimateBatchNorm", "Distill"] for t in trials[2:])
+
+
+def test_a_model_offers_what_it_offers():
+    world = World(Budget(max_drop="1%"))
+    assert [kinds(t) for t in world.run(prunable=False, precisions=(STATIC,))[0]] == [
+        ["Int8Static", "CorrectBias"]
+    ]
+    assert world.run(prunable=False)[0] == []
+    assert {tuple(kinds(t)) for t in world.run(batchnorm=False)[0]} == {("PruneChannels", "Distill")}
+    assert {tuple(kinds(t)) for t in world.run(trainable=False)[0]} == {
+        ("PruneChannels", "ReestimateBatchNorm")
+    }
+
+
+def test_without_a_limit_on_quality_the_smallest_ratio_within_the_cost_is_found():
+    options = Bisection(resolution=0.02, patience=0)
+    trials, _ = World(Budget(latency="40%"), knee=0.1).run(options)
+    feasible = [r for r, t in zip(ratios(trials), trials, strict=True) if t.feasible]
+    needed = 1.05 - 0.4 * 1.05
+    assert needed <= min(feasible) <= needed + 0.02
+
+
+def test_patience_trains_the_smallest_ratio_that_failed_longer():
+    options = Bisection(epochs=2, patience=2, resolution=0.1)
+    trials, setting = World(Budget(max_drop="1%"), knee=0.6).run(options)
+    failed = min(r for r, t in zip(ratios(trials), trials, strict=True) if not setting.passes(t))
+    assert ratios(trials)[-2:] == [failed, failed]
+    epochs = [next(m.epochs for m in plan_from_json(t.plan) if isinstance(m, pj.Distill)) for t in trials]
+    assert epochs[-2:] == [4, 8]
+    assert set(epochs[:-2]) == {2}
+
+
+def test_patience_ends_with_success_and_comes_only_where_it_can_help():
+    options = Bisection(epochs=2, patience=3, resolution=0.1)
+    trials, setting = World(Budget(max_drop="1%"), knee=0.5, per_epoch=0.02).run(options)
+    assert setting.passes(trials[-1])
+    assert not any(
+        setting.passes(t) for t in trials if ratios([t]) == ratios(trials[-1:]) and t is not trials[-1]
+    )
+    untrainable, _ = World(Budget(max_drop="1%")).run(options, trainable=False)
+    assert len(set(ratios(untrainable))) == len(ratios(untrainable))
+
+
+def test_a_ratio_that_crashed_is_not_trained_longer():
+    trials, _ = World(Budget(max_drop="1%"), knee=0.9, fails={0.5}).run(Bisection(resolution=0.3, patience=1))
+    assert ratios(trials) == [0.5, 0.25]
+
+
+def test_failed_trials_count_as_too_much():
+    trials, setting = World(Budget(max_drop="1%"), knee=0.9, fails={0.5, 0.375}).run()
+    assert [t.status for t in trials] == ["failed", "done", "failed", "done"]
+    assert max(r for r, t in zip(ratios(trials), trials, strict=True) if setting.passes(t)) < 0.375
+    broken_world = World(Budget(max_drop="1%"), fails={0.5, 0.25, 0.125, 0.062})
+    assert all(t.status == "failed" for t in broken_world.run()[0])
+
+
+def test_pruning_that_the_clock_does_not_reward_goes_no_further():
+    class Flat(World):
+        def answer(self, plan):
+            trial = super().answer(plan)
+            slow = measurement(1.05 if not plan else 1.2)
+            return trial.model_copy(update={"measurement": slow})
+
+    trials, _ = Flat(Budget(max_drop="1%"), knee=0.9).run(Bisection(patience=1))
+    assert ratios(trials) == [0.5, 0.25, 0.125, 0.062]
+
+
+def test_roundings_are_compared_on_the_clock_without_training():
+    options = Bisection(round_to=(4, 8, 16), patience=0)
+    trials, _ = World(Budget(max_drop="1%"), rounding={4: 1.2, 8: 0.8, 16: 1.0}).run(options)
+    assert [cut_of(t).round_to for t in trials[:3]] == [4, 8, 16]
+    assert all(kinds(t) == ["PruneChannels"] for t in trials[:3])
+    assert {cut_of(t).round_to for t in trials[3:]} == {8}
+    tied, _ = World(Budget(max_drop="1%")).run(options)
+    assert {cut_of(t).round_to for t in tied[3:]} == {16}
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"first": 0}, {"first": 1}, {"resolution": 0}, {"epochs": 0}, {"patience": -1}, {"score": "l3"}]
+)
+def test_wrong_options_are_refused_by_name(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Bisection(**wrong)
+
+
+def test_the_floor_is_the_smallest_model_that_can_be_made():
+    assert floor_plan((STATIC,), prunable=True) == chain(pj.PruneChannels(FLOOR_RATIO), pj.Int8Static())
+    assert floor_plan((), prunable=True) == chain(pj.PruneChannels(FLOOR_RATIO))
+    assert floor_plan((DYNAMIC,), prunable=False) == DYNAMIC
+    assert floor_plan((), prunable=False) is None
+
+
+def test_recipes_follow_the_layers_and_the_target():
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    pytest.importorskip("torch", reason="the extra torch is not installed")
+    assert recipes(["conv", "batchnorm", "linear"], pj.Target()) == (STATIC,)
+    assert recipes(["depthwise"], pj.Target()) == (STATIC,)
+    assert recipes(["linear"], pj.Target()) == (DYNAMIC, STATIC)
+    assert recipes(["embedding"], pj.Target()) == ()
+    assert recipes(["conv"], pj.Target("torch")) == ()
