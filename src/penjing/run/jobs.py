@@ -105,15 +105,17 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
 
 
 def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, clock: Clock) -> float | None:
+    """Time a few training steps, after one that warms the machine up, and return seconds per epoch."""
     from penjing.distill.logits import Distill
 
     if not isinstance(backend, GradientBackend):
         return None
-    examples = getattr(task, "train_examples", None) or len(task.train)
-    share = min(1.0, PROBE_STEPS * task.batch_size / examples)
-    context = Context(task=task, backend=backend, original=model, seed=seed)
+    examples = len(task.train)
     with clock.count("training"):
-        applied = apply(model, Distill(epochs=share), task, context=context)
+        for steps in (1, PROBE_STEPS):
+            share = min(1.0, steps * task.batch_size / examples)
+            context = Context(task=task, backend=backend, original=model, seed=seed)
+            applied = apply(model, Distill(epochs=share), task, context=context)
     return float(applied.notes["training_s"]) / share
 
 
