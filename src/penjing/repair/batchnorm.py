@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
+from penjing.core.backend import Arrays
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
@@ -65,10 +67,7 @@ def reestimate_batchnorm(model: Model, method: ReestimateBatchNorm, context: Con
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and context.covers(name)
     }
     if not layers:
-        skipped = Change(
-            method="ReestimateBatchNorm", layer="", status="skipped", reason="no BatchNorm layer"
-        )
-        return Outcome(model, [skipped])
+        return Outcome(model, [_skipped("", "no BatchNorm layer")])
     sums = {name: _Sums() for name, module in layers.items() if module.running_mean is not None}
     with _batch_statistics({name: layers[name] for name in sums}, sums, model):
         _pass_data(model, method, context)
@@ -102,13 +101,22 @@ def _pass_data(model: Model, method: ReestimateBatchNorm, context: Context) -> N
 
     from penjing.backends.torch.tensors import to_inputs
 
-    used = 0
     with torch.no_grad():
-        for inputs, targets in islice(context.task.train.batches(method.size, context.seed), method.batches):
-            # One example may have no variance; torch refuses it after layers without spatial axes.
-            if len(targets) > 1:
-                model(*to_inputs(model, inputs))
-                used += 1
+        for inputs in _batches(method, context):
+            model(*to_inputs(model, inputs))
+
+
+def _batches(method: ReestimateBatchNorm, context: Context) -> Iterator[Arrays]:
+    """Yield inputs of training data; one example alone has no variance and is left out.
+
+    Raises:
+        Refused: at the end, where no batch was large enough.
+    """
+    used = 0
+    for inputs, targets in islice(context.task.train.batches(method.size, context.seed), method.batches):
+        if len(targets) > 1:
+            yield inputs
+            used += 1
     if not used:
         raise Refused(
             "BatchNorm statistics come from batches of 2 examples or more",
@@ -119,17 +127,45 @@ def _pass_data(model: Model, method: ReestimateBatchNorm, context: Context) -> N
 
 
 def _finish(name: str, module: Any, sums: _Sums | None) -> Change:
-    method = "ReestimateBatchNorm"
     if sums is None:
-        return Change(method=method, layer=name, status="skipped", reason="it keeps no running statistics")
+        return _skipped(name, "it keeps no running statistics")
     if not sums.count:
-        return Change(
-            method=method, layer=name, status="skipped", reason="the model does not call it as a module"
-        )
+        return _skipped(name, "the model does not call it as a module")
     mean, variance = sums.mean_and_variance()
     shift = (mean - module.running_mean).abs() / (module.running_var + module.eps).sqrt()
     moved = float(shift.mean())
     module.running_mean.copy_(mean)
     module.running_var.copy_(variance)
-    detail: dict[str, float | int | str] = {"observations": sums.count, "mean_shift_in_std": round(moved, 6)}
-    return Change(method=method, layer=name, status="done", detail=detail)
+    return _done(name, sums.count, moved)
+
+
+def _skipped(layer: str, reason: str) -> Change:
+    return Change(method="ReestimateBatchNorm", layer=layer, status="skipped", reason=reason)
+
+
+def _done(layer: str, observations: int, mean_shift: float) -> Change:
+    detail: dict[str, float | int | str] = {
+        "observations": observations,
+        "mean_shift_in_std": round(mean_shift, 6),
+    }
+    return Change(method="ReestimateBatchNorm", layer=layer, status="done", detail=detail)
+
+
+@handles(ReestimateBatchNorm, "numpy")
+def reestimate_batchnorm_numpy(model: Model, method: ReestimateBatchNorm, context: Context) -> Outcome:
+    """Write the pooled statistics of a NumPy net: what the handler for torch does, exact and slow."""
+    from penjing.backends.numpy.statistics import pooled_statistics
+
+    backend = context.backend
+    kinds = {layer.name: layer.kind for layer in backend.layers(model)}
+    layers = [name for name, kind in kinds.items() if kind == "batchnorm" and context.covers(name)]
+    if not layers:
+        return Outcome(model, [_skipped("", "no BatchNorm layer")])
+    changes = []
+    for name, new in pooled_statistics(model, layers, _batches(method, context)).items():
+        old = backend.read(model, name)
+        eps = model.node(name)["eps"]
+        shift = np.abs(new.mean - old["running_mean"]) / np.sqrt(old["running_var"] + eps)
+        backend.write(model, name, {"running_mean": new.mean, "running_var": new.variance})
+        changes.append(_done(name, new.count, float(shift.mean())))
+    return Outcome(model, changes)
