@@ -60,7 +60,7 @@ def prune_channels(model: Model, method: PruneChannels, context: Context) -> Out
     reasons = _reasons(groups, kept, method, context)
     changes = []
     for layer in before:
-        change = _change(layer, after[layer.name], reasons.get(layer.name, "it makes no channels"))
+        change = _change(layer, after[layer.name], reasons.get(layer.name, ""))
         if layer.kind in _KINDS and (change.done or context.covers(layer.name)):
             changes.append(change)
     return Outcome(result, changes)
@@ -86,7 +86,7 @@ def _gradients(backend: Backend, model: Model, method: PruneChannels, context: C
 def _reasons(
     groups: Groups, kept: dict[str, NDArray[np.int64]], method: PruneChannels, context: Context
 ) -> dict[str, str]:
-    """Say of every layer why its outputs stay."""
+    """Say of every layer why its outputs stay, or why more stay than the ratio asks for."""
     reasons = {layer: f"frozen: {why}" for layer, why in groups.frozen.items()}
     for group in groups.groups:
         outside = [layer for layer in group.layers if not context.covers(layer)]
@@ -99,6 +99,8 @@ def _reasons(
                 reasons.setdefault(
                     layer, f"{group.size} channels, rounded to a multiple of {method.round_to}, stay whole"
                 )
+            elif group.size * (1 - method.ratio) < len(kept[group.name]) / 2:
+                reasons[layer] = f"the ratio would leave less than one multiple of {method.round_to} channels"
     return reasons
 
 
@@ -110,7 +112,7 @@ def _change(before: Layer, after: Layer, reason: str) -> Change:
     done = (out, columns) != (new_out, new_columns)
     return Change(
         method="PruneChannels", layer=before.name, status="done" if done else "skipped",
-        reason="" if done else reason, detail=detail,
+        reason=reason, detail=detail,
     )  # fmt: skip
 
 

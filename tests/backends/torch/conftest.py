@@ -5,7 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 from torch import nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402, N812
+from torch.nn import functional as F  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -80,9 +80,7 @@ def halve():
     def cut(model, inputs, ratio=0.5, round_to=1, seed=0):
         groups = BACKEND.groups(model, inputs)
         generator = np.random.default_rng(seed)
-        kept = {
-            g.name: select(generator.random(g.size), ratio, g.blocks, round_to) for g in groups.groups
-        }
+        kept = {g.name: select(generator.random(g.size), ratio, g.blocks, round_to) for g in groups.groups}
         return BACKEND.keep(model, groups, kept), kept, groups
 
     return cut

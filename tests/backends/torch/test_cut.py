@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from penjing import Refused
 from penjing.backends.torch import BACKEND
@@ -93,7 +93,10 @@ def test_hard_coded_view_falls_back_and_twice(images, halve, settled):
     twice, again, groups_again = halve(once, images)
     assert twice.c.out_channels == 2
     assert close(BACKEND.run(twice, images), masked(once, images, groups_again, again))
-    assert twice._penjing_cuts == [{k: v.tolist() for k, v in kept.items()}, {k: v.tolist() for k, v in again.items()}]
+    assert twice._penjing_cuts == [
+        {k: v.tolist() for k, v in kept.items()},
+        {k: v.tolist() for k, v in again.items()},
+    ]
     assert copy.deepcopy(twice)._penjing_cuts == twice._penjing_cuts
     assert [len(BACKEND.run(twice, (np.repeat(images[0][:1], n, 0),))) for n in (1, 2, 7)] == [1, 2, 7]
 
@@ -268,7 +271,10 @@ def test_slices_and_joins_are_rewritten(halve, settled, images):
 
 def test_parametrized_and_hooked_weights_are_left_out(images):
     model = nn.Sequential(
-        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), nn.Conv2d(4, 4, 1), nn.Flatten(), nn.Linear(256, 2)
+        nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)),
+        nn.Conv2d(4, 4, 1),
+        nn.Flatten(),
+        nn.Linear(256, 2),
     )
     before = BACKEND.run(model, images)
     groups = BACKEND.groups(model, images)
@@ -303,7 +309,7 @@ class FixedBatch(Flat):
 
 
 def test_a_fixed_batch_is_refused(images):
-    with pytest.raises(Refused, match="batch|captured"):
+    with pytest.raises(Refused, match="any batch size"):
         BACKEND.export(FixedBatch(), images, None)
 
 

@@ -36,14 +36,19 @@ class Random(nn.Module):
         if name == "conv":
             module, out = nn.Conv2d(wide, width, 3, padding=1, bias=width % 2 == 0), width
         elif name == "depthwise":
-            module, out = nn.Conv2d(wide, wide * (1 + width % 2), 3, padding=1, groups=wide), wide * (1 + width % 2)
+            module, out = (
+                nn.Conv2d(wide, wide * (1 + width % 2), 3, padding=1, groups=wide),
+                wide * (1 + width % 2),
+            )
         elif name == "grouped":
             blocks = next(b for b in (4, 3, 2, 1) if wide % b == 0)
             module, out = nn.Conv2d(wide, width * blocks, 1, groups=blocks), width * blocks
         elif name == "norm":
             module, out = nn.BatchNorm2d(wide), wide
         elif name in ("add", "mul"):
-            other = next((i for i in reversed(range(len(widths))) if widths[i] == wide and i != source), source)
+            other = next(
+                (i for i in reversed(range(len(widths))) if widths[i] == wide and i != source), source
+            )
             out = wide
         elif name == "cat":
             other = width % len(widths)
@@ -84,9 +89,12 @@ class Random(nn.Module):
 
 
 STEP = st.tuples(
-    st.sampled_from(["conv", "conv", "conv", "depthwise", "grouped", "norm", "relu", "tanh", "add", "mul", "cat", "split"]),
-    st.integers(0, 9), st.integers(2, 8),
-)  # fmt: skip
+    st.sampled_from(
+        ["conv", "conv", "conv", "depthwise", "grouped", "norm", "relu", "tanh", "add", "mul", "cat", "split"]
+    ),
+    st.integers(0, 9),
+    st.integers(2, 8),
+)
 NETS = st.builds(Random, st.lists(STEP, min_size=1, max_size=9), st.booleans(), st.booleans())
 X = (np.random.default_rng(5).normal(size=(2, 3, 5, 5)).astype("float32"),)
 
@@ -135,4 +143,6 @@ def test_exported_after_the_cut(settled, halve, net, seed):
     for batch in (1, 2, 7):
         x = np.random.default_rng(batch).normal(size=(batch, 3, 5, 5)).astype("float32")
         expected = BACKEND.run(small, (x,))
-        assert np.abs(session.run(None, {"x": x})[0] - expected).max() <= 1e-4 * max(np.abs(expected).max(), 1e-3)
+        assert np.abs(session.run(None, {"x": x})[0] - expected).max() <= 1e-4 * max(
+            np.abs(expected).max(), 1e-3
+        )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
+import io
 import logging
 import re
 import traceback
@@ -84,8 +86,6 @@ def capture(model: nn.Module, example: Arrays) -> Capture:
 
 
 def _shapes(model: nn.Module, examples: tuple[Any, ...]) -> Any:
-    import inspect
-
     specs = tuple({0: torch.export.Dim.AUTO} if x.ndim else None for x in examples)
     parameters = list(inspect.signature(model.forward).parameters.values())
     named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
@@ -149,11 +149,12 @@ def bind(captured: Capture, model: nn.Module, inputs: tuple[Any, ...]) -> list[A
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Silence the warnings and the log of torch's exporters; errors still raise."""
+    """Silence the warnings, the log and the prints of torch's exporters; errors still raise."""
+    sink = io.StringIO()
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
             warnings.simplefilter("ignore")
             yield
     finally:

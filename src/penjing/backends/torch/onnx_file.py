@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
 
     captured = capture(model, example)
     require_dynamic(captured)
-    with quiet(), contextlib.redirect_stdout(io.StringIO()):
+    with quiet():
         try:
             program = torch.onnx.export(
                 captured.program,
