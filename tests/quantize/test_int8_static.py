@@ -243,3 +243,14 @@ def test_model_without_layers_is_refused(net, task_of):
 def test_bad_configuration_is_refused_at_construction(fields):
     with pytest.raises((ValidationError, Refused)):
         pj.Int8Static(**fields)
+
+
+def test_model_with_a_fixed_batch_of_one_is_calibrated_one_by_one(resnet, task_of):
+    model, x = resnet
+    model.proto.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    del model.proto.graph.value_info[:]
+    del model.proto.graph.output[0].type.tensor_type.shape.dim[:]
+    model.proto.graph.output[0].type.tensor_type.ClearField("shape")
+    plan = pj.chain(pj.Int8Static(calibration=8), pj.CorrectBias(calibration=8))
+    small = pj.apply(model, plan, task_of(x)).model
+    assert cosine(small.run((x[:1],))[0], model.run((x[:1],))[0]) > 0.99

@@ -28,6 +28,9 @@ class Int8Static(Method):
     and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"; ranges as in
     Nagel et al. 2021, "A White Paper on Neural Network Quantization".
 
+    On x86 processors without VNNI instructions ONNX Runtime adds pairs of products in 16 bits, which may
+    saturate; quality is therefore to be measured on the machine that the result is for.
+
     Attributes:
         observer: how a range is chosen: smallest and largest value, 99.99% of the values, or least
             squared error.

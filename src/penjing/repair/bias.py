@@ -57,6 +57,7 @@ def correct_bias(model: OnnxModel, method: CorrectBias, context: Context) -> Out
     Raises:
         Refused: the model was not quantized by Penjing (there is no float reference), or there is no data.
     """
+    from penjing.backends.onnx.checks import first_of_each
     from penjing.backends.onnx.graph import Graph, replace_constants
     from penjing.backends.onnx.model import OnnxModel, copy_proto
 
@@ -89,13 +90,13 @@ def correct_bias(model: OnnxModel, method: CorrectBias, context: Context) -> Out
         for tensors in live:
             tensors[name] = tensors[name] + delta.reshape(shape)
         changes.append(_done(slot, expected[slot.node.name], observed, delta))
-    return Outcome(OnnxModel(proto, model.reference), changes)
+    return Outcome(OnnxModel(proto, model.reference), first_of_each(changes))
 
 
 def _prepare(
     proto: Any, slots: Sequence[_Slot], method: CorrectBias, context: Context
 ) -> tuple[Segments, list[Arrays]]:
-    from penjing.backends.onnx.calibrate import calibration_batches
+    from penjing.backends.onnx.calibrate import batch_limit, calibration_batches
     from penjing.backends.onnx.segments import Segments
 
     runner = Segments(proto, [slot.node.output[0] for slot in slots])
@@ -103,7 +104,7 @@ def _prepare(
     one = next(iter(calibration_batches(split, 1, 1, context.seed)))
     fit = max(1, LIVE_BYTES // max(runner.peak_bytes(_feed(proto, one)), 1))
     examples = min(method.calibration, fit)
-    return runner, list(calibration_batches(split, examples, BATCH, context.seed))
+    return runner, list(calibration_batches(split, examples, batch_limit(proto, BATCH), context.seed))
 
 
 def _feed(proto: Any, inputs: Arrays) -> Live:

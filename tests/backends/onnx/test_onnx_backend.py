@@ -211,3 +211,34 @@ def test_lost_names_of_linear_layers_come_back_from_the_note_or_the_bias(noted):
     result = normalize(model, x)
     assert [layer.name for layer in BACKEND.layers(result)] == ["v"]
     np.testing.assert_array_equal(result.run(x)[0], before)
+
+
+def test_one_of_several_outputs_is_selected_by_name_or_index():
+    nodes = [node("Conv", "x c.weight", "a"), node("Relu", "a", "y"), node("Conv", "a d.weight", "z")]
+    model = make(nodes, {"c.weight": randn(4, 3, 1, 1), "d.weight": randn(2, 4, 1, 1)})
+    model.proto.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
+    x = (randn(2, 3, 8, 8),)
+    first, second = model.run(x)
+    assert BACKEND.select(model, None) is model
+    for output, wanted in ((0, first), ("y", first), ("z", second), (-1, second)):
+        chosen = BACKEND.select(model, output)
+        (got,) = chosen.run(x)
+        np.testing.assert_array_equal(got, wanted)
+    assert [layer.name for layer in BACKEND.layers(BACKEND.select(model, "y"))] == ["c"]
+    for output in (2, "nothing", len):
+        with pytest.raises(Refused, match="known: y, z"):
+            BACKEND.select(model, output)
+
+
+def test_functions_are_inlined():
+    opsets = [helper.make_opsetid("", 18)]
+    body = [helper.make_node("Conv", ["a", "w"], ["b"]), helper.make_node("Relu", ["b"], ["c"])]
+    function = helper.make_function("f", "Block", ["a", "w"], ["c"], body, opsets)
+    block = helper.make_node("Block", ["x", "c.weight"], ["y"], domain="f")
+    model = make([block], {"c.weight": randn(4, 3, 1, 1)})
+    model.proto.functions.append(function)
+    model.proto.opset_import.append(helper.make_opsetid("f", 1))
+    x = (randn(2, 3, 8, 8),)
+    result = normalize(model, x)
+    assert [layer.name for layer in BACKEND.layers(result)] == ["c"]
+    np.testing.assert_array_equal(result.run(x)[0], model.run(x)[0])

@@ -18,6 +18,8 @@ from penjing.backends.onnx.graph import (
     Graph,
     WeightNode,
     replace_constants,
+    set_nodes,
+    taken_by,
     weight_nodes,
 )
 from penjing.backends.onnx.model import (
@@ -32,7 +34,7 @@ from penjing.backends.onnx.model import (
 from penjing.backends.onnx.normalize import normalize
 from penjing.backends.onnx.operations import count_operations
 from penjing.backends.onnx.safety import check_proto
-from penjing.core.backend import Arrays, Backend, Groups, Layer, without_choice
+from penjing.core.backend import Arrays, Backend, Groups, Layer
 from penjing.core.errors import Refused
 from penjing.core.files import write_bytes
 from penjing.core.measurement import Operations
@@ -160,9 +162,12 @@ class OnnxBackend:
             raise Refused("the model has an output", value=0, place="model")
 
     def select(self, model: OnnxModel, output: Any) -> OnnxModel:
-        """Return the model, which has one output."""
-        chosen: OnnxModel = without_choice(model, output)
-        return chosen
+        """Return the model with one of its outputs, by name or index; without the nodes only others need.
+
+        Raises:
+            Refused: there is no such output, or it is named by a function.
+        """
+        return model if output is None else OnnxModel(with_one_output(model.proto, output), model.reference)
 
     def export(self, model: OnnxModel, example: Arrays, path: Path) -> None:
         """Write the model as one checked file.
@@ -194,6 +199,31 @@ def with_outputs(proto: Any, names: Sequence[str]) -> Any:
     present = {value.name for value in (*probe.graph.output, *probe.graph.input)}
     probe.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names if n not in present)
     return probe
+
+
+def with_one_output(proto: Any, output: int | str) -> Any:
+    """Return a copy of a model with one of its outputs.
+
+    Raises:
+        Refused: there is no such output, or it is neither a name nor an index.
+    """
+    known = [value.name for value in proto.graph.output]
+    by_index = isinstance(output, int) and -len(known) <= output < len(known)
+    name = known[output] if by_index and isinstance(output, int) else output
+    if name not in known:
+        raise Refused("the model has the output", value=repr(output), place="task.output",
+                      fix=f"known: {', '.join(known)}")  # fmt: skip
+    chosen = copy_proto(proto)
+    kept = next(value for value in proto.graph.output if value.name == name)
+    del chosen.graph.output[:]
+    chosen.graph.output.append(kept)
+    needed, nodes = {name}, []
+    for node in reversed(chosen.graph.node):
+        if needed & set(node.output):
+            nodes.append(node)
+            needed.update(taken_by(node))
+    set_nodes(chosen, nodes[::-1])
+    return chosen
 
 
 def is_quantized(proto: Any) -> str | None:

@@ -14,6 +14,7 @@ from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
 
 Observer = Literal["minmax", "percentile", "mse"]
+LARGEST_BATCH = 64
 BATCH_BYTES = 2**28
 """Tensors watched at once take at most this much memory."""
 
@@ -35,11 +36,19 @@ def calibration_batches(split: Any, examples: int, size: int, seed: int) -> Iter
             return
 
 
+def batch_limit(proto: Any, limit: int) -> int:
+    """Return 1 for a model that declares a batch of one, else the limit."""
+    names = graph_inputs(proto)
+    shapes = [value.type.tensor_type.shape.dim for value in proto.graph.input if value.name in names]
+    return 1 if any(dims and dims[0].dim_value == 1 for dims in shapes) else limit
+
+
 class Watcher:
     """A float model with some of its tensors as outputs."""
 
     def __init__(self, proto: Any, names: Sequence[str]) -> None:
         self.names = list(names)
+        self._limit = batch_limit(proto, LARGEST_BATCH)
         self._given = set(graph_inputs(proto))
         self._session = open_session(with_outputs(proto, self.names), "basic")
 
@@ -50,10 +59,10 @@ class Watcher:
         found = dict(zip(wanted, run_session(self._session, wanted, feed), strict=True)) if wanted else {}
         return {name: feed[name] if name in self._given else found[name] for name in self.names}
 
-    def batch_size(self, example: Arrays, limit: int = 64) -> int:
+    def batch_size(self, example: Arrays) -> int:
         """Return how many examples at once keep the watched tensors within `BATCH_BYTES`."""
         size = sum(value.nbytes for value in self.values(example).values())
-        return int(np.clip(BATCH_BYTES // max(size, 1), 1, limit))
+        return int(np.clip(BATCH_BYTES // max(size, 1), 1, self._limit))
 
 
 def ranges(

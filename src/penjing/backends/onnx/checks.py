@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from penjing.arrays.quantization import relative_error
 from penjing.backends.onnx.backend import is_quantized
-from penjing.backends.onnx.calibrate import calibration_batches
+from penjing.backends.onnx.calibrate import batch_limit, calibration_batches
 from penjing.backends.onnx.model import OnnxModel
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -41,7 +41,8 @@ def compare_outputs(
         Refused: the new outputs are not finite, or constant where the old ones vary.
     """
     old, new = [], []
-    for inputs in calibration_batches(context.task.train, examples, 32, context.seed):
+    size = batch_limit(before.proto, 32)
+    for inputs in calibration_batches(context.task.train, examples, size, context.seed):
         old.append(_rows(before.run(inputs)[0]))
         new.append(_rows(after.run(inputs)[0]))
     x, y = np.concatenate(old), np.concatenate(new)

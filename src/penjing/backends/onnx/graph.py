@@ -18,6 +18,10 @@ QUANTIZED_OPERATORS = frozenset({
 })  # fmt: skip
 
 
+FLOATS = frozenset({onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16,
+                    onnx.TensorProto.BFLOAT16})  # fmt: skip
+
+
 class Graph:
     """Producers, consumers and constants of a model's main graph, by tensor name.
 
@@ -42,11 +46,12 @@ class Graph:
 
     def array(self, name: str) -> NDArray[Any] | None:
         """Return a copy of a constant, through DequantizeLinear where there is one; None if not constant."""
-        if name in self.constants:
-            return np.array(numpy_helper.to_array(self.constants[name]))
-        node = self.producer.get(name)
-        if node is None or node.op_type != "DequantizeLinear":
+        stored = self.stored(name)
+        if stored is None:
             return None
+        if name in self.constants:
+            return np.array(numpy_helper.to_array(stored))
+        node = self.producer[name]
         q, scale = (self.array(part) for part in node.input[:2])
         if q is None or scale is None:
             return None
@@ -56,6 +61,13 @@ class Graph:
         real: NDArray[Any] = q.astype(np.float32) * scale.reshape(shape)
         return real
 
+    def stored(self, name: str) -> Any | None:
+        """Return the tensor proto behind a constant, through DequantizeLinear; None if not constant."""
+        node = self.producer.get(name)
+        if node is not None and node.op_type == "DequantizeLinear":
+            name = node.input[0]
+        return self.constants.get(name)
+
     def flows(self, node: Any) -> bool:
         """Tell whether a node takes anything that is computed from the inputs, or an input itself."""
         return any(name in self.producer or name in self.inputs for name in node.input)
@@ -64,6 +76,11 @@ class Graph:
         """Return the node that alone takes a tensor, or None; graph outputs have a consumer outside."""
         found = self.consumers.get(name, [])
         return found[0] if len(found) == 1 and name not in self.outputs else None
+
+
+def taken_by(node: Any) -> list[str]:
+    """Return the names of all tensors that a node takes, those of the graphs inside it too."""
+    return [*node.input, *_captured(node)]
 
 
 def _captured(node: Any) -> list[str]:
@@ -140,8 +157,8 @@ def _weight_node(graph: Graph, node: Any) -> WeightNode | None:
         names = dict(zip(_BATCHNORM, node.input[1:5], strict=True))
         return WeightNode(_layer_name(graph, node, node.input[1]), "batchnorm", node, names)
     if node.op_type == "Gather":
-        table = graph.array(node.input[0])
-        if table is None or table.ndim != 2 or table.dtype.kind != "f":
+        table = graph.stored(node.input[0])
+        if table is None or len(table.dims) != 2 or table.data_type not in FLOATS:
             return None
         return WeightNode(
             _layer_name(graph, node, node.input[0]), "embedding", node, {"weight": node.input[0]}
@@ -151,25 +168,25 @@ def _weight_node(graph: Graph, node: Any) -> WeightNode | None:
         or len(node.input) < 2
     ):
         return None
-    weight = graph.array(node.input[1])
-    if weight is None or weight.ndim < 2:
+    weight = graph.stored(node.input[1])
+    if weight is None or len(weight.dims) < 2:
         return None
     tensors = {"weight": node.input[1]}
     if node.op_type in ("Conv", "ConvTranspose", "Gemm") and len(node.input) > 2 and node.input[2]:
         tensors["bias"] = node.input[2]
-    kind, order = _kind_and_layout(node, weight)
+    kind, order = _kind_and_layout(node, tuple(weight.dims))
     return WeightNode(_layer_name(graph, node, node.input[1]), kind, node, tensors, order)
 
 
-def _kind_and_layout(node: Any, weight: NDArray[Any]) -> tuple[str, tuple[int, ...]]:
+def _kind_and_layout(node: Any, shape: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
     if node.op_type == "Conv":
-        depthwise = attribute(node, "group", 1) == weight.shape[0] and weight.shape[1] == 1 < weight.shape[0]
+        depthwise = attribute(node, "group", 1) == shape[0] and shape[1] == 1 < shape[0]
         return ("depthwise" if depthwise else "conv"), ()
     if node.op_type == "ConvTranspose":
-        return "conv", (1, 0, *range(2, weight.ndim))
+        return "conv", (1, 0, *range(2, len(shape)))
     if node.op_type == "Gemm" and attribute(node, "transB", 0):
         return "linear", ()
-    return "linear", (*range(weight.ndim - 2), weight.ndim - 1, weight.ndim - 2)
+    return "linear", (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
 
 
 def _layer_name(graph: Graph, node: Any, weight: str) -> str:
@@ -256,7 +273,7 @@ def set_nodes(proto: Any, nodes: Sequence[Any]) -> None:
     del proto.graph.node[:]
     proto.graph.node.extend(kept)
     del proto.graph.value_info[:]
-    used = {name for node in kept for name in (*node.input, *_captured(node))}
+    used = {name for node in kept for name in taken_by(node)}
     used |= {value.name for value in proto.graph.output}
     tensors = [tensor for tensor in proto.graph.initializer if tensor.name in used]
     del proto.graph.initializer[:]

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from penjing.backends.onnx.graph import name_weights
-from penjing.backends.onnx.safety import check_proto, read_proto
+from penjing.backends.onnx.safety import LARGEST_FILE, check_proto, read_proto
 from penjing.core.errors import Refused
 
 _ORT_ERRORS = tuple(
@@ -81,16 +81,24 @@ def open_session(proto: Any, level: str = "all") -> Any:
         Refused: ONNX Runtime rejects the model.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    options.intra_op_num_threads = _cores()
     options.log_severity_level = 4
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if level == "all" else levels.ORT_ENABLE_BASIC
+    if proto.ByteSize() > LARGEST_FILE:
+        raise Refused("the model is at most 2 GB", value=f"{proto.ByteSize()} bytes", place="model",
+                      fix="quantize or prune it in its framework first")  # fmt: skip
     try:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as error:
         raise Refused("ONNX Runtime can load the model", value=_first_line(error), place="model",
                       fix="export with an opset and operators that it knows") from error  # fmt: skip
+
+
+def _cores() -> int:
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
 def run_session(session: Any, outputs: list[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[Any]:

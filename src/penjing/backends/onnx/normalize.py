@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.inliner
+import onnx.version_converter
 from onnx import helper
 
 from penjing.backends.onnx.graph import (
@@ -31,19 +33,22 @@ TOLERANCE = 1e-4
 def normalize(model: OnnxModel, example: Arrays | None) -> OnnxModel:
     """Return the model with batch normalization folded and aliases gone; names of weights stay.
 
-    Initializers are no longer inputs, constants are initializers, nodes have unique names, Identity and
-    Dropout are gone, BatchNormalization is part of the convolution or linear layer before it (Jacob et
-    al. 2018, section 3.2), a linear MatMul with Add is a Gemm, a mean over space is a global pooling.
+    Functions are inlined, initializers are no longer inputs, constants are initializers, nodes have unique
+    names and no notes, Identity and Dropout are gone, BatchNormalization is part of the convolution or
+    linear layer before it (Jacob et al. 2018, section 3.2), a linear MatMul with Add is a Gemm, a mean
+    over space is a global pooling.
 
     Args:
         model: a float model; it is not changed.
-        example: inputs on which the outputs before and after are compared; None: zeros and ones are not
-            invented, nothing is compared.
+        example: inputs on which the outputs before and after are compared; None: nothing is compared.
 
     Raises:
         Refused: the model cannot be converted to a current opset, or the outputs differ.
     """
-    proto = _current_opset(copy_proto(model.proto))
+    proto = copy_proto(model.proto)
+    if proto.functions:
+        proto = onnx.inliner.inline_local_functions(proto)
+    proto = _current_opset(proto)
     _plain_inputs(proto)
     for step in (name_weights, _constants_to_initializers, _drop_aliases, _fold_batchnorm, _fold_gemm_factors,
                  _matmul_add_to_gemm, _mean_to_pooling):  # fmt: skip

@@ -6,10 +6,9 @@ import math
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import helper
 
-from penjing.backends.onnx.graph import Graph, attribute, shapes_and_types
+from penjing.backends.onnx.graph import FLOATS, Graph, attribute, shapes_and_types
 from penjing.backends.onnx.model import copy_proto, graph_inputs
 from penjing.core.backend import Arrays
 from penjing.core.measurement import Operations
@@ -101,14 +100,8 @@ def _parameters(graph: Graph) -> int:
             described.update(node.input)
     integers = {node.input[0] for node in graph.nodes if node.op_type == "DequantizeLinear"}
     integers |= {node.input[1] for node in graph.nodes if node.op_type == "MatMulInteger"}
-    floats = (
-        onnx.TensorProto.FLOAT,
-        onnx.TensorProto.DOUBLE,
-        onnx.TensorProto.FLOAT16,
-        onnx.TensorProto.BFLOAT16,
-    )
     return sum(
         math.prod(tensor.dims)
         for name, tensor in graph.constants.items()
-        if name not in described and tensor.dims and (tensor.data_type in floats or name in integers)
+        if name not in described and tensor.dims and (tensor.data_type in FLOATS or name in integers)
     )
