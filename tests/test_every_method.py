@@ -1,0 +1,475 @@
+"""One table: every method on every backend, and what holds for each of them.
+
+A new method needs a row in `ROWS`, and nothing else here.
+"""
+
+import json
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+import penjing as pj
+from penjing.backends.numpy import BACKEND as NUMPY
+from penjing.backends.numpy import Node, NumpyNet
+from penjing.core.apply import apply
+from penjing.core.backend import backend_for
+from penjing.core.context import Context
+from penjing.core.extras import missing
+from penjing.core.method import Stage, backends_of, load_methods, method_from_json, method_to_json, stage_of
+from penjing.core.task import Split, Task
+
+BACKENDS = ("numpy", "torch", "onnx")
+TRAIN = {"epochs": 0.25, "batch_size": 32, "precision": "float32"}
+FEW = {"calibration": 48}
+WEIGHTED = ("conv", "depthwise", "linear")
+NO_HANDLER = "`the method has a handler for the model's backend`"
+IN_FRAMEWORK = "`channels are pruned in the framework of the model`"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One configuration of a method.
+
+    Attributes:
+        method: the configuration.
+        works: backends with a handler for it; `adopted` ones hand their model to ONNX first.
+        refused: for every other backend, the rule that is named.
+        after: steps that have to come first.
+        kinds: kinds of layers that must each be reported; none: one change for the whole model, `*`.
+        one: a pattern that matches some of its layers.
+        wrong: values that cannot be constructed, by field.
+    """
+
+    method: pj.Method
+    works: tuple[str, ...]
+    wrong: dict[str, list]
+    adopted: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
+    after: tuple[pj.Method, ...] = ()
+    kinds: tuple[str, ...] = ()
+    one: str = "pointwise"
+
+    @property
+    def plan(self):
+        return pj.chain(*self.after, self.method)
+
+
+WRONG_RECIPE = {
+    "epochs": [0, -1, math.nan, math.inf, "many", 20_000],
+    "lr": [0, -0.1, math.nan],
+    "optimizer": ["adagrad", 3],
+    "batch_size": [0, 2.5],
+    "weight_decay": [-0.1, 1],
+    "schedule": ["none"],
+    "clip_norm": [0],
+    "max_seconds": [0],
+    "precision": ["float8"],
+}
+INTEGERS = ("onnx", "torch", "numpy")
+
+ROWS = {
+    "prune": Row(
+        pj.PruneChannels(0.5),
+        ("numpy", "torch"),
+        {
+            "ratio": [0, 1, -0.1, 1.5, math.nan, "half", None],
+            "score": ["l3"],
+            "round_to": [0, 2.5],
+            "batches": [0],
+            "size": [0],
+        },
+        refused={"onnx": IN_FRAMEWORK},
+        kinds=WEIGHTED,
+    ),
+    "prune-taylor": Row(
+        pj.PruneChannels(0.5, score="taylor", batches=2),
+        ("torch",),
+        {},
+        refused={"numpy": "`the score taylor has gradients`", "onnx": IN_FRAMEWORK},
+        kinds=WEIGHTED,
+    ),
+    "batchnorm": Row(
+        pj.ReestimateBatchNorm(batches=2, size=40),
+        ("numpy", "torch"),
+        {"batches": [0, 1.5, "all"], "size": [1]},
+        refused={"onnx": NO_HANDLER},
+        kinds=("batchnorm",),
+        one="second_bn | inside_bn",
+    ),
+    "fine-tune": Row(
+        pj.FineTune(**TRAIN), ("torch",), WRONG_RECIPE, refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER}
+    ),
+    "distill": Row(
+        pj.Distill(**TRAIN),
+        ("torch",),
+        WRONG_RECIPE | {"temperature": [0, -1, math.inf], "alpha": [-0.1, 1.1], "standardize": ["perhaps"]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+    ),
+    "static": Row(
+        pj.Int8Static(**FEW),
+        INTEGERS,
+        {"observer": ["median"], "calibration": [0, -1, 2.5], "skip": ["fc", 3]},
+        adopted=("torch", "numpy"),
+        kinds=WEIGHTED,
+    ),
+    "dynamic": Row(pj.Int8Dynamic(), INTEGERS, {}, adopted=("torch", "numpy"), kinds=WEIGHTED, one="fc"),
+    "bias": Row(
+        pj.CorrectBias(**FEW),
+        INTEGERS,
+        {"calibration": [0, -1, 2.5]},
+        adopted=("torch", "numpy"),
+        after=(pj.Int8Static(**FEW),),
+        kinds=WEIGHTED,
+    ),
+}
+
+
+def cells(choose):
+    return pytest.mark.parametrize(
+        ("row", "backend"),
+        [pytest.param(row, b, id=f"{name}-{b}") for name, row in ROWS.items() for b in choose(row)],
+    )
+
+
+working = cells(lambda row: row.works)
+rows = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    if missing("torch"):
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def network():
+    """Residual, depthwise and pointwise convolutions with BatchNorm, for images of 8 by 8 pixels."""
+    rng = np.random.default_rng(0)
+    nodes, tensors = [], {}
+
+    def conv(name, x, out, each, kernel, *, groups=1, relu=True):
+        weight = rng.normal(size=(out, each, kernel, kernel)) * (2 / (each * kernel**2)) ** 0.5
+        tensors[name] = {"weight": weight}
+        tensors[f"{name}_bn"] = {
+            "weight": rng.uniform(0.5, 1.5, out),
+            "bias": rng.normal(size=out) / 4,
+            "running_mean": rng.normal(size=out) / 4,
+            "running_var": rng.uniform(0.5, 1.5, out),
+        }
+        nodes.append(Node(name, "conv2d", (x,), {"padding": kernel // 2, "groups": groups}))
+        nodes.append(Node(f"{name}_bn", "batchnorm", (name,)))
+        if relu:
+            nodes.append(Node(f"{name}_relu", "relu", (f"{name}_bn",)))
+        return nodes[-1].name
+
+    stem = conv("stem", "x", 16, 1, 3)
+    inside = conv("inside", stem, 16, 16, 3)
+    second = conv("second", inside, 16, 16, 3, relu=False)
+    nodes.append(Node("sum", "add", (second, stem)))
+    depthwise = conv("depthwise", "sum", 16, 1, 3, groups=16)
+    conv("pointwise", depthwise, 24, 16, 1)
+    nodes.append(Node("mean", "global_mean", (nodes[-1].name,)))
+    nodes.append(Node("fc", "linear", ("mean",)))
+    tensors["fc"] = {"weight": rng.normal(size=(10, 24)) / 3, "bias": rng.normal(size=10) / 4}
+    return NumpyNet(("x",), tuple(nodes), tensors)
+
+
+@pytest.fixture(scope="module")
+def task():
+    datasets = pytest.importorskip("sklearn.datasets", reason="the extra metrics is not installed")
+    digits = datasets.load_digits()
+    x, y = (digits.images[:, None] / 16).astype(np.float32), digits.target
+    bounds = {"train": slice(0, 320), "valid": slice(320, 440), "test": slice(440, 560)}
+    return Task(**{name: Split((x[part],), y[part], name) for name, part in bounds.items()})
+
+
+@pytest.fixture(scope="module")
+def models(torch_twin, tmp_path_factory):
+    """The same network on every backend whose packages are there."""
+    net = network()
+    found = {"numpy": net}
+    if not missing("torch"):
+        found["torch"] = torch_twin(net)
+    if not missing("onnx"):
+        path = tmp_path_factory.mktemp("onnx") / "net.onnx"
+        NUMPY.export(net, (np.zeros((1, 1, 8, 8), np.float32),), path)
+        found["onnx"] = pj.load_onnx(path)
+    return found
+
+
+class Lab:
+    """Applies plans and remembers what came of them, so that one application serves several tests."""
+
+    def __init__(self, models, task):
+        self.models, self.task, self.known = models, task, {}
+
+    def model(self, backend):
+        if backend not in self.models:
+            pytest.skip(f"the extra {backend} is not installed")
+        return self.models[backend]
+
+    def fresh(self, plan, backend, seed=0):
+        model = self.model(backend)
+        context = Context(task=self.task, backend=backend_for(model), original=model, seed=seed)
+        return apply(model, plan, self.task, context=context)
+
+    def applied(self, plan, backend):
+        if (plan, backend) not in self.known:
+            self.known[plan, backend] = self.fresh(plan, backend)
+        return self.known[plan, backend]
+
+    @property
+    def inputs(self):
+        return self.task.valid.arrays()[0]
+
+
+@pytest.fixture(scope="module")
+def lab(models, task):
+    return Lab(models, task)
+
+
+def outputs(model, inputs):
+    return backend_for(model).run(model, inputs)
+
+
+def fingerprint(model):
+    return backend_for(model).fingerprint(model)
+
+
+def gap(a, b):
+    assert a.shape == b.shape
+    return float(np.abs(a - b).max() / np.abs(b).max())
+
+
+def facts(applied):
+    """Changes without the numbers that a clock gave."""
+    timed = ("seconds", "data_seconds", "samples_per_s")
+    return [
+        (c.layer, c.status, c.reason, {k: v for k, v in c.detail.items() if k not in timed})
+        for c in applied.changes
+    ]
+
+
+def test_the_three_models_are_one(lab):
+    reference = outputs(lab.model("numpy"), lab.inputs)
+    for model in lab.models.values():
+        assert gap(outputs(model, lab.inputs), reference) < 1e-5
+
+
+def test_every_method_and_every_handler_is_in_the_table():
+    for name, kind in load_methods().items():
+        mine = [row for row in ROWS.values() if type(row.method) is kind]
+        assert mine, f"{name} has no row in tests/test_every_method.py"
+        direct = {b for row in mine for b in row.works if b not in row.adopted}
+        handled = set(backends_of(kind)) - {"any"}
+        assert handled <= direct, f"{name}: handlers that no row tries"
+        assert "any" in backends_of(kind) or handled == direct, f"{name}: rows without a handler"
+
+
+@rows
+def test_every_cell_either_works_or_is_refused(row):
+    assert sorted((*row.works, *row.refused)) == sorted(BACKENDS)
+
+
+@cells(lambda row: row.refused)
+def test_a_cell_without_a_handler_is_refused_with_its_rule(row, backend, lab):
+    with pytest.raises(pj.Refused) as caught:
+        lab.fresh(row.plan, backend)
+    assert row.refused[backend] in str(caught.value)
+    assert caught.value.fix
+
+
+@working
+def test_the_input_is_unaltered_and_so_are_the_users_random_numbers(row, backend, lab):
+    before, state = fingerprint(lab.model(backend)), np.random.get_state()[1].copy()
+    result = lab.applied(row.plan, backend)
+    assert fingerprint(lab.model(backend)) == before != fingerprint(result.model)
+    np.testing.assert_array_equal(np.random.get_state()[1], state)
+    assert backend_for(result.model).name == ("onnx" if backend in row.adopted else backend)
+
+
+@working
+def test_the_same_seed_gives_the_same_result(row, backend, lab):
+    first, second = lab.applied(row.plan, backend), lab.fresh(row.plan, backend)
+    assert fingerprint(first.model) == fingerprint(second.model)
+    assert facts(first) == facts(second)
+    np.testing.assert_array_equal(outputs(first.model, lab.inputs), outputs(second.model, lab.inputs))
+
+
+@working
+def test_the_result_is_delivered_and_loads_to_equal_outputs(row, backend, lab, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    result = lab.applied(row.plan, backend)
+    example = lab.task.valid.example()
+    artefact = pj.deliver(
+        result.model, row.plan, pj.Target(), tmp_path / "small", example=example, changes=result.changes
+    )
+    assert gap(pj.load(artefact.path)(*lab.inputs), outputs(result.model, lab.inputs)) < 1e-5
+
+
+@working
+def test_every_chosen_layer_is_reported(row, backend, lab):
+    model = lab.model(backend)
+    kinds = {layer.name: layer.kind for layer in backend_for(model).layers(model)}
+    expected = {name for name, kind in kinds.items() if kind in row.kinds} or {"*"}
+    changes = [c for c in lab.applied(row.plan, backend).changes if c.method == type(row.method).__name__]
+    assert expected <= {c.layer for c in changes}
+    assert len({c.layer for c in changes}) == len(changes), "a layer is reported twice"
+    assert any(c.done and c.detail for c in changes)
+    assert all(c.done or c.reason for c in changes)
+
+
+@working
+def test_outputs_stay_finite_and_near_those_of_the_oracle(row, backend, lab):
+    found = outputs(lab.applied(row.plan, backend).model, lab.inputs)
+    assert np.isfinite(found).all()
+    assert np.ptp(found, axis=0).max() > 0
+    if "numpy" in row.works and backend != "numpy":
+        oracle = outputs(lab.applied(row.plan, "numpy").model, lab.inputs)
+        # Rounding to integers turns the last bit of a float into a step of the grid.
+        assert gap(found, oracle) < (0.03 if row.adopted else 1e-5)
+
+
+@working
+def test_only_some_layers_are_touched(row, backend, lab):
+    limited = pj.only(row.one, row.method)
+    model = lab.model(backend)
+    result = lab.fresh(pj.chain(*row.after, limited), backend)
+    changes = [c for c in result.changes if c.method == type(row.method).__name__]
+    # A layer after a pruned one loses inputs; its own channels stay.
+    done = {c.layer for c in changes if c.done and c.detail.get("out_before") != c.detail.get("out_after", 0)}
+    assert done
+    assert all(name == "*" or limited.covers(name) for name in done)
+    reader = backend_for(model)
+    names = [layer.name for layer in reader.layers(model)]
+    assert any(limited.covers(name) for name in names)
+    if backend in row.adopted or backend == "onnx":
+        return
+    for name in names:
+        before, after = reader.read(model, name), reader.read(result.model, name)
+        same = all(np.array_equal(before[tensor], after[tensor]) for tensor in before)
+        pruned_before_it = stage_of(row.method) == Stage.STRUCTURE
+        assert same != limited.covers(name) or pruned_before_it, name
+
+
+@cells(lambda row: [row.works[0]])
+def test_a_pattern_that_matches_nothing_is_refused(row, backend, lab):
+    with pytest.raises(pj.Refused):
+        lab.fresh(pj.chain(*row.after, pj.only("no_such_layer.*", row.method)), backend)
+
+
+@rows
+def test_repr_and_json_rebuild_the_method(row):
+    names = {name: getattr(pj, name) for name in pj.__all__}
+    for method in (row.method, pj.only("conv*", row.method)):
+        assert eval(repr(method), names) == method  # noqa: S307
+        assert method_from_json(json.loads(json.dumps(method_to_json(method)))) == method
+        assert hash(method) == hash(method_from_json(method_to_json(method)))
+
+
+WRONG = [
+    pytest.param(row, name, value, id=f"{label}-{name}={value!r}")
+    for label, row in ROWS.items()
+    for name, values in row.wrong.items()
+    for value in values
+]
+
+
+@pytest.mark.parametrize(("row", "name", "value"), WRONG)
+def test_bad_values_are_refused_at_construction_by_name(row, name, value):
+    fields = {k: v for k, v in method_to_json(row.method).items() if k != "method"}
+    with pytest.raises((ValidationError, pj.Refused), match=name):
+        type(row.method)(**{**fields, name: value})
+    with pytest.raises(pj.Refused, match=name):
+        method_from_json({**method_to_json(row.method), name: value})
+
+
+@rows
+def test_every_field_is_tried_with_a_bad_value(row):
+    tried = {
+        name for other in ROWS.values() if type(other.method) is type(row.method) for name in other.wrong
+    }
+    assert set(type(row.method).model_fields) == tried
+
+
+@rows
+def test_unknown_fields_are_refused(row):
+    with pytest.raises(pj.Refused, match="strenght"):
+        method_from_json({**method_to_json(row.method), "strenght": 1})
+    with pytest.raises((ValidationError, pj.Refused), match="strenght"):
+        type(row.method)(**{k: v for k, v in method_to_json(row.method).items() if k != "method"}, strenght=1)
+
+
+@rows
+def test_methods_are_frozen_and_documented(row):
+    kind = type(row.method)
+    assert stage_of(row.method) == kind.stage
+    for name in kind.model_fields:
+        assert name in "".join(base.__doc__ or "" for base in kind.__mro__), f"{kind.__name__}.{name}"
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(row.method, name, None)
+
+
+PRUNE, BN, TUNE, DISTILL, STATIC, DYNAMIC, BIAS = (
+    ROWS[name].method for name in ("prune", "batchnorm", "fine-tune", "distill", "static", "dynamic", "bias")
+)
+PAIRS = [
+    (a, b)
+    for a in (PRUNE, BN, STATIC, DYNAMIC, BIAS)
+    for b in (PRUNE, BN, STATIC, DYNAMIC, BIAS)
+    if stage_of(a) <= stage_of(b)
+]
+NOT_TOGETHER = {
+    (STATIC, STATIC): "not quantized yet",
+    (STATIC, DYNAMIC): "not quantized yet",
+    (DYNAMIC, STATIC): "not quantized yet",
+    (DYNAMIC, DYNAMIC): "not quantized yet",
+    **{(first, BIAS): "float reference" for first in (PRUNE, BN, BIAS)},
+    **{(BIAS, second): "float reference" for second in (STATIC, DYNAMIC)},
+    (DYNAMIC, BIAS): "changes at least one layer",
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: "+".join(type(m).__name__ for m in pair))
+def test_every_legal_pair_works_or_is_refused_for_what_it_is(pair, lab):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    if pair in NOT_TOGETHER:
+        with pytest.raises(pj.Refused, match=NOT_TOGETHER[pair]):
+            lab.applied(pair, "numpy")
+        return
+    result = lab.applied(pair, "numpy")
+    assert np.isfinite(outputs(result.model, lab.inputs)).all()
+    for method in pair:
+        assert any(c.done for c in result.changes if c.method == type(method).__name__)
+
+
+CHAINS = [
+    pj.chain(PRUNE, BN, DISTILL, STATIC, BIAS),
+    pj.chain(PRUNE, DISTILL, TUNE, BN, DYNAMIC),
+    pj.chain(PRUNE, PRUNE, TUNE, STATIC),
+]
+
+
+@pytest.mark.parametrize("plan", CHAINS, ids=lambda plan: "+".join(type(m).__name__ for m in plan))
+def test_long_chains_work_on_torch_and_are_delivered(plan, lab, tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    before = fingerprint(lab.model("torch"))
+    result = lab.applied(plan, "torch")
+    assert fingerprint(lab.model("torch")) == before
+    assert list(dict.fromkeys(c.method for c in result.changes)) == list(
+        dict.fromkeys(type(m).__name__ for m in plan)
+    )
+    artefact = pj.deliver(result.model, plan, pj.Target(), tmp_path / "a", example=lab.task.valid.example())
+    assert gap(pj.load(artefact.path)(*lab.inputs), outputs(result.model, lab.inputs)) < 1e-5
+    numbers = backend_for(result.model).operations(result.model, lab.task.valid.example())
+    whole = NUMPY.operations(lab.model("numpy"), lab.task.valid.example())
+    assert numbers.multiply_adds < 0.6 * whole.multiply_adds
