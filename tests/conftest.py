@@ -1,8 +1,14 @@
 """What tests of several parts share: NumPy nets and their twins in torch."""
 
+import os
+
 import hypothesis
 import numpy as np
 import pytest
+
+# Tests run side by side on few cores: one thread each, and waiting threads sleep. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # Cores are shared and slow at times; a deadline would test the machine.
 hypothesis.settings.register_profile("penjing", deadline=None)
