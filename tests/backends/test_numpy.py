@@ -77,7 +77,7 @@ class Builder:
         if self.rng.random() < 0.5:
             value = self.node("global_mean", value, width=self.width[value])
         else:
-            value = self.node("avg_pool", value, width=self.width[value], kernel=4, stride=4)
+            value = self.node("avg_pool", value, width=self.width[value], kernel=4, stride=4, padding=1)
             value = self.node("flatten", value, width=4 * self.width[value])
         name = self.node("linear", value, width=5)
         self.tensors[name] = {
