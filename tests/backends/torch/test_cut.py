@@ -265,7 +265,7 @@ def test_slices_and_joins_are_rewritten(halve, settled, images):
     model = settled(Sliced())
     for ratio, seed in ((0.4, 0), (0.7, 1)):
         small, kept, groups = halve(model, images, ratio, seed=seed)
-        assert {layer for g in groups.groups for layer in g.layers} >= {"a", "b", "c"}
+        assert {layer for g in groups.groups for layer in g.layers} == {"a", "b", "c", "up"}
         assert close(BACKEND.run(small, images), masked(model, images, groups, kept))
 
 
@@ -300,6 +300,31 @@ def test_unequal_blocks_foreign_groups_and_names_are_refused(images, settled):
     plain = __import__("penjing.core.backend", fromlist=["Groups"]).Groups(groups.groups)
     with pytest.raises(Refused, match="torch backend"):
         BACKEND.keep(model, plain, {})
+
+
+class NoGrad(nn.Module):
+    """A gradient mode inside forward becomes a nested graph."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(4, 8), nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 2)
+        self.width = width
+
+    def forward(self, x):
+        with torch.no_grad():
+            y = self.a(x)
+        y = torch.relu(self.c(self.b(y)))
+        return self.d(y.view(-1, self.width) if self.width else y)
+
+
+def test_a_nested_graph_freezes_or_is_refused(halve, settled):
+    x = (np.ones((2, 4), "float32"),)
+    model = settled(NoGrad(0))
+    small, kept, groups = halve(model, x)
+    assert {layer for g in groups.groups for layer in g.layers} == {"b", "c"}
+    assert close(BACKEND.run(small, x), masked(model, x, groups, kept))
+    with pytest.raises(Refused, match="written as code"):
+        halve(settled(NoGrad(8)), x)
 
 
 class FixedBatch(Flat):

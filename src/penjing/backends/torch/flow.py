@@ -107,22 +107,24 @@ def label(model: nn.Module, captured: Capture) -> TorchGroups:
     return TorchGroups(groups.groups, groups.frozen, flow)
 
 
-def _makers(model: nn.Module) -> set[str]:
+def _makers(model: nn.Module) -> dict[str, int]:
+    """Return the weights that make channels, and along which axis."""
     kinds = (*CONVOLUTIONS, nn.Linear, nn.modules.conv._ConvTransposeNd)
     return {
-        f"{name}.weight".lstrip(".") for name, module in model.named_modules() if isinstance(module, kinds)
+        f"{name}.weight".lstrip("."): int(isinstance(module, nn.modules.conv._ConvTransposeNd))
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
     }
 
 
-def _placeholder(flow: Flow, node: Any, alias: dict[str, str], makers: set[str]) -> Value:
+def _placeholder(flow: Flow, node: Any, alias: dict[str, str], makers: dict[str, int]) -> Value:
     shape = sizes(node.meta["val"])
     if node.name not in flow.capture.tensors:
         return Value(tuple(fixed(n) for n in shape))
     name = alias[flow.capture.tensors[node.name]]
     layer, _, tensor = name.rpartition(".")
-    output_axis = 0 if name in makers else None
     dims = tuple(
-        flow.coupling.axis(layer, tensor, axis, length, maker=axis == output_axis)
+        flow.coupling.axis(layer, tensor, axis, length, maker=axis == makers.get(name))
         for axis, length in enumerate(shape)
     )
     return Value(dims, (layer, tensor))

@@ -11,6 +11,7 @@ from torch import nn
 from penjing.backends.torch.capture import capture, quiet, require_dynamic
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
+from penjing.core.files import write_bytes
 
 OPSET = 18
 
@@ -54,7 +55,7 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
         raise Refused(
             "the exported file passes onnx.checker", value=str(error).splitlines()[0], place="export"
         ) from error
-    path.write_bytes(proto.SerializeToString())
+    write_bytes(path, proto.SerializeToString())
 
 
 def _tidy(proto: Any) -> None:

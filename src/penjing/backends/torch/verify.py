@@ -24,7 +24,7 @@ class MaskedRun(fx.Interpreter):  # type: ignore[misc]
     """Runs a captured graph; what units that go would give to a weight is multiplied by zero."""
 
     def __init__(self, flow: Flow, stays: NDArray[np.bool_]) -> None:
-        super().__init__(torch.nn.Module(), graph=flow.capture.graph)
+        super().__init__(flow.capture.program.graph_module, graph=flow.capture.graph)
         self._flow, self._stays = flow, stays
 
     def run_node(self, n: Any) -> Any:
@@ -103,7 +103,7 @@ def check_capture(model: nn.Module, captured: Capture) -> None:
     """
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        runner = fx.Interpreter(torch.nn.Module(), graph=captured.graph)
+        runner = fx.Interpreter(captured.program.graph_module, graph=captured.graph)
         graph = runner.run(*bind(captured, model, probes(captured)))[0]
     # Twice, because state that a call leaves behind shows in the next one.
     outputs = [run_quietly(model, probes(captured)) for _ in range(2)]
