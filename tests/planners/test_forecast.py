@@ -107,7 +107,7 @@ def test_too_little_time_is_said_before_it_is_lost():
     told = forecast(Budget(time="6s"), measured(), timing(), ENOUGH)
     assert told.epochs == EPOCHS[0]
     assert "hardly enough" in told.warnings[0]
-    assert "10.5 s" in told.warnings[0]
+    assert "9.75 s" in told.warnings[0]
 
 
 def test_a_drop_that_the_examples_cannot_certify_is_said_with_the_number_that_would_do():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -85,8 +86,10 @@ def _to_backend_with_handler(
             "the method has a handler for the model's backend", value=f"{name_of(method)} on {backend.name}",
             place="apply", fix="leave the method out, or move it before the step that made the model ONNX",
         )  # fmt: skip
-    onnx = backend_named("onnx")
-    return onnx, onnx.adopt(backend, model, context.task.valid.example())  # type: ignore[attr-defined]
+    onnx, start = backend_named("onnx"), time.perf_counter()
+    adopted = onnx.adopt(backend, model, context.task.valid.example())  # type: ignore[attr-defined]
+    context.notes["export_s"] = context.notes.get("export_s", 0.0) + time.perf_counter() - start
+    return onnx, adopted
 
 
 def _refuse_if_nothing_changed(method: Method, changes: list[Change]) -> None:

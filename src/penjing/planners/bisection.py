@@ -143,7 +143,7 @@ def _plan(
 ) -> Plan:
     cut = PruneChannels(ratio=ratio, score=options.score, round_to=round_to)
     repair = (ReestimateBatchNorm(),) if setting.batchnorm else ()
-    recover = (Distill(epochs=epochs),) if setting.trainable else ()
+    recover = (Distill(epochs=epochs, lr=0.1, schedule="one_cycle"),) if setting.trainable else ()
     return chain(cut, repair, recover, precision)
 
 

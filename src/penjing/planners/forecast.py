@@ -10,10 +10,13 @@ from penjing.core.method import Value
 from penjing.core.trial import cost_of
 
 TRAINED_TRIALS = 4
-"""Trials with recovery that a time budget is divided into."""
+"""Trials with recovery that a time budget is divided into where it suffices."""
 
 EPOCHS = (0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
 """Lengths of recovery that a plan may have; a forecast rounds down to one of them."""
+
+ENOUGH = 2.0
+"""Epochs below which fewer trials with longer recovery are the better use of the time."""
 
 WITHOUT_TIME = 3.0
 """Epochs of recovery where the budget sets no time."""
@@ -79,7 +82,7 @@ def forecast(
     """
     lines = tuple(_line(name, budget, baseline, floor) for name in budget.costs)
     cheap = timing.survey + timing.measurement
-    reserve = 2.0 + 4 * timing.measurement
+    reserve = 2.0 + 2.5 * timing.measurement
     epochs = _epochs(budget, timing, cheap, reserve)
     trial = cheap + epochs * (timing.epoch or 0.0)
     warnings = []
@@ -130,5 +133,9 @@ def _epochs(budget: Budget, timing: Timing, cheap: float, reserve: float) -> flo
     if budget.time is None:
         return WITHOUT_TIME
     left = budget.time - timing.spent - reserve - cheap
-    afford = (left / TRAINED_TRIALS - cheap) / max(timing.epoch, 1e-6)
-    return max((e for e in EPOCHS if e <= afford), default=EPOCHS[0])
+    for trials in range(TRAINED_TRIALS, 0, -1):
+        afford = (left / trials - cheap) / max(timing.epoch, 1e-6)
+        epochs = max((e for e in EPOCHS if e <= afford), default=0.0)
+        if epochs >= ENOUGH:
+            return epochs
+    return epochs or EPOCHS[0]

@@ -150,9 +150,9 @@ def build(
 
     context = Context(task=task, backend=backend_for(model), original=model, seed=seed, say=say)
     applied = apply(model, plan, task, context=context, watch=watch)
-    training = float(applied.notes.get("training_s", 0.0))
-    clock.add("training", training)
-    clock.add("method", time.perf_counter() - start - clock.seconds["training"] - clock.seconds["evaluation"])
+    for activity in ("training", "export"):
+        clock.add(activity, float(applied.notes.get(f"{activity}_s", 0.0)))
+    clock.add("method", time.perf_counter() - start - sum(clock.seconds.values()))
     final = backend_for(applied.model)
     with clock.count("export"):
         deliver(applied.model, plan, target, folder / "artefact", example=example,

@@ -58,6 +58,9 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
     write_bytes(path, proto.SerializeToString())
 
 
+_MODULE_KEYS = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
+
+
 def _tidy(proto: Any) -> None:
     """Drop inferred shapes, which go stale when tools edit the file, and name the batch axis."""
     del proto.graph.value_info[:]
@@ -69,8 +72,11 @@ def _tidy(proto: Any) -> None:
             if dim.dim_param in symbols - {""}:
                 dim.dim_param = "batch"
     for node in proto.graph.node:
-        # Traces of the exporting machine: file paths and line numbers of the user's code.
+        # Traces of the exporting machine go: file paths and line numbers of the user's code. The module's
+        # name stays where no weight's name tells it: a product whose weight the exporter transposed.
+        kept = [p for p in node.metadata_props if node.op_type == "MatMul" and p.key in _MODULE_KEYS]
         del node.metadata_props[:]
+        node.metadata_props.extend(kept)
         node.ClearField("doc_string")
     del proto.graph.metadata_props[:]
     del proto.metadata_props[:]
