@@ -1,6 +1,6 @@
 """A task file: ResNet-20 (or ResNet-56) on CIFAR-10, its images as JPEG copies.
 
-    export PENJING_DATA=/path/to/data            # cv/cifar10_jpeg.npz and weights/cifar10_resnet20.safetensors
+    export PENJING_DATA=/path/to/data        # holds cv/cifar10_jpeg.npz and weights/cifar10_resnet20.safetensors
     penjing optimize examples/cifar10.py --max-drop 1% --time 20min
 
 The published weights were trained on the lossless images; the copies are a slightly different domain. So the
@@ -8,6 +8,7 @@ network is first adapted to them (one epoch, cached), and the adapted network is
 training set contains the originals of our training copies: validation images come from the test part.
 """
 
+import itertools
 import os
 import sys
 from collections.abc import Iterator
@@ -122,7 +123,7 @@ def images() -> dict[str, NDArray]:
             found = {}
             for part in ("train", "test"):
                 data, ends = stored[f"{part}_jpeg"].tobytes(), stored[f"{part}_offsets"]
-                decoded = [Image.open(BytesIO(data[a:b])) for a, b in zip(ends, ends[1:], strict=False)]
+                decoded = [Image.open(BytesIO(data[a:b])) for a, b in itertools.pairwise(ends)]
                 found[f"{part}_x"] = np.stack([np.asarray(image) for image in decoded]).transpose(0, 3, 1, 2)
                 found[f"{part}_y"] = stored[f"{part}_labels"].astype(np.int64)
         CACHE.mkdir(parents=True, exist_ok=True)

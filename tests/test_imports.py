@@ -37,7 +37,8 @@ def imports(path: Path) -> list[tuple[str, bool, int]]:
     def walk(node: ast.AST, typing_only: bool) -> None:
         for child in ast.iter_child_nodes(node):
             guarded = typing_only or (
-                isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
+                isinstance(child, ast.If)
+                and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
             )
             if isinstance(child, ast.Import):
                 found.extend((alias.name, not guarded, child.lineno) for alias in child.names)

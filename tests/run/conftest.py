@@ -15,8 +15,13 @@ def penjing(*arguments, cwd=None, check=None, env=None, timeout=240):
     """Run the installed command line as a user would."""
     out = subprocess.run(
         [str(Path(sys.executable).with_name("penjing")), *map(str, arguments)],
-        capture_output=True, text=True, cwd=cwd, timeout=timeout, env={**os.environ, **(env or {})}, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=timeout,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
     if check is not None:
         assert out.returncode == check, f"exit {out.returncode}\n{out.stdout}\n{out.stderr}"
     return out

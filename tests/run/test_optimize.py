@@ -62,13 +62,13 @@ def test_the_artefact_is_what_the_record_says(finished):
 
 
 def test_what_was_delivered_is_really_smaller(finished):
-    out, record, _ = finished
+    _out, record, _ = finished
     baseline = record["baselines"]["target"]
     assert record["plan"], "this budget needs a change of the model"
     assert record["result"]["size_bytes"] < 0.6 * baseline["size_bytes"]
     assert record["verdict"]["limits"]["size"]["status"] == "reached"
     assert any(change["status"] == "done" for change in record["changes"])
-    assert [row["step"] for row in record["ablation"]][0].startswith("float")
+    assert next(row["step"] for row in record["ablation"]).startswith("float")
     assert len(record["ablation"]) == len(record["plan"]) + 1
 
 
@@ -142,7 +142,7 @@ def test_two_runs_are_compared(finished, command):
 
 def test_python_gives_the_same_result_as_the_command(finished, task_file, tmp_path):
     """Three lines of Python, without a main guard, from a script of the user's own."""
-    out, record, _ = finished
+    _out, record, _ = finished
     script = tmp_path / "script.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(task_file.parent)!r})\n"
@@ -163,7 +163,7 @@ def test_python_gives_the_same_result_as_the_command(finished, task_file, tmp_pa
 
 def test_a_run_killed_at_any_moment_resumes_to_the_same_answer(finished, command, task_file, tmp_path):
     """SIGKILL again and again: nothing finished is lost or repeated, and the answer is the same."""
-    undisturbed_out, undisturbed, _ = finished
+    _undisturbed_out, undisturbed, _ = finished
     out = tmp_path / "killed"
     start = ["optimize", task_file, "--max-drop", "6%", "--size", "60%", "--trials", "3", "--out", out]
     seen: dict[str, dict] = {}

@@ -25,8 +25,12 @@ def resume(run: o.RunPath, json: o.Json = False) -> int:
         return exit_code(result.record)
     config = read_config(folder)
     if not config.get("task_file"):
-        raise Refused("the run was started from a task file", value="started from Python", place=str(folder.path),
-                      fix="call pj.optimize again with the same arguments and out=")  # fmt: skip
+        raise Refused(
+            "the run was started from a task file",
+            value="started from Python",
+            place=str(folder.path),
+            fix="call pj.optimize again with the same arguments and out=",
+        )
     budget, target = Budget(**config["budget"]), Target(**config["target"])
     path = Path(config["task_file"])
     return run_task_file(path, budget, target, folder.path, config["seed"], json=json)

@@ -34,11 +34,21 @@ def load_task_file(path: Path) -> TaskFile:
     """
     path = path.expanduser().resolve()
     if not path.is_file():
-        raise Refused("the task file exists", value=str(path), place="task file",
-                      fix="give the path of a Python file with model() and task()", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the task file exists",
+            value=str(path),
+            place="task file",
+            fix="give the path of a Python file with model() and task()",
+            code=Exit.USAGE,
+        )
     if path.suffix != ".py":
-        raise Refused("the task file is Python source", value=path.name, place="task file",
-                      fix="give a .py file; models are never loaded from pickles", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the task file is Python source",
+            value=path.name,
+            place="task file",
+            fix="give a .py file; models are never loaded from pickles",
+            code=Exit.USAGE,
+        )
     module = _import(path)
     for name in ("model", "task"):
         if not callable(getattr(module, name, None)):
@@ -63,8 +73,12 @@ def _import(path: Path) -> ModuleType:
         raise
     except (Exception, SystemExit) as error:
         line = _line(error, path)
-        raise Refused("the task file can be imported", value=f"{type(error).__name__}: {error}",
-                      place=f"{path}{line}", fix="run it with python to see the whole traceback") from error  # fmt: skip
+        raise Refused(
+            "the task file can be imported",
+            value=f"{type(error).__name__}: {error}",
+            place=f"{path}{line}",
+            fix="run it with python to see the whole traceback",
+        ) from error
     finally:
         sys.path.remove(str(path.parent))
     cloudpickle.register_pickle_by_value(module)

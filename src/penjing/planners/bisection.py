@@ -25,9 +25,8 @@ from penjing.planners.forecast import WITHOUT_TIME
 from penjing.prune.channels import PruneChannels
 from penjing.repair.batchnorm import ReestimateBatchNorm
 
-
 LEAST_EVIDENCE = 3.0
-"""Even if no prediction changes, n examples bound the drop by no less than about 3 / n (the rule of three)."""
+"""Even if no prediction changes, n examples bound the drop by about 3 / n at best (the rule of three)."""
 
 
 class Bisection(Value):

@@ -93,8 +93,16 @@ def _judge_cost(budget: Budget, name: str, result: Measurement, baseline: Measur
         reason = (
             getattr(result.memory_bytes, "reason", "") if name == "memory" else f"{name} was not measured"
         )
-        return LimitVerdict(status="inconclusive", limit=limit.value, measured=value, low=None, high=None,
-                            baseline=base, unit=unit, reason=reason or f"the baseline's {name} was not measured")  # fmt: skip
+        return LimitVerdict(
+            status="inconclusive",
+            limit=limit.value,
+            measured=value,
+            low=None,
+            high=None,
+            baseline=base,
+            unit=unit,
+            reason=reason or f"the baseline's {name} was not measured",
+        )
     if name == "memory":
         assert isinstance(result.memory_bytes, Estimate)
         return judge_upper(limit.absolute(base or 0.0), result.memory_bytes, base, unit)

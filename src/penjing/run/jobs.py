@@ -95,13 +95,18 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
         "fingerprint": backend.fingerprint(model),
         "operations": backend.operations(model, example).model_dump(mode="json"),
         "outputs": int(expected.shape[-1]),
-        "layers": [{"name": x.name, "kind": x.kind, "shapes": {k: list(v) for k, v in x.shapes.items()}} for x in layers],
-        "groups": [] if groups is None else [{"name": g.name, "size": g.size, "layers": list(g.layers)} for g in groups.groups],
+        "layers": [
+            {"name": x.name, "kind": x.kind, "shapes": {k: list(v) for k, v in x.shapes.items()}}
+            for x in layers
+        ],
+        "groups": []
+        if groups is None
+        else [{"name": g.name, "size": g.size, "layers": list(g.layers)} for g in groups.groups],
         "frozen": {} if groups is None else dict(groups.frozen),
         "eager": eager,
         "epoch_seconds": epoch,
         "seconds": clock.seconds,
-    }  # fmt: skip
+    }
 
 
 def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, clock: Clock) -> float | None:

@@ -124,8 +124,16 @@ def _unfinished(out: Path | str | None) -> RunFolder | None:
 def _agree(run: RunFolder, config: dict[str, Any], parts: dict[str, Any]) -> None:
     """Write the configuration of a new run; refuse to resume a run of something else."""
     if not run.config.is_file():
-        write_config(run, config | {"budget": parts["budget"], "target": parts["target"], "seed": parts["seed"],
-                                    "identity": parts})  # fmt: skip
+        write_config(
+            run,
+            config
+            | {
+                "budget": parts["budget"],
+                "target": parts["target"],
+                "seed": parts["seed"],
+                "identity": parts,
+            },
+        )
         return
     before = read_config(run).get("identity", {})
     changed = sorted(key for key in parts if before.get(key) != parts[key])
@@ -133,8 +141,13 @@ def _agree(run: RunFolder, config: dict[str, Any], parts: dict[str, Any]) -> Non
         differences = "; ".join(
             f"{key} was {_short(before.get(key))}, is {_short(parts[key])}" for key in changed
         )
-        raise Refused("a run is resumed with what it was started with", value=differences, place=str(run.path),
-                      fix="choose another --out for a new run", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a run is resumed with what it was started with",
+            value=differences,
+            place=str(run.path),
+            fix="choose another --out for a new run",
+            code=Exit.USAGE,
+        )
 
 
 def _short(value: Any) -> str:

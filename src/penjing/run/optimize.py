@@ -106,8 +106,12 @@ def _value(finished: Finished) -> dict[str, Any]:
         return finished.value
     if finished.refusal is not None:
         raise refused_from(finished.refusal)
-    raise Refused("the model can be surveyed", value=f"{finished.status}: {finished.reason} {finished.detail}",
-                  place="survey", fix=f"see {finished.log}" if finished.log else "")  # fmt: skip
+    raise Refused(
+        "the model can be surveyed",
+        value=f"{finished.status}: {finished.reason} {finished.detail}",
+        place="survey",
+        fix=f"see {finished.log}" if finished.log else "",
+    )
 
 
 def _baseline(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
@@ -122,8 +126,12 @@ def _baseline(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     blank = Trial(key=key, name=plan_name(()), plan=[], status="done", folder="float", seconds=seconds)
     trial = judge(session, mine, mine, session.path("float"), blank, blank)
     if trial.status == "failed":
-        raise Refused("the exported model agrees with the model", value=trial.reason, place="export",
-                      fix="report the model's operators; nothing can be certified on a wrong export")  # fmt: skip
+        raise Refused(
+            "the exported model agrees with the model",
+            value=trial.reason,
+            place="export",
+            fix="report the model's operators; nothing can be certified on a wrong export",
+        )
     eager = results["eager"].measurement.model_dump(mode="json") if "eager" in results else None
     return {"trial": trial.model_dump(mode="json"), "eager": eager}
 
@@ -156,7 +164,7 @@ def _forecast(session: Session, facts: dict[str, Any], baseline: Trial, setting:
 
 
 def _certifiable(session: Session) -> tuple[float, int | None]:
-    """Return the smallest drop that the test examples can certify at best, and how many the asked one needs."""
+    """Return the smallest drop that the test examples can certify, and how many the asked one needs."""
     n, confidence, asked = len(session.task.test), session.budget.confidence, session.budget.max_drop
     if asked is None:
         return 0.0, None

@@ -13,7 +13,7 @@ from penjing.run.lock import owner_of
 
 
 def status_of(path: Path) -> dict[str, Any]:
-    """Return path, state (`running`, `interrupted`, `finished`), trials, the best artefact and what to do next.
+    """Return path, state (`running`, `interrupted`, `finished`), trials, best artefact and what to do next.
 
     Raises:
         Refused: not a run directory, or its ledger is damaged.
@@ -36,10 +36,12 @@ def status_of(path: Path) -> dict[str, Any]:
         "state": state,
         "driver": None if owner is None else owner.model_dump(mode="json"),
         "elapsed": max((float(row.get("elapsed", 0.0)) for _, row in rows), default=0.0),
-        "trials": [{"name": t.name, "status": t.status, "feasible": t.feasible, "words": _words(t)} for t in trials],
+        "trials": [
+            {"name": t.name, "status": t.status, "feasible": t.feasible, "words": _words(t)} for t in trials
+        ],
         "best": read_json(best)["artefact"] if best.is_file() else None,
         "next": follow[state],
-    }  # fmt: skip
+    }
 
 
 def _words(trial: Trial) -> str:

@@ -48,8 +48,12 @@ def verify(folder: Path | str, task: Task, budget: Budget, *, model: Model | Non
 
 def _delivered(model: Model | None, task: Task, artefact: Artefact, folder: Path) -> Path:
     if model is None:
-        raise Refused("a bare artefact is judged beside its original", place="verify",
-                      fix="pass model=, or the run directory instead of the artefact", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a bare artefact is judged beside its original",
+            place="verify",
+            fix="pass model=, or the run directory instead of the artefact",
+            code=Exit.USAGE,
+        )
     return deliver(model, (), artefact.target, folder / "float", example=task.valid.example()).path
 
 
