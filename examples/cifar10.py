@@ -1,10 +1,10 @@
 """A task file: ResNet-20 (or ResNet-56) on CIFAR-10, its images as JPEG copies.
 
-    export PENJING_DATA=/path/to/data        # holds cv/cifar10_jpeg.npz and weights/cifar10_resnet20.safetensors
+    export PENJING_DATA=/path/to/data   # with cv/cifar10_jpeg.npz, weights/cifar10_resnet20.safetensors
     penjing optimize examples/cifar10.py --max-drop 1% --time 20min
 
 The published weights were trained on the lossless images; the copies are a slightly different domain. So the
-network is first adapted to them (one epoch, cached), and the adapted network is the baseline. The published
+network is first adapted to them (three epochs, cached), and the adapted network is the baseline. The published
 training set contains the originals of our training copies: validation images come from the test part.
 """
 
@@ -153,10 +153,10 @@ def published() -> ResNet:
 
 
 def model() -> ResNet:
-    """Return the network, adapted to the JPEG copies by one epoch at a small learning rate; cached."""
+    """Return the network, adapted to the JPEG copies by three epochs at a small learning rate; cached."""
     net, path = ResNet(DEPTH), CACHE / f"cifar10_resnet{DEPTH}_jpeg.safetensors"
     if not path.is_file():
-        adapted = pj.apply(published(), pj.FineTune(epochs=1, lr=0.01), task()).model
+        adapted = pj.apply(published(), pj.FineTune(epochs=3, lr=0.02), task()).model
         save_file(adapted.state_dict(), path)
     net.load_state_dict(load_file(path))
     return net.eval()
