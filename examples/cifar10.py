@@ -3,8 +3,8 @@
     export PENJING_DATA=/path/to/data   # with cv/cifar10_jpeg.npz, weights/cifar10_resnet20.safetensors
     penjing optimize examples/cifar10.py --max-drop 1% --time 20min
 
-The published weights were trained on the lossless images; the copies are a slightly different domain. So the
-network is first adapted to them (three epochs, cached), and the adapted network is the baseline. The published
+The published weights were trained on the lossless images; the copies are a slightly different domain, so the
+network is first adapted to them (three epochs, cached): that is the baseline. The published
 training set contains the originals of our training copies: validation images come from the test part.
 """
 

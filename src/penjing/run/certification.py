@@ -253,9 +253,8 @@ def _ablation(chosen: Trial, baseline: Trial, measured: dict[str, Measurement]) 
         elif kind is Stage.PRECISION:
             current = measured[chosen.key]
         words = plan_name(plan_from_json([step["step"]]))
-        rows.append(_row(words, {"kind": "estimate", "value": step["quality"], "low": step["quality"],
-                                 "high": step["quality"], "confidence": 0.95, "n": step["n"], "unit": "",
-                                 "how": "in memory, data of the search"}, current))  # fmt: skip
+        counted = current.model_copy(update={"operations": Operations.model_validate(step["operations"])})
+        rows.append(_row(words, step["quality"], counted))
     return rows
 
 

@@ -22,7 +22,7 @@ from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_to_json
 from penjing.core.target import Target
 from penjing.core.task import Task
-from penjing.measure.quality import metric_value
+from penjing.measure.quality_interval import quality_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,8 +183,7 @@ def _step(plan: Plan, index: int, backend: Backend, model: Model, task: Task) ->
     ]
     return {
         "step": plan_to_json(plan)[index],
-        "quality": metric_value(task, np.concatenate(outputs), targets[:n]),
-        "n": n,
+        "quality": quality_of(task, np.concatenate(outputs), targets[:n]).model_dump(mode="json"),
         "operations": backend.operations(model, task.valid.example()).model_dump(mode="json"),
     }
 
