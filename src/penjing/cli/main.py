@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -43,7 +44,21 @@ app = typer.Typer(
 def _register() -> None:
     for verb in VERBS:
         module = importlib.import_module(f"penjing.cli.{verb}")
-        app.command(verb)(getattr(module, verb))
+        app.command(verb)(_interruptible(getattr(module, verb)))
+
+
+def _interruptible(verb: Callable[..., int]) -> Callable[..., int]:
+    """Say what an interruption leaves behind; typer itself would end without a word."""
+
+    @functools.wraps(verb)
+    def command(*args: Any, **kwargs: Any) -> int:
+        try:
+            return verb(*args, **kwargs)
+        except KeyboardInterrupt as interruption:
+            typer.echo(str(interruption) or "interrupted", err=True)
+            return int(Exit.INTERRUPTED)
+
+    return command
 
 
 def _version(value: bool) -> None:
@@ -86,9 +101,6 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         return _refused(refusal, "--json" in arguments)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        return Exit.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.DONE

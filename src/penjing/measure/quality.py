@@ -263,7 +263,7 @@ def _sklearn(name: str, predictions: Array, targets: Array) -> float:
 def _own(metric: Metric, outputs: Array, targets: Array) -> float:
     name = getattr(metric, "__name__", "metric")
     try:
-        value: Any = metric(outputs, targets)
+        value: Any = metric(outputs.copy(), targets.copy())  # it may write to what it gets
         if hasattr(value, "detach"):
             value = value.detach().cpu().numpy()
         array = np.asarray(value)

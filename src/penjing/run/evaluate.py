@@ -19,11 +19,14 @@ from penjing.core.target import Target
 from penjing.core.trial import Trial, broken
 from penjing.measure.measure import Measured, difference, measure_all
 from penjing.measure.quality import maximized
-from penjing.run.jobs import CHECKED_EXAMPLES, build
+from penjing.run.jobs import build
 from penjing.run.session import Session
 
 TOLERANCE = 1e-3
 """Largest relative difference between a file's outputs and those of the model in memory."""
+
+NOISES = 3.0
+"""How many times the difference of two evaluations in memory a file's outputs may differ besides."""
 
 REFERENCE = "float"
 """The float model in the target: what quality is paired with and latency is divided by."""
@@ -79,11 +82,13 @@ def _trial(session: Session, plan: Plan, key: str, built: dict[str, Any], baseli
     results = measure_candidates(session, {name: folder / "artefact"}, {name: operations}, "valid")
     seconds = dict(finished.value["seconds"]) | {"measurement": time.perf_counter() - start}
     seconds["start"] = finished.seconds - sum(finished.value["seconds"].values())
-    mine, reference = results[name], results[REFERENCE]
-    return judge(session, mine, reference, folder, Trial(
+    trial = Trial(
         key=key, name=name, plan=data, status="done", folder=str(folder.relative_to(session.folder)),
         seconds=seconds, steps=finished.value["steps"],
-    ), baseline).model_dump(mode="json")  # fmt: skip
+    )  # fmt: skip
+    apart = apart_from_memory(results[name], folder, finished.value["noise"])
+    judged = judge(session, results[name], results[REFERENCE], apart, trial, baseline)
+    return judged.model_dump(mode="json")
 
 
 def measure_candidates(
@@ -114,15 +119,40 @@ def eager_target(target: Target) -> Target:
     return Target("torch", threads=target.threads, batch=target.batch)
 
 
-def judge(
-    session: Session, mine: Measured, reference: Measured, folder: Path, trial: Trial, baseline: Trial
-) -> Trial:
-    """Complete a trial with its measurement, its drop, its flips and the limits that it breaks."""
+def apart_from_memory(mine: Measured, folder: Path, noise: float) -> tuple[float, float]:
+    """Return how far a file's outputs are from the model's in memory, relative, and how far they may be.
+
+    Args:
+        mine: the file's outputs.
+        folder: where the build kept the model's outputs.
+        noise: relative difference of two evaluations of the model in memory.
+    """
     expected = np.load(folder / "expected.npy", allow_pickle=False)
-    apart = difference(mine.outputs[:CHECKED_EXAMPLES], expected)
-    measurement = mine.measurement.model_copy(update={"difference": apart})
-    if apart > TOLERANCE:
-        reason = f"the file's outputs differ from the model's in memory by {apart:.2g} (limit {TOLERANCE:g})"
+    return difference(mine.outputs[: len(expected)], expected), TOLERANCE + NOISES * noise
+
+
+def judge(
+    session: Session,
+    mine: Measured,
+    reference: Measured,
+    apart: tuple[float, float],
+    trial: Trial,
+    baseline: Trial,
+) -> Trial:
+    """Complete a trial with its measurement, its drop, its flips and the limits that it breaks.
+
+    Args:
+        session: of the run.
+        mine, reference: the artefact and the float model, measured in one interleaved run.
+        apart: what `apart_from_memory` returned.
+        trial: without its measurement.
+        baseline: the float model, whose costs relative limits are shares of.
+    """
+    measurement = mine.measurement.model_copy(update={"difference": apart[0]})
+    if apart[0] > apart[1]:
+        reason = (
+            f"the file's outputs differ from the model's in memory by {apart[0]:.2g} (limit {apart[1]:g})"
+        )
         return trial.model_copy(update={"status": "failed", "reason": reason, "measurement": measurement})
     drop = drop_of(session, measurement, reference.measurement)
     flips = flips_of(mine.outputs, reference.outputs)

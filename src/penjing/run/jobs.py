@@ -23,6 +23,7 @@ from penjing.core.plan import plan_from_json, plan_to_json
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.measure.quality_interval import quality_of
+from penjing.run.noise import outputs_of, spread_of, twice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,8 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
     """Check the original, write it as float artefacts for the target and for eager, and time training.
 
     Returns:
-        facts: fingerprint, operations, layers, groups, precision recipes, seconds per epoch.
+        facts: fingerprint, operations, layers, groups, seconds per epoch; `noise`, the relative difference
+            of two evaluations; `spread` of the metric where there is any, and notes.
     """
     model, task = shared
     clock = Clock()
@@ -87,7 +89,8 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
     layers = backend.layers(model)
     groups = backend.groups(model, example) if backend.name != "onnx" else None
     with clock.count("evaluation"):
-        expected = backend.run(model, _first(task, CHECKED_EXAMPLES))
+        expected, noise = twice(backend, model, task, CHECKED_EXAMPLES)
+        spread, notes = spread_of(backend, model, task, STEP_EXAMPLES) if noise else (0.0, ())
     np.save(folder / "float" / "expected.npy", expected, allow_pickle=False)
     epoch = _epoch_seconds(model, backend, task, seed, clock)
     return {
@@ -105,6 +108,9 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
         "frozen": {} if groups is None else dict(groups.frozen),
         "eager": eager,
         "epoch_seconds": epoch,
+        "noise": noise,
+        "spread": spread,
+        "notes": list(notes),
         "seconds": clock.seconds,
     }
 
@@ -130,7 +136,7 @@ def build(
     """Apply a plan to a copy of the original and write the artefact into `folder/artefact`.
 
     Returns:
-        changes, operations, notes, the ablation's steps and the seconds by activity.
+        changes, operations, noise, notes, the ablation's steps and the seconds by activity.
     """
     model, task = shared
     plan = plan_from_json(plan_data)
@@ -163,30 +169,23 @@ def build(
         deliver(applied.model, plan, target, folder / "artefact", example=example,
                 changes=applied.changes)  # fmt: skip
     with clock.count("evaluation"):
-        expected = final.run(applied.model, _first(task, CHECKED_EXAMPLES))
+        expected, noise = twice(final, applied.model, task, CHECKED_EXAMPLES)
     np.save(folder / "expected.npy", expected, allow_pickle=False)
     return {
         "changes": [change.model_dump(mode="json") for change in applied.changes],
         "operations": final.operations(applied.model, example).model_dump(mode="json"),
         "steps": steps,
+        "noise": noise,
         "notes": {k: v for k, v in applied.notes.items() if isinstance(v, str | int | float | list)},
         "seconds": clock.seconds,
     }
 
 
 def _step(plan: Plan, index: int, backend: Backend, model: Model, task: Task) -> dict[str, Any]:
-    inputs, targets = task.valid.arrays()
-    n = min(STEP_EXAMPLES, len(targets))
-    outputs = [
-        backend.run(model, tuple(x[i : min(i + task.batch_size, n)] for x in inputs))
-        for i in range(0, n, task.batch_size)
-    ]
+    targets = task.valid.arrays()[1][:STEP_EXAMPLES]
+    outputs = outputs_of(backend, model, task, STEP_EXAMPLES)
     return {
         "step": plan_to_json(plan)[index],
-        "quality": quality_of(task, np.concatenate(outputs), targets[:n]).model_dump(mode="json"),
+        "quality": quality_of(task, outputs, targets).model_dump(mode="json"),
         "operations": backend.operations(model, task.valid.example()).model_dump(mode="json"),
     }
-
-
-def _first(task: Task, n: int) -> tuple[np.ndarray[Any, Any], ...]:
-    return tuple(x[:n] for x in task.valid.arrays()[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -23,6 +25,7 @@ from penjing.planners.bisection import Bisection
 from penjing.run.folder import RunFolder, create, open_run, read_config, write_config
 from penjing.run.ledger import Ledger
 from penjing.run.lock import DriverLock
+from penjing.run.room import check_memory, disk_bytes, model_bytes
 from penjing.run.session import Session
 from penjing.run.workers import LocalExecutor
 
@@ -59,7 +62,9 @@ def open_session(
     """Yield the session of a new run, or of the unfinished one in `out`.
 
     Raises:
-        Refused: bad arguments, a run of something else in `out`, or one that another process drives.
+        Refused: bad arguments, too little memory or disk, a run of something else in `out`, or one that
+            another process drives.
+        KeyboardInterrupt: with a message that says how to go on.
     """
     say, name, config, planner = _options(options)
     check_budget(budget)
@@ -68,6 +73,8 @@ def open_session(
     task = task.prepare(seed)
     backend, model = enter(model, task)
     backend.check(model, task.valid.example())
+    weights = model_bytes(backend, model)
+    check_memory(weights)
     parts = {
         "model": backend.fingerprint(model),
         "data": task.fingerprint(),
@@ -78,19 +85,22 @@ def open_session(
         "penjing": penjing.__version__,
     }
     with ExitStack() as stack:
-        run = _unfinished(out) or create(out, name or "run")
+        run = _unfinished(out) or create(out, name or "run", needed_bytes=disk_bytes(weights, budget))
         say(f"run directory: {run.path}")
         stack.enter_context(DriverLock(run.lock))
         remove_leftovers(run.path)
         fresh = not run.config.is_file()
         _agree(run, config, parts)
-        ledger = stack.enter_context(Ledger(run.ledger, create=fresh))
-        executor = stack.enter_context(_executor(model, task, run, say))
-        yield Session(
-            folder=run.path, ledger=ledger, executor=executor, model=model, task=task, budget=budget,
-            target=target, seed=seed, options=planner, identity=digest(parts),
-            before=max((float(row.get("elapsed", 0.0)) for _, row in ledger.all()), default=0.0), say=say,
-        )  # fmt: skip
+        try:
+            ledger = stack.enter_context(Ledger(run.ledger, create=fresh))
+            executor = stack.enter_context(_executor(model, task, run, say))
+            yield Session(
+                folder=run.path, ledger=ledger, executor=executor, model=model, task=task, budget=budget,
+                target=target, seed=seed, options=planner, identity=digest(parts),
+                before=max((float(row.get("elapsed", 0.0)) for _, row in ledger.all()), default=0.0), say=say,
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_how_to_resume(run)) from None
 
 
 def _options(options: dict[str, Any]) -> tuple[Callable[[str], None], str, dict[str, Any], Bisection]:
@@ -100,7 +110,32 @@ def _options(options: dict[str, Any]) -> tuple[Callable[[str], None], str, dict[
         planner = Bisection(**rest)
     except ValueError as error:
         raise refusal(error, "optimize", (*Bisection.model_fields, "say", "name", "config")) from None
-    return say or (lambda line: None), name, config, planner
+    return _isolated(say) if say else (lambda line: None), name, config, planner
+
+
+def _isolated(say: Callable[[str], None]) -> Callable[[str], None]:
+    """Return a listener that is not asked again once it has failed: it must not end the run."""
+    failed = False
+
+    def guarded(line: str) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            say(line)
+        except Exception as error:  # noqa: BLE001  the user's function may raise anything
+            failed = True
+            warnings.warn(f"say raised {type(error).__name__}: {error}; it is not called again", stacklevel=2)
+
+    return guarded
+
+
+def _how_to_resume(run: RunFolder) -> str:
+    if read_config(run).get("task_file"):
+        return (
+            f"interrupted; what was finished is kept. Go on with: penjing resume {shlex.quote(str(run.path))}"
+        )
+    return f"interrupted; what was finished is kept. Go on with the same call and out={str(run.path)!r}"
 
 
 def _executor(model: Model, task: Task, run: RunFolder, say: Callable[[str], None]) -> LocalExecutor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,22 @@ from penjing.core.search import search
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.trial import Trial
+from penjing.measure.measure import Measured
+from penjing.measure.quality import reacts
 from penjing.planners.bisection import Setting, bisection
 from penjing.planners.floor import floor_plan
 from penjing.planners.forecast import Forecast, Timing, forecast
 from penjing.planners.recipes import recipes
 from penjing.run.certification import certify_and_judge
-from penjing.run.evaluate import REFERENCE, evaluate, judge, measure_candidates
+from penjing.run.evaluate import REFERENCE, apart_from_memory, evaluate, judge, measure_candidates
 from penjing.run.jobs import survey
+from penjing.run.noise import within_noise
 from penjing.run.open import open_session
 from penjing.run.record import Result, finish, write_best
 from penjing.run.session import Session
+
+PATIENCE, LEAST_PATIENCE = 20.0, 300.0
+"""A candidate may take so many times the forecast of a trial, and at least so many seconds."""
 
 FLOOR_SHARE = 0.1
 """The probe of what can be reached may take this share of the time."""
@@ -86,6 +93,8 @@ def _run(session: Session) -> Result:
     plans = _forecast(session, facts, baseline, setting)
     trials = [] if plans.met else _search(session, setting, plans)
     certified = certify_and_judge(session, trials, baseline, setting)
+    honest = within_noise(certified.verdict, facts["spread"], tuple(facts["notes"]))
+    certified = replace(certified, verdict=honest)
     return finish(session, facts, baselines, plans, trials, certified)
 
 
@@ -124,7 +133,8 @@ def _baseline(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     seconds = {"measurement": time.perf_counter() - start}
     key = session.key("trial", [])
     blank = Trial(key=key, name=plan_name(()), plan=[], status="done", folder="float", seconds=seconds)
-    trial = judge(session, mine, mine, session.path("float"), blank, blank)
+    apart = apart_from_memory(mine, session.path("float"), facts["noise"])
+    trial = judge(session, mine, mine, apart, blank, blank)
     if trial.status == "failed":
         raise Refused(
             "the exported model agrees with the model",
@@ -133,7 +143,16 @@ def _baseline(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
             fix="report the model's operators; nothing can be certified on a wrong export",
         )
     eager = results["eager"].measurement.model_dump(mode="json") if "eager" in results else None
-    return {"trial": trial.model_dump(mode="json"), "eager": eager}
+    return {"trial": trial.model_dump(mode="json"), "eager": eager, "notes": _reaction(session, mine)}
+
+
+def _reaction(session: Session, measured: Measured) -> list[str]:
+    """Return a note where the metric is the same whatever the outputs are."""
+    try:
+        note = reacts(session.task, measured.outputs, session.task.valid.arrays()[1])
+    except Refused:  # defined on the model's outputs but not on shuffled ones: it reacts
+        return []
+    return [note] if note else []
 
 
 def _forecast(session: Session, facts: dict[str, Any], baseline: Trial, setting: Setting) -> Forecast:
@@ -179,7 +198,14 @@ def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast)
         return None
     if time_left is not None and plans.cheap_seconds > FLOOR_SHARE * time_left:
         return None
-    return evaluate(session, plan, baseline, Limits(seconds=time_left)).measurement
+    limits = Limits(seconds=_patience(plans, time_left))
+    return evaluate(session, plan, baseline, limits).measurement
+
+
+def _patience(plans: Forecast, left: float | None) -> float:
+    """Return the seconds after which a candidate is taken to hang, or the time is up."""
+    limit = max(LEAST_PATIENCE, PATIENCE * plans.trial_seconds)
+    return limit if left is None else min(limit, left)
 
 
 def _announce(session: Session, plans: Forecast) -> None:
@@ -206,10 +232,7 @@ def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
         return float("inf") if budget is None else budget - session.elapsed - plans.reserve_seconds
 
     def one(plan: Plan) -> Trial:
-        seconds = left()
-        return evaluate(
-            session, plan, setting.baseline, Limits(seconds=None if seconds == float("inf") else seconds)
-        )
+        return evaluate(session, plan, setting.baseline, Limits(seconds=_patience(plans, left())))
 
     planner = bisection(setting, options)
     for trial in search(planner, one, session.budget, left, partial(_next_seconds, plans)):

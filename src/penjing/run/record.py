@@ -140,7 +140,7 @@ def finish(
         "trials": [_trial(index, trial, trials) for index, trial in enumerate(trials)],
         "environment": environment(),
         "spent": _spent(session, facts, baselines, trials, judged).model_dump(mode="json"),
-        "notes": [*session.task.notes, *plans.warnings, *facts.get("notes", []), *judged.notes],
+        "notes": [*session.task.notes, *plans.warnings, *facts["notes"], *baselines["notes"], *judged.notes],
     }
     write_json(session.path("best.json"), {"artefact": _artefact_path(chosen), "trial": chosen.key,
                                            "certified": judged.certified})  # fmt: skip

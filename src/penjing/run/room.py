@@ -1,0 +1,48 @@
+"""What a run needs of memory and disk, estimated before anything is copied or written."""
+
+from __future__ import annotations
+
+import math
+
+import psutil
+
+from penjing.core.backend import Backend
+from penjing.core.budget import Budget, say
+from penjing.core.errors import Exit, Refused
+from penjing.core.method import Model
+
+COPIES = 4
+"""Copies of the weights in memory at one time: sent, rebuilt in the child, changed there, exported."""
+
+USUAL_TRIALS = 12
+"""Trials that a search without a limit on them makes about."""
+
+_BYTES = 4
+
+
+def model_bytes(backend: Backend, model: Model) -> int:
+    """Estimate the bytes of a model's weights, four for each number; nothing is read or copied."""
+    shapes = (shape for layer in backend.layers(model) for shape in layer.shapes.values())
+    return _BYTES * sum(math.prod(shape) for shape in shapes)
+
+
+def check_memory(weights: int) -> None:
+    """Refuse a model whose copies would not fit the free memory.
+
+    Raises:
+        Refused: says what is needed and what there is.
+    """
+    needed, available = COPIES * weights, int(psutil.virtual_memory().available)
+    if needed > available:
+        raise Refused(
+            "the memory holds the copies of the model that a run needs", place="model",
+            value=f"about {say(needed, 'bytes')} needed for weights of {say(weights, 'bytes')}, "
+            f"{say(available, 'bytes')} available",
+            fix="free memory, or use a larger machine", code=Exit.ENVIRONMENT,
+        )  # fmt: skip
+
+
+def disk_bytes(weights: int, budget: Budget) -> int:
+    """Estimate what a run writes: the float model twice, and two files of at most its size for a trial."""
+    trials = USUAL_TRIALS if budget.trials is None else budget.trials
+    return weights * 2 * (1 + trials)
