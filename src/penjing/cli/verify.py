@@ -31,12 +31,12 @@ def verify(
     """
     from penjing.cli.main import emit
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.core.budget import Budget
     from penjing.core.errors import Exit, Refused
-    from penjing.run.folder import open_run, read_config
+    from penjing.run.folder import open_run
+    from penjing.run.reading import settings_of
     from penjing.run.verify import verify as judge
 
-    config = read_config(open_run(run))
+    own, asked, target, seed = settings_of(open_run(run))
     given = {
         "max_drop": max_drop,
         "latency": latency,
@@ -45,14 +45,14 @@ def verify(
         "operations": operations,
     }
     chosen = any(value is not None for value in given.values())
-    budget = o.budget_from(confidence, **given) if chosen else Budget(**config["budget"])
-    path = task or (Path(config["task_file"]) if config.get("task_file") else None)
+    budget = o.budget_from(confidence, **given) if chosen else asked
+    path = task or own
     if path is None:
         raise Refused("the data are known", value="the run was started from Python", place=str(run),
                       fix="give the task file with --task", code=Exit.USAGE)  # fmt: skip
     file = load_task_file(path)
-    data = call(file.task, file).prepare(config["seed"])
-    model = call(file.model, file) if config["target"]["runtime"] == "torch" else None
+    data = call(file.task, file).prepare(seed)
+    model = call(file.model, file) if target.runtime == "torch" else None
     result = judge(run, data, budget, model=model)
     emit(result.model_dump(mode="json"), json, lambda _: _show(result))
     return int(Exit.DONE if result.status == "reached" else Exit.BUDGET_NOT_REACHED)

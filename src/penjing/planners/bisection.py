@@ -57,6 +57,7 @@ class Setting:
         precisions: the recipes of the stage PRECISION that this model and target allow.
         prunable, batchnorm, trainable: what the model offers.
         n_test: examples of the split that will certify.
+        training_precision: in which training was found faster on this machine.
     """
 
     budget: Budget
@@ -66,6 +67,7 @@ class Setting:
     batchnorm: bool
     trainable: bool
     n_test: int
+    training_precision: Literal["float32", "bfloat16"] = "float32"
 
     def passes(self, trial: Trial) -> bool:
         """Tell whether a trial will probably be certified: drop + z sqrt(flips / n_test) within the limit."""
@@ -142,8 +144,9 @@ def _plan(
 ) -> Plan:
     cut = PruneChannels(ratio=ratio, score=options.score, round_to=round_to)
     repair = (ReestimateBatchNorm(),) if setting.batchnorm else ()
-    recover = (Distill(epochs=epochs, lr=0.1, schedule="one_cycle"),) if setting.trainable else ()
-    return chain(cut, repair, recover, precision)
+    recover = Distill(epochs=epochs, lr=0.1, schedule="one_cycle", precision=setting.training_precision)
+    recovers = (recover,) if setting.trainable else ()
+    return chain(cut, repair, recovers, precision)
 
 
 def _faster(trial: Trial, than: Trial) -> bool:

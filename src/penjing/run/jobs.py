@@ -22,6 +22,7 @@ from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_to_json
 from penjing.core.target import Target
 from penjing.core.task import Task
+from penjing.distill.logits import Distill
 from penjing.measure.quality_interval import quality_of
 from penjing.run.noise import outputs_of, spread_of, twice
 
@@ -92,7 +93,7 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
         expected, noise = twice(backend, model, task, CHECKED_EXAMPLES)
         spread, notes = spread_of(backend, model, task, STEP_EXAMPLES) if noise else (0.0, ())
     np.save(folder / "float" / "expected.npy", expected, allow_pickle=False)
-    epoch = _epoch_seconds(model, backend, task, seed, clock)
+    training = _training(model, backend, task, seed, clock)
     return {
         "backend": backend.name,
         "fingerprint": backend.fingerprint(model),
@@ -107,26 +108,35 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
         else [{"name": g.name, "size": g.size, "layers": list(g.layers)} for g in groups.groups],
         "frozen": {} if groups is None else dict(groups.frozen),
         "eager": eager,
-        "epoch_seconds": epoch,
         "noise": noise,
         "spread": spread,
         "notes": list(notes),
+        **training,
         "seconds": clock.seconds,
     }
 
 
-def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, clock: Clock) -> float | None:
-    """Time a few training steps, after one that warms the machine up, and return seconds per epoch."""
-    from penjing.distill.logits import Distill
+def _training(model: Model, backend: Backend, task: Task, seed: int, clock: Clock) -> dict[str, Any]:
+    """Time a few training steps in each precision, and return the faster one with its seconds per epoch.
 
+    Both are None where the backend does not train. The choice is kept in the ledger: a resumed run computes
+    as the first did. A quarter must be gained: bfloat16 suffers most when other processes compete.
+    """
     if not isinstance(backend, GradientBackend):
-        return None
-    examples = len(task.train)
+        return {"precision": None, "epoch_seconds": None}
     with clock.count("training"):
-        for steps in (1, PROBE_STEPS):
-            share = min(1.0, steps * task.batch_size / examples)
-            context = Context(task=task, backend=backend, original=model, seed=seed)
-            applied = apply(model, Distill(epochs=share), task, context=context)
+        seconds = {p: _epoch_seconds(model, backend, task, seed, p) for p in ("float32", "bfloat16")}
+    precision = "bfloat16" if seconds["bfloat16"] < 0.75 * seconds["float32"] else "float32"
+    return {"precision": precision, "epoch_seconds": seconds[precision]}
+
+
+def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, precision: Any) -> float:
+    """Time a few steps after one that warms the machine up; return seconds per epoch."""
+    examples = len(task.train)
+    for steps in (1, PROBE_STEPS):
+        share = min(1.0, steps * task.batch_size / examples)
+        context = Context(task=task, backend=backend, original=model, seed=seed)
+        applied = apply(model, Distill(epochs=share, precision=precision), task, context=context)
     return float(applied.notes["training_s"]) / share
 
 

@@ -88,6 +88,7 @@ def _run(session: Session) -> Result:
         prunable=any(group["size"] > 1 for group in facts["groups"]),
         batchnorm=any(layer["kind"] == "batchnorm" for layer in facts["layers"]),
         trainable=facts["epoch_seconds"] is not None,
+        training_precision=facts["precision"] or "float32",
         n_test=len(session.task.test),
     )
     plans = _forecast(session, facts, baseline, setting)

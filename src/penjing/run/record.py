@@ -21,6 +21,7 @@ from penjing.planners.forecast import Forecast
 from penjing.report.html import write_report
 from penjing.run.certification import Judged
 from penjing.run.folder import environment
+from penjing.run.reading import read_record
 from penjing.run.session import Session
 
 SCHEMA = 1
@@ -71,13 +72,13 @@ def open_result(folder: Path | str) -> Result:
     """Open a finished run.
 
     Raises:
-        Refused: not a run directory, or the run is not finished.
+        Refused: not a run directory, the run is not finished, or its record is damaged or foreign.
     """
     folder = Path(folder).expanduser().absolute()
     if not (folder / "record.json").is_file():
         raise Refused("the run is finished", value=str(folder), place="run directory",
                       fix=f"resume it with: penjing resume {folder}")  # fmt: skip
-    return Result(folder, read_json(folder / "record.json"))
+    return Result(folder, read_record(folder))
 
 
 def write_best(session: Session, trials: Sequence[Trial], setting: Setting) -> None:

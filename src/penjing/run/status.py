@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from penjing.core.files import read_json
 from penjing.core.trial import Trial
 from penjing.run.folder import open_run
 from penjing.run.ledger import Ledger
 from penjing.run.lock import owner_of
+from penjing.run.reading import best_of
 
 
 def status_of(path: Path) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def status_of(path: Path) -> dict[str, Any]:
         "trials": [
             {"name": t.name, "status": t.status, "feasible": t.feasible, "words": _words(t)} for t in trials
         ],
-        "best": read_json(best)["artefact"] if best.is_file() else None,
+        "best": str(best_of(run.path).relative_to(run.path)) if best.is_file() else None,
         "next": follow[state],
     }
 

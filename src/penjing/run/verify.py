@@ -11,7 +11,6 @@ from penjing.core.artefact import Artefact, deliver, open_artefact
 from penjing.core.backend import backend_for, enter
 from penjing.core.budget import Budget
 from penjing.core.errors import Exit, Refused
-from penjing.core.files import read_json
 from penjing.core.measurement import Operations
 from penjing.core.method import Model
 from penjing.core.task import Task
@@ -20,6 +19,7 @@ from penjing.measure.certify import certify
 from penjing.measure.measure import measure_all
 from penjing.run.certification import verdict
 from penjing.run.evaluate import REFERENCE, same_model
+from penjing.run.reading import best_of, read_record
 
 
 def verify(folder: Path | str, task: Task, budget: Budget, *, model: Model | None = None) -> Verdict:
@@ -40,7 +40,7 @@ def verify(folder: Path | str, task: Task, budget: Budget, *, model: Model | Non
     model = None if model is None else enter(model, task)[1]
     folder = Path(folder).expanduser().absolute()
     run = (folder / "best.json").is_file()
-    artefact = open_artefact(folder / read_json(folder / "best.json")["artefact"] if run else folder)
+    artefact = open_artefact(best_of(folder) if run else folder)
     with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:
         baseline = folder / "float" / "target" if run else _delivered(model, task, artefact, Path(temporary))
         return _judge(artefact, baseline, task, budget, model, _operations(folder) if run else {})
@@ -61,7 +61,7 @@ def _operations(run: Path) -> dict[str, Operations | None]:
     """Return the counts that the run recorded, which the files alone do not give."""
     if not (run / "record.json").is_file():
         return {}
-    record = read_json(run / "record.json")
+    record = read_record(run)
     found = {
         REFERENCE: record["baselines"]["target"]["operations"],
         "artefact": record["result"]["operations"],

@@ -24,8 +24,9 @@ class Recipe(Method):
         schedule: `linear` or `cosine` to zero after a short warm-up, or `one_cycle` (Smith and Topin, 2019).
         clip_norm: largest norm of the gradient of all weights together; None: not clipped.
         max_seconds: the schedule is shortened so that training fits; None: no limit.
-        precision: `auto` computes in bfloat16 where the processor does so natively and the network gains;
-            weights, gradients of weights and the loss are float32 in any case.
+        precision: `bfloat16` computes in it (weights, their gradients and the loss are float32 in any case):
+            faster on an idle processor that has it, much slower where other processes compete for the
+            cores. `auto` takes it where the processor has it and the network is of a kind that gains.
     """
 
     stage: ClassVar[Stage] = Stage.WEIGHTS
@@ -37,7 +38,7 @@ class Recipe(Method):
     schedule: Literal["linear", "cosine", "one_cycle"] = "linear"
     clip_norm: float | None = Field(default=5.0, gt=0)
     max_seconds: float | None = Field(default=None, gt=0)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "float32"
 
     @property
     def rate(self) -> float:
