@@ -22,7 +22,12 @@ def trial(number):
 
 
 def walk(
-    budget, *, end=10, left=lambda: math.inf, forecast=lambda done: 0.0, evaluate=lambda plan: trial(plan[0])
+    budget,
+    *,
+    end=10,
+    left=lambda: math.inf,
+    forecast=lambda plan, done: 0.0,
+    evaluate=lambda plan: trial(plan[0]),
 ):
     log = []
     found = list(search(planner(log, end), evaluate, budget, left, forecast))
@@ -48,20 +53,20 @@ def test_the_limit_on_trials_is_kept_exactly(trials):
 
 def test_no_trial_starts_that_would_not_fit_the_time():
     clock = iter([10.0, 7.0, 4.0, 1.0])
-    found, _ = walk(Budget(), left=lambda: next(clock), forecast=lambda done: 3.0 if done else 0.0)
+    found, _ = walk(Budget(), left=lambda: next(clock), forecast=lambda plan, done: 3.0 if done else 0.0)
     assert found == [0, 1, 2]
 
 
 def test_the_forecast_learns_from_all_trials_so_far():
     seen = []
-    walk(Budget(trials=3), forecast=lambda done: seen.append(len(done)) or 0.0)
+    walk(Budget(trials=3), forecast=lambda plan, done: seen.append(len(done)) or 0.0)
     assert seen == [0, 1, 2]
 
 
 def test_trials_come_one_at_a_time():
     done = []
     steps = search(
-        planner([]), lambda plan: done.append(plan) or trial(plan[0]), Budget(), lambda: 1.0, lambda d: 0.0
+        planner([]), lambda plan: done.append(plan) or trial(plan[0]), Budget(), lambda: 1.0, lambda p, d: 0.0
     )
     next(steps)
     assert done == [(0,)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import json
@@ -44,11 +45,11 @@ app = typer.Typer(
 def _register() -> None:
     for verb in VERBS:
         module = importlib.import_module(f"penjing.cli.{verb}")
-        app.command(verb)(_interruptible(getattr(module, verb)))
+        app.command(verb)(_stoppable(getattr(module, verb)))
 
 
-def _interruptible(verb: Callable[..., int]) -> Callable[..., int]:
-    """Say what an interruption leaves behind; typer itself would end without a word."""
+def _stoppable(verb: Callable[..., int]) -> Callable[..., int]:
+    """Say what an interruption leaves behind, and let a reader go away; typer would end without a word."""
 
     @functools.wraps(verb)
     def command(*args: Any, **kwargs: Any) -> int:
@@ -57,6 +58,9 @@ def _interruptible(verb: Callable[..., int]) -> Callable[..., int]:
         except KeyboardInterrupt as interruption:
             typer.echo(str(interruption) or "interrupted", err=True)
             return int(Exit.INTERRUPTED)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return int(Exit.DONE)
 
     return command
 
@@ -85,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str]) -> int:
     """Run the command line and return the exit code."""
+    _open_streams()
     _register_once()
     signal.signal(signal.SIGTERM, _interrupt)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before a framework is imported: see run/open.py
@@ -101,9 +106,16 @@ def run(arguments: list[str]) -> int:
         if debug:
             raise
         return _refused(refusal, "--json" in arguments)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.DONE
+
+
+def _open_streams() -> None:
+    """Point standard streams that the caller closed at nothing, before a file of ours takes their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            with contextlib.suppress(OSError):
+                os.close(number)
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "w" if number else "r", closefd=False))  # noqa: SIM115  for good
 
 
 def _register_once() -> None:

@@ -36,7 +36,7 @@ def verify(
     from penjing.run.reading import settings_of
     from penjing.run.verify import verify as judge
 
-    own, asked, target, seed = settings_of(open_run(run))
+    path, asked, target, seed = settings_of(open_run(run), task)
     given = {
         "max_drop": max_drop,
         "latency": latency,
@@ -46,7 +46,6 @@ def verify(
     }
     chosen = any(value is not None for value in given.values())
     budget = o.budget_from(confidence, **given) if chosen else asked
-    path = task or own
     if path is None:
         raise Refused("the data are known", value="the run was started from Python", place=str(run),
                       fix="give the task file with --task", code=Exit.USAGE)  # fmt: skip

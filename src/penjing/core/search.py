@@ -17,7 +17,7 @@ def search(
     evaluate: Callable[[Plan], Trial],
     budget: Budget,
     seconds_left: Callable[[], float],
-    seconds_per_trial: Callable[[list[Trial]], float],
+    seconds_of: Callable[[Plan, list[Trial]], float],
 ) -> Iterator[Trial]:
     """Walk a planner until it ends, the trials are used up, or the next one would not fit the time.
 
@@ -26,11 +26,11 @@ def search(
         evaluate: carries one plan out; a failure is a trial with status `failed`, never an exception.
         budget: its `trials` bounds the number of plans tried.
         seconds_left: what remains for the search, the time for certification already set aside.
-        seconds_per_trial: a forecast for the next trial from those already done.
+        seconds_of: forecasts what a plan will take, from the trials already done.
     """
     done: list[Trial] = []
     plan = next(planner, None)
-    while plan is not None and not _spent(done, budget, seconds_left, seconds_per_trial):
+    while plan is not None and not _spent(plan, done, budget, seconds_left, seconds_of):
         trial = evaluate(plan)
         done.append(trial)
         yield trial
@@ -45,11 +45,12 @@ def _told(planner: Planner, trial: Trial) -> Plan | None:
 
 
 def _spent(
+    plan: Plan,
     done: list[Trial],
     budget: Budget,
     seconds_left: Callable[[], float],
-    seconds_per_trial: Callable[[list[Trial]], float],
+    seconds_of: Callable[[Plan, list[Trial]], float],
 ) -> bool:
     if budget.trials is not None and len(done) >= budget.trials:
         return True
-    return seconds_left() < seconds_per_trial(done)
+    return seconds_left() < seconds_of(plan, done)

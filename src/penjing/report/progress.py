@@ -27,7 +27,16 @@ def is_plain(console: Console) -> bool:
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console with rich's guessing off: no markup, emoji or highlighting of foreign strings."""
-    return Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    return _Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+
+class _Console(Console):
+    """A console that goes quiet when its reader is gone; rich itself would end the program with code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Drop what is written from here on."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
 
 
 def _is_unicode(console: Console) -> bool:

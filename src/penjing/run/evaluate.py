@@ -42,7 +42,7 @@ def same_model(model: Model) -> Model:
     return model
 
 
-def evaluate(session: Session, plan: Plan, baseline: Trial, limits: Limits) -> Trial:
+def evaluate(session: Session, plan: Plan, baseline: Trial, limits: Limits, words: str = "trying") -> Trial:
     """Try a plan once; what goes wrong becomes a failed trial with its reason.
 
     The two halves, building and measuring, are each kept when they are finished.
@@ -52,7 +52,7 @@ def evaluate(session: Session, plan: Plan, baseline: Trial, limits: Limits) -> T
     known = session.ledger.get(key)
     if known is not None:
         return Trial.model_validate(known["trial"])
-    session.say(f"trying {plan_name(plan)}")
+    session.say(f"{words} {plan_name(plan)}")
     built = session.once("build", data, partial(_build, session, data, key, limits))
     trial = session.once("trial", data, lambda: {"trial": _trial(session, plan, key, built, baseline)})
     return Trial.model_validate(trial["trial"])

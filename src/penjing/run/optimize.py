@@ -14,7 +14,7 @@ from penjing.core.errors import Refused
 from penjing.core.executor import Finished, Limits, candidate_seed, refused_from
 from penjing.core.measurement import Measurement, Operations
 from penjing.core.method import Model
-from penjing.core.plan import Plan, plan_name
+from penjing.core.plan import Plan, plan_from_json, plan_name
 from penjing.core.search import search
 from penjing.core.target import Target
 from penjing.core.task import Task
@@ -25,6 +25,7 @@ from penjing.planners.bisection import Setting, bisection
 from penjing.planners.floor import floor_plan
 from penjing.planners.forecast import Forecast, Timing, forecast
 from penjing.planners.recipes import recipes
+from penjing.planners.recovery import epochs_of
 from penjing.run.certification import certify_and_judge
 from penjing.run.evaluate import REFERENCE, apart_from_memory, evaluate, judge, measure_candidates
 from penjing.run.jobs import survey
@@ -80,6 +81,7 @@ def _run(session: Session) -> Result:
     session.task.check_labels(facts["outputs"])
     baselines = session.once("baseline", None, partial(_baseline, session, facts))
     baseline = Trial.model_validate(baselines["trial"])
+    write_best(session, [baseline])
     precisions = recipes({layer["kind"] for layer in facts["layers"]}, session.target)
     setting = Setting(
         budget=session.budget,
@@ -200,7 +202,7 @@ def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast)
     if time_left is not None and plans.cheap_seconds > FLOOR_SHARE * time_left:
         return None
     limits = Limits(seconds=_patience(plans, time_left))
-    return evaluate(session, plan, baseline, limits).measurement
+    return evaluate(session, plan, baseline, limits, "probing what can be reached:").measurement
 
 
 def _patience(plans: Forecast, left: float | None) -> float:
@@ -239,14 +241,18 @@ def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
     for trial in search(planner, one, session.budget, left, partial(_next_seconds, plans)):
         trials.append(trial)
         session.say(_line(trial))
-        write_best(session, trials, setting)
+        write_best(session, [t for t in trials if setting.passes(t)] or [setting.baseline])
     return trials
 
 
-def _next_seconds(plans: Forecast, done: list[Trial]) -> float:
-    """Forecast the next trial from the last one of its kind: the first trials do not train."""
-    trained = [sum(t.seconds.values()) for t in done if t.seconds.get("training")]
-    return max(trained[-1:], default=plans.cheap_seconds if not done else plans.trial_seconds)
+def _next_seconds(plans: Forecast, plan: Plan, done: list[Trial]) -> float:
+    """Forecast a plan: what comes with any trial, and training at the pace of the last one that trained."""
+    epochs = epochs_of(plan)
+    pace = (plans.trial_seconds - plans.cheap_seconds) / plans.epochs
+    for trial in done:
+        if trial.seconds.get("training"):
+            pace = trial.seconds["training"] / epochs_of(plan_from_json(trial.plan))
+    return plans.cheap_seconds + epochs * pace
 
 
 def _line(trial: Trial) -> str:

@@ -122,17 +122,18 @@ def artefact_in(folder: Path, name: str) -> Path:
         Refused: the name leads out of the run directory.
     """
     pure = PurePosixPath(name)
-    if (
-        pure.is_absolute()
-        or ".." in pure.parts
-        or not (folder / pure).resolve().is_relative_to(folder.resolve())
-    ):
+    inside = (folder / pure).resolve().is_relative_to(folder.resolve())
+    if pure.is_absolute() or ".." in pure.parts or not inside:
         raise Refused("an artefact lies inside its run directory", value=name, place=str(folder))
     return folder / pure
 
 
-def settings_of(run: RunFolder) -> tuple[Path | None, Budget, Target, int]:
+def settings_of(run: RunFolder, task: Path | None = None) -> tuple[Path | None, Budget, Target, int]:
     """Return task file, budget, target and seed of a run.
+
+    Args:
+        run: the run directory.
+        task: the user's own task file, instead of the one that the run names.
 
     Raises:
         Refused: the configuration is of another form, or names code that came with the folder: a run
@@ -143,8 +144,8 @@ def settings_of(run: RunFolder) -> tuple[Path | None, Budget, Target, int]:
         budget, target = Budget(**settings.budget), Target(**settings.target)
     except (ValidationError, TypeError) as error:
         raise _foreign(run.config, error) from error
-    path = settings.task_file
-    if path is not None and path.resolve().is_relative_to(run.path.resolve()):
+    path = settings.task_file if task is None else task
+    if task is None and path is not None and path.resolve().is_relative_to(run.path.resolve()):
         raise Refused(
             "a run directory does not carry the code that goes on with it", value=str(path),
             place=str(run.config), fix="read that file, and copy it out of the folder if you trust it: "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from penjing.core.target import Runner
 from penjing.core.trial import Trial
 from penjing.core.verdict import Verdict
 from penjing.measure.quality import metric_name
-from penjing.planners.bisection import Setting
 from penjing.planners.forecast import Forecast
 from penjing.report.html import write_report
 from penjing.run.certification import Judged
@@ -81,14 +81,11 @@ def open_result(folder: Path | str) -> Result:
     return Result(folder, read_record(folder))
 
 
-def write_best(session: Session, trials: Sequence[Trial], setting: Setting) -> None:
-    """Keep `best.json` pointing at the best feasible artefact at every moment."""
-    fit = [t for t in trials if setting.passes(t) and t.latency_ms is not None and t.folder is not None]
-    feasible = [t for t in fit if t.feasible] or fit
-    best = min(feasible, key=lambda t: t.latency_ms or 0.0, default=None)
-    if best is not None:
-        write_json(session.path("best.json"), {"artefact": f"{best.folder}/artefact", "trial": best.key,
-                                               "certified": False})  # fmt: skip
+def write_best(session: Session, candidates: Sequence[Trial]) -> None:
+    """Point `best.json` at the fastest candidate that keeps every limit, or at the fastest of all."""
+    best = min([t for t in candidates if t.feasible] or candidates, key=lambda t: t.latency_ms or math.inf)
+    pointer = {"artefact": _artefact_path(best), "trial": best.key, "certified": False}
+    write_json(session.path("best.json"), pointer)
 
 
 class Spent(Value):
