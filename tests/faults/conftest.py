@@ -5,14 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 import penjing as pj
 
 PENJING = str(Path(sys.executable).with_name("penjing"))
 
-TASK_FILE = '''
+TASK_FILE = """
 import numpy as np
 import penjing as pj
 from penjing.backends.numpy import Node, NumpyNet
@@ -27,7 +26,8 @@ def data():
 
 def task(**options):
     x, y = data()
-    return pj.Task(train=(x[:300], y[:300]), valid=(x[300:600], y[300:600]), test=(x[600:], y[600:]), **options)
+    train, valid, test = ((x[i : i + 300], y[i : i + 300]) for i in (0, 300, 600))
+    return pj.Task(train=train, valid=valid, test=test, **options)
 
 
 def model(first="fc", head="head"):
@@ -37,7 +37,7 @@ def model(first="fc", head="head"):
     fitted = np.linalg.lstsq(hidden, np.eye(5)[y], rcond=None)[0].T.astype(np.float32)
     nodes = (Node(first, "linear", ("x",)), Node("act", "relu", (first,)), Node(head, "linear", ("act",)))
     return NumpyNet(("x",), nodes, {first: {"weight": weight}, head: {"weight": fitted}})
-'''
+"""
 
 
 @pytest.fixture(scope="session")
@@ -86,5 +86,3 @@ def command():
         )  # fmt: skip
 
     return run
-
-

@@ -54,7 +54,7 @@ def test_the_search_survives_every_end_of_a_candidate(optimize, impatient, monke
             if line.startswith("certifying"):
                 raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="what was finished is kept.*same call and out="):
+    with pytest.raises(KeyboardInterrupt, match=r"what was finished is kept.*same call and out="):
         optimize(said=Stop(), **options)
     built = (tmp_path / "run" / "builds.txt").read_text()
     assert built.split() == ["1", "2", "3", "4", "5", "6"]
