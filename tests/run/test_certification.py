@@ -57,6 +57,19 @@ def test_dominated_failed_and_hopeless_trials_are_not_tested():
     assert names == ["float", "good"]
 
 
+def test_a_trial_that_keeps_every_limit_comes_before_a_faster_one_that_does_not():
+    trials = [trial("fast and large", 0.3, 0.001, breaks={"size": 1.5}), trial("small", 0.6, 0.001)]
+    assert [t.name for t in sequence(trials, BASE, lambda t: True)] == ["float", "small"]
+    assert [t.name for t in sequence(trials[:1], BASE, lambda t: True)] == ["float", "fast and large"]
+
+
+def test_a_slower_model_is_only_wanted_where_the_float_model_breaks_a_limit():
+    slower = [trial("slower and smaller", 1.2, 0.0)]
+    large = BASE.model_copy(update={"breaks": {"size": 4.0}})
+    assert [t.name for t in sequence(slower, BASE, lambda t: True)] == ["float"]
+    assert [t.name for t in sequence(slower, large, lambda t: True)] == ["float", "slower and smaller"]
+
+
 def test_only_the_fastest_few_are_tested():
     trials = [trial(f"t{i}", 1 - i / 10, i / 1000) for i in range(8)]
     found = sequence(trials, BASE, lambda t: True)

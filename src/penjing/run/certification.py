@@ -27,10 +27,14 @@ CANDIDATES = 4
 def sequence(trials: Sequence[Trial], baseline: Trial, passes: Callable[[Trial], bool]) -> list[Trial]:
     """Return the candidates in the fixed order of testing: safest first, fastest last.
 
-    Only trials that will probably pass, and of these the Pareto front of latency and drop on the data of
-    the search. The float model in the target comes first: it is the safest of all.
+    Only trials that will probably pass, of these those that keep every limit on cost where there are any,
+    and of these the Pareto front of latency and drop on the data of the search. The float model in the
+    target comes first: it is the safest of all; where it keeps every limit, no slower model is tested.
     """
     fit = [t for t in trials if passes(t) and t.latency_ms is not None and t.drop is not None and t.plan]
+    fit = [t for t in fit if t.feasible] or fit
+    if baseline.feasible and baseline.latency_ms is not None:
+        fit = [t for t in fit if (t.latency_ms or 0.0) < baseline.latency_ms]
     front = [t for t in fit if not any(_dominates(other, t) for other in fit)]
     front.sort(key=lambda t: (-(t.latency_ms or 0.0), t.drop or 0.0))
     return [baseline, *front[-CANDIDATES:]]

@@ -64,7 +64,7 @@ def _notes(a: Measurement, b: Measurement, results: list[Any]) -> list[str]:
         notes.append(f"different metrics: {a.metric} and {b.metric}")
     if a.target != b.target:
         notes.append(f"different targets: {a.target} and {b.target}")
-    machines = [result.record["environment"].get("cpu") for result in results]
+    machines = [result.record["environment"].get("processor") for result in results]
     if machines[0] != machines[1]:
         notes.append(f"different machines: {machines[0]} and {machines[1]}")
     return notes
