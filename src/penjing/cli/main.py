@@ -56,6 +56,11 @@ def _stoppable(verb: Callable[..., int]) -> Callable[..., int]:
         try:
             return verb(*args, **kwargs)
         except KeyboardInterrupt as interruption:
+            for number in (
+                signal.SIGINT,
+                signal.SIGTERM,
+            ):  # all is ended; a second one must not change the code
+                signal.signal(number, signal.SIG_IGN)
             typer.echo(str(interruption) or "interrupted", err=True)
             return int(Exit.INTERRUPTED)
         except BrokenPipeError:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from penjing.core.artefact import ArtefactFile
 from penjing.core.budget import Budget
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import read_json
@@ -54,7 +55,17 @@ class Place(BaseModel):
 
     path: str
     sha256: str
-    files: list[Plain]
+    files: list[ArtefactFile]
+
+
+class Asked(BaseModel):
+    """What the run was asked."""
+
+    budget: Plain
+    target: Target
+    seed: int
+    metric: str
+    class_names: list[str]
 
 
 class Record(BaseModel):
@@ -65,7 +76,7 @@ class Record(BaseModel):
     baselines: dict[str, Measurement | None]
     result: Measurement
     runners_up: list[Measurement]
-    config: Plain
+    config: Asked
     plan: list[Plain]
     changes: list[Change]
     ablation: list[StepRow]

@@ -1,0 +1,137 @@
+"""Faults 54, 55, 59, 60, 62, 63: a run that is stopped, resumed with something else, or disturbed."""
+
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import penjing as pj
+from penjing.core.errors import Exit, Refused
+
+PENJING = str(Path(sys.executable).with_name("penjing"))
+SOURCE = Path(pj.__file__).parent
+
+
+def stopped(task_file, out, phase, *signals):
+    """Start a run, send signals once it says that a phase began, and return code, stderr and seconds."""
+    line = [PENJING, "optimize", str(task_file), "--size", "50%", "--time", "60s", "--out", str(out)]
+    process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    assert process.stderr is not None
+    said = ""
+    while phase not in said:
+        text = process.stderr.readline()
+        assert text, said
+        said += text
+    family = psutil.Process(process.pid).children(recursive=True)
+    start = time.monotonic()
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.05)
+    rest = process.communicate(timeout=60)[1]
+    seconds = time.monotonic() - start
+    _, alive = psutil.wait_procs(family, timeout=5)
+    assert not alive, "no orphans"
+    return process.returncode, said + rest, seconds
+
+
+@pytest.mark.parametrize(
+    ("phase", "signals"),
+    [
+        ("looking at the model", [signal.SIGINT]),
+        ("measuring the original", [signal.SIGINT, signal.SIGINT]),
+        ("measuring the original", [signal.SIGTERM]),
+        ("trying", [signal.SIGINT]),
+        ("trying", [signal.SIGTERM, signal.SIGTERM]),
+    ],
+)
+def test_a_stopped_run_says_how_to_go_on_and_leaves_no_process(task_file, tmp_path, phase, signals, command):
+    out = tmp_path / "run 1"
+    code, said, seconds = stopped(task_file, out, phase, *signals)
+    assert code == Exit.INTERRUPTED, said
+    assert f"penjing resume '{out}'" in said
+    assert "Traceback" not in said
+    assert seconds < 25, "within the 30 s that schedulers grant"
+    assert not list(out.rglob("*.tmp"))
+    status = command("status", out)
+    assert status.returncode == 0, status.stderr
+    assert "interrupted" in status.stdout
+
+
+class Stop(list):
+    """Listens, and stops the run at a line."""
+
+    def __init__(self, at):
+        self.at = at
+
+    def append(self, line):
+        super().append(line)
+        if line.startswith(self.at):
+            raise KeyboardInterrupt
+
+
+def changed(model):
+    model.tensors["fc"]["weight"][0, 0] += 1
+    return model
+
+
+def test_a_run_is_not_resumed_with_anything_else(optimize, tiny):
+    with pytest.raises(KeyboardInterrupt):
+        optimize(said=Stop("looking"))
+    x, y = tiny["data"]()
+    other = pj.Task(train=(x[:300], y[:300]), valid=(x[300:600], y[300:600]), test=(x[601:], y[601:]))
+    for different, words in (
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"budget": {"size": "30%", "trials": 2}}, "budget was"),
+        ({"task": other}, "data was"),
+        ({"model": changed(tiny["model"]())}, "model was"),
+        ({"target": pj.Target("onnxruntime", threads=2)}, "target was"),
+        ({"first": 0.25}, "planner was"),
+    ):
+        with pytest.raises(Refused, match="resumed with what it was started with") as refused:
+            optimize(**different)
+        assert words in str(refused.value)
+        assert str(refused.value.value).count(" was ") == 1, "only what differs is named"
+        assert "--out" in refused.value.fix
+
+
+def test_a_listener_that_fails_is_left_alone_and_the_run_goes_on(optimize):
+    class Broken(list):
+        def append(self, line):
+            super().append(line)
+            raise OSError("the terminal is gone")
+
+    broken = Broken()
+    with pytest.warns(UserWarning, match="OSError: the terminal is gone; it is not called again"):
+        result = optimize(said=broken, budget={"size": "200%"})
+    assert len(broken) == 1
+    assert result.verdict.status == "reached"
+
+
+def test_a_metric_that_writes_to_its_arguments_changes_nothing(optimize, tiny):
+    def greedy(outputs, targets):
+        value = float(np.mean(outputs.argmax(1) == targets))
+        outputs[:] = 0
+        targets[:] = 1
+        return value
+
+    task = tiny["task"](metric=greedy, direction="maximize")
+    record = optimize(task=task, budget={"size": "200%"}).record
+    assert record["result"]["quality"]["value"] == record["result"]["metrics"]["accuracy"] > 0.9
+    assert (task.test[1] == tiny["data"]()[1][600:]).all()
+
+
+def test_time_is_taken_from_the_monotonic_clock_only(optimize, monkeypatch):
+    """A clock that jumps back at every look changes no duration and no answer."""
+    now = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, "time", lambda: float(next(now)))
+    record = optimize(budget={"size": "200%", "time": "60s"}).record
+    assert record["verdict"]["limits"]["time"]["status"] == "reached"
+    assert 0 < record["spent"]["seconds"] < 60
+    for path in SOURCE.rglob("*.py"):
+        assert not re.search(r"\btime\.time\(|datetime\.now\(\)|utcnow", path.read_text()), path
