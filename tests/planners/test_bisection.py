@@ -90,8 +90,19 @@ class World:
             breaks=broken(self.budget, now, base, drop),
         )
 
-    def run(self, options=None, precisions=(), prunable=True, trainable=True, batchnorm=True, n_test=10_000):
-        setting = Setting(self.budget, self.baseline, precisions, prunable, batchnorm, trainable, n_test)
+    def run(
+        self,
+        options=None,
+        precisions=(),
+        prunable=True,
+        trainable=True,
+        batchnorm=True,
+        n_test=10_000,
+        widths=(),
+    ):
+        setting = Setting(
+            self.budget, self.baseline, precisions, prunable, batchnorm, trainable, n_test, widths=widths
+        )
         planner, trials = bisection(setting, options), []
         try:
             plan = next(planner)
@@ -229,8 +240,16 @@ def test_roundings_are_compared_on_the_clock_without_training():
     assert [cut_of(t).round_to for t in trials[:3]] == [4, 8, 16]
     assert all(kinds(t) == ["PruneChannels"] for t in trials[:3])
     assert {cut_of(t).round_to for t in trials[3:]} == {8}
-    tied, _ = World(Budget(max_drop="1%")).run(options)
-    assert {cut_of(t).round_to for t in tied[3:]} == {16}
+    nearly, _ = World(Budget(max_drop="1%"), rounding={4: 1.0, 8: 1.01, 16: 1.04}).run(options)
+    assert {cut_of(t).round_to for t in nearly[3:]} == {16}
+
+
+def test_ratios_that_come_to_the_same_structure_are_tried_once():
+    world = World(Budget(max_drop="1%"), knee=0.9)
+    options = Bisection(round_to=(16,), resolution=0.02)
+    trials, setting = world.run(options, widths=(16, 32, 32))
+    structures = [setting.structure(ratio, 16) for ratio in ratios(trials)]
+    assert structures == [(16, 16, 16)], "blocks of 16 leave one way to shrink 16, 32, 32"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def apply(
     """
     plan = (plan,) if isinstance(plan, Method) else tuple(plan)
     task = task.prepare()
-    backend, model = enter(model, task)
+    backend, model, task = enter(model, task)
     example = task.valid.example()
     backend.check(model, example)
     context = context or Context(task=task, backend=backend, original=model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -181,7 +181,10 @@ def without_choice(model: Model, output: Any) -> Model:
     return model
 
 
-def enter(model: Model, task: Task) -> tuple[Backend, Model]:
-    """Find the backend of a model, and make the output that the task names its only one."""
+def enter(model: Model, task: Task) -> tuple[Backend, Model, Task]:
+    """Find the backend of a model, and make the output that the task names its only one.
+
+    The task that comes back names no output any more: what follows sees a model with one.
+    """
     backend = backend_for(model)
-    return backend, backend.select(model, task.output)
+    return backend, backend.select(model, task.output), replace(task, output=None)

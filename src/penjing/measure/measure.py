@@ -70,7 +70,7 @@ def measure(
         return measure_all({folder.name: entry}, task, split, folder.name)[folder.name].measurement
     model, name = model_or_folder, type(model_or_folder).__name__
     target = target or Target()
-    backend, model = enter(model, task)
+    backend, model, task = enter(model, task)
     example = task.valid.example()
     backend.check(model, example)
     with tempfile.TemporaryDirectory(prefix="penjing-") as parent:

@@ -15,6 +15,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from penjing.arrays.scores import kept_width
 from penjing.core.budget import Budget
 from penjing.core.method import Value
 from penjing.core.plan import Plan, chain, plan_from_json
@@ -29,6 +30,13 @@ LEAST_EVIDENCE = 3.0
 """Even if no prediction changes, n examples bound the drop by about 3 / n at best (the rule of three)."""
 
 
+ROUNDINGS = (8, 16)
+"""Widths of the blocks that kernels work on: eight floats in 256 bits, sixteen in 512."""
+
+CLOSE = 1.05
+"""Latencies within this ratio count as equal when roundings are compared."""
+
+
 class Bisection(Value):
     """How the bisection works.
 
@@ -37,14 +45,15 @@ class Bisection(Value):
         resolution: the search ends when the ratio is known to within this.
         epochs: of distillation in each trial; None: as many as the time allows.
         patience: how often the smallest ratio that failed is tried again, each time with twice the epochs.
-        round_to: kept widths are multiples of this; several values are compared on the clock first.
+        round_to: kept widths are multiples of this; several values are compared on the clock first,
+            untrained; the driver compares `ROUNDINGS` where there is time for it.
     """
 
     first: float = Field(default=0.5, gt=0, lt=1)
     resolution: float = Field(default=0.1, gt=0, lt=1)
     epochs: float | None = Field(default=None, gt=0)
     patience: int = Field(default=1, ge=0)
-    round_to: tuple[int, ...] = (8,)
+    round_to: tuple[int, ...] = ROUNDINGS[:1]
     score: Literal["l2", "taylor"] = "taylor"
 
 
@@ -58,6 +67,7 @@ class Setting:
         prunable, batchnorm, trainable: what the model offers.
         n_test: examples of the split that will certify.
         training_precision: in which training was found faster on this machine.
+        widths: units of each group of channels; empty where they are not known.
     """
 
     budget: Budget
@@ -68,6 +78,11 @@ class Setting:
     trainable: bool
     n_test: int
     training_precision: Literal["float32", "bfloat16"] = "float32"
+    widths: tuple[int, ...] = ()
+
+    def structure(self, ratio: float, round_to: int) -> tuple[float, ...]:
+        """Return what a ratio comes to: equal structures are not tried twice."""
+        return tuple(kept_width(width, ratio, 1, round_to) for width in self.widths) or (ratio,)
 
     def passes(self, trial: Trial) -> bool:
         """Tell whether a trial will probably be certified: drop + z sqrt(flips / n_test) within the limit."""
@@ -96,16 +111,24 @@ def bisection(setting: Setting, options: Bisection | None = None) -> Planner:
         return
     precision = plan_from_json(best.plan)
     round_to = yield from _rounding(setting, options, precision)
-    low, high, ratio, retry = 0.0, 1.0, options.first, False
+    low, high, ratio = 0.0, 1.0, options.first
+    failed: float | None = None
+    known: dict[tuple[float, ...], bool] = {setting.structure(0.0, round_to): True}
     while high - low > options.resolution:
-        trial = yield _plan(setting, options, ratio, round_to, precision, epochs)
-        if _more(setting, trial, best):
-            low, best = ratio, trial
-        else:
-            high, retry = ratio, _worth_training_longer(setting, trial)
+        structure = setting.structure(ratio, round_to)
+        if structure not in known:
+            trial = yield _plan(setting, options, ratio, round_to, precision, epochs)
+            known[structure] = _more(setting, trial, best)
+            if known[structure]:
+                best = trial
+            else:
+                failed = ratio if _worth_training_longer(setting, trial) else None
+        low, high = (ratio, high) if known[structure] else (low, ratio)
         ratio = round((low + high) / 2, 3)
-    for again in range(options.patience if retry and setting.trainable else 0):
-        trial = yield _plan(setting, options, high, round_to, precision, epochs * 2 ** (again + 1))
+    if failed is None or not setting.trainable:
+        return
+    for again in range(options.patience):
+        trial = yield _plan(setting, options, failed, round_to, precision, epochs * 2 ** (again + 1))
         if setting.passes(trial):
             return
 
@@ -129,14 +152,18 @@ def _worth_training_longer(setting: Setting, trial: Trial) -> bool:
 
 
 def _rounding(setting: Setting, options: Bisection, precision: Plan) -> Generator[Plan, Trial, int]:
-    """Compare the roundings on the clock, without training, and return the one that runs fastest."""
+    """Compare the roundings on the clock, without training, and return the one that runs fastest.
+
+    Kernels work on blocks of channels, so that a coarser multiple can be as fast as a finer one that removes
+    more: within a twentieth, the coarsest is taken.
+    """
     if len(options.round_to) == 1:
         return options.round_to[0]
     times: dict[int, float] = {}
     for multiple in options.round_to:
         trial = yield chain(PruneChannels(ratio=options.first, score="l2", round_to=multiple), precision)
         times[multiple] = trial.latency_ms if trial.latency_ms is not None else float("inf")
-    return min(reversed(options.round_to), key=lambda m: times[m])
+    return max(multiple for multiple, ms in times.items() if ms <= CLOSE * min(times.values()))
 
 
 def _plan(

@@ -37,7 +37,7 @@ def benchmark(
         Refused: the model cannot be exported, or an artefact is damaged.
     """
     task = task.prepare()
-    backend, model = enter(model, task)
+    backend, model, task = enter(model, task)
     example = task.valid.example()
     backend.check(model, example)
     factory = partial(same_model, model)

@@ -16,7 +16,7 @@ def inspect_model(model: Model, task: Task) -> dict[str, Any]:
         Refused: what `check` of the backend refuses.
     """
     task = task.prepare()
-    backend, model = enter(model, task)
+    backend, model, task = enter(model, task)
     example = task.valid.example()
     backend.check(model, example)
     groups = backend.groups(model, example)

@@ -71,7 +71,7 @@ def open_session(
     runtime_for(target)
     maximized(task)
     task = task.prepare(seed)
-    backend, model = enter(model, task)
+    backend, model, task = enter(model, task)
     backend.check(model, task.valid.example())
     weights = model_bytes(backend, model)
     check_memory(weights)

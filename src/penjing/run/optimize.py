@@ -21,7 +21,7 @@ from penjing.core.task import Task
 from penjing.core.trial import Trial
 from penjing.measure.measure import Measured
 from penjing.measure.quality import reacts
-from penjing.planners.bisection import Setting, bisection
+from penjing.planners.bisection import ROUNDINGS, Bisection, Setting, bisection
 from penjing.planners.floor import floor_plan
 from penjing.planners.forecast import Forecast, Timing, forecast
 from penjing.planners.recipes import recipes
@@ -39,6 +39,10 @@ PATIENCE, LEAST_PATIENCE = 20.0, 300.0
 
 FLOOR_SHARE = 0.1
 """The probe of what can be reached may take this share of the time."""
+
+
+PROBED_TRIALS = 6
+"""Trials from which on some may go into comparing roundings."""
 
 
 def optimize(
@@ -92,6 +96,7 @@ def _run(session: Session) -> Result:
         trainable=facts["epoch_seconds"] is not None,
         training_precision=facts["precision"] or "float32",
         n_test=len(session.task.test),
+        widths=tuple(group["size"] for group in facts["groups"]),
     )
     plans = _forecast(session, facts, baseline, setting)
     trials = [] if plans.met else _search(session, setting, plans)
@@ -227,7 +232,7 @@ def _announce(session: Session, plans: Forecast) -> None:
 
 
 def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
-    options = session.options.model_copy(update={"epochs": session.options.epochs or plans.epochs})
+    options = _affordable(session, plans)
     trials: list[Trial] = []
 
     def left() -> float:
@@ -243,6 +248,16 @@ def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
         session.say(_line(trial))
         write_best(session, [t for t in trials if setting.passes(t)] or [setting.baseline])
     return trials
+
+
+def _affordable(session: Session, plans: Forecast) -> Bisection:
+    """Fix the epochs; compare roundings where trials and time allow and the user did not choose one."""
+    options, budget = session.options, session.budget
+    slow = budget.time is not None and len(ROUNDINGS) * plans.cheap_seconds > FLOOR_SHARE * budget.time
+    few = budget.trials is not None and budget.trials < PROBED_TRIALS
+    chosen = "round_to" in options.model_fields_set
+    rounding = options.round_to if chosen or slow or few else ROUNDINGS
+    return options.model_copy(update={"epochs": options.epochs or plans.epochs, "round_to": rounding})
 
 
 def _next_seconds(plans: Forecast, plan: Plan, done: list[Trial]) -> float:
