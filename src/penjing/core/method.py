@@ -47,6 +47,9 @@ class Method(Value):
 
     stage: ClassVar[Stage]
 
+    def __str__(self) -> str:
+        return repr(self)
+
     def covers(self, layer: str) -> bool:
         """Tell whether this method may touch the layer of this name."""
         return True

@@ -20,7 +20,9 @@ def inspect_model(model: Model, task: Task) -> dict[str, Any]:
     example = task.valid.example()
     backend.check(model, example)
     groups = backend.groups(model, example)
-    made_by = {layer: group.name for group in groups.groups for layer in group.layers}
+    made_by = {
+        slot.layer: group.name for group in groups.groups for slot in group.slots if slot.role == "out"
+    }
     operations = backend.operations(model, example)
     onnx = backends_of_any("onnx")
     return {
