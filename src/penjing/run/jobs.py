@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from penjing.core.apply import apply
 from penjing.core.artefact import deliver
 from penjing.core.backend import Backend, GradientBackend, backend_for
 from penjing.core.context import Context
+from penjing.core.errors import Refused
 from penjing.core.executor import Say
 from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_to_json
@@ -24,6 +26,7 @@ from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.distill.logits import Distill
 from penjing.measure.quality_interval import quality_of
+from penjing.measure.sealing import seal
 from penjing.run.noise import outputs_of, spread_of, twice
 
 if TYPE_CHECKING:
@@ -84,7 +87,8 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
         (folder / "float").mkdir(parents=True, exist_ok=True)
         deliver(model, (), target, folder / "float" / "target", example=example)
         eager = backend.name == "torch" and target.label != "torch eager"
-        if eager:
+        unsent = _cannot_be_sent(model) if eager else ""
+        if eager and not unsent:
             deliver(model, (), Target("torch", threads=target.threads, batch=target.batch),
                     folder / "float" / "eager", example=example)  # fmt: skip
     layers = backend.layers(model)
@@ -107,10 +111,10 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
         if groups is None
         else [{"name": g.name, "size": g.size, "layers": list(g.layers)} for g in groups.groups],
         "frozen": {} if groups is None else dict(groups.frozen),
-        "eager": eager,
+        "eager": eager and not unsent,
         "noise": noise,
         "spread": spread,
-        "notes": list(notes),
+        "notes": [*notes, *filter(None, [unsent])],
         **training,
         "seconds": clock.seconds,
     }
@@ -128,6 +132,19 @@ def _training(model: Model, backend: Backend, task: Task, seed: int, clock: Cloc
         seconds = {p: _epoch_seconds(model, backend, task, seed, p) for p in ("float32", "bfloat16")}
     precision = "bfloat16" if seconds["bfloat16"] < 0.75 * seconds["float32"] else "float32"
     return {"precision": precision, "epoch_seconds": seconds[precision]}
+
+
+def _cannot_be_sent(model: Model) -> str:
+    """Return a note where the user's class cannot go to the process that would time it; else nothing."""
+    try:
+        seal(partial(_itself, model))
+    except Refused as refused:
+        return f"PyTorch eager was not measured: {refused}"
+    return ""
+
+
+def _itself(model: Model) -> Model:
+    return model
 
 
 def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, precision: Any) -> float:
