@@ -84,3 +84,23 @@ def test_all_candidates_fail_and_the_original_is_returned(optimize, monkeypatch,
     page = Path(result.report).read_text()
     assert "ValueError: no luck" in page
     assert result.load() is not None
+
+
+def counted_build(shared, say, plan, target, folder, seed):
+    with open(folder.parent.parent / "builds.txt", "a") as file:
+        file.write("built\n")
+    raise ValueError("no luck")
+
+
+def repetitive(setting, options):
+    for _ in range(3):
+        yield setting.precisions[0]
+
+
+def test_an_equal_plan_is_built_once(optimize, monkeypatch, tmp_path):
+    monkeypatch.setattr("penjing.run.evaluate.build", counted_build)
+    monkeypatch.setattr("penjing.run.optimize.bisection", repetitive)
+    record = optimize(budget={"max_drop": "5%", "trials": 12}).record
+    assert (tmp_path / "run" / "builds.txt").read_text() == "built\n"
+    assert len({t["name"] for t in record["trials"]}) == 1
+    assert record["verdict"]["limits"]["trials"]["measured"] <= 3, "the planner ended before the limit"
