@@ -71,7 +71,7 @@ def test_limits_are_read(text, unit, value, relative):
         True,
         False,
         [5],
-        object(),
+        frozenset(),
         10**400,
         "1,5ms",
         "5..1ms",

@@ -6,6 +6,7 @@ the run directory.
 
 from __future__ import annotations
 
+import math
 import time
 from contextlib import contextmanager
 from functools import partial
@@ -70,8 +71,10 @@ class Clock:
         self.seconds[activity] = self.seconds.get(activity, 0.0) + seconds
 
 
-def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) -> dict[str, Any]:
+def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int, hurry: bool) -> dict[str, Any]:
     """Check the original, write it as float artefacts for the target and for eager, and time training.
+
+    `hurry` tells that time is limited, so that the faster training precision is worth a probe.
 
     Returns:
         facts: fingerprint, operations, layers, groups, seconds per epoch; `noise`, the relative difference
@@ -97,7 +100,7 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
         expected, noise = twice(backend, model, task, CHECKED_EXAMPLES)
         spread, notes = spread_of(backend, model, task, STEP_EXAMPLES) if noise else (0.0, ())
     np.save(folder / "float" / "expected.npy", expected, allow_pickle=False)
-    training = _training(model, backend, task, seed, clock)
+    training = _training(model, backend, task, seed, clock, hurry)
     return {
         "backend": backend.name,
         "fingerprint": backend.fingerprint(model),
@@ -120,31 +123,22 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int) ->
     }
 
 
-def _training(model: Model, backend: Backend, task: Task, seed: int, clock: Clock) -> dict[str, Any]:
-    """Time a few training steps in each precision, and return the faster one with its seconds per epoch.
+def _training(
+    model: Model, backend: Backend, task: Task, seed: int, clock: Clock, hurry: bool
+) -> dict[str, Any]:
+    """Return the precision to train in and its seconds per epoch, both None where the backend does not train.
 
-    Both are None where the backend does not train. The choice is kept in the ledger: a resumed run computes
-    as the first did. A quarter must be gained: bfloat16 suffers most when other processes compete.
+    With a limit on time the faster of two is taken, by a few steps in each; it must gain a quarter, for
+    bfloat16 suffers most when other processes compete. Without one nothing is chosen by the clock: the same
+    seed gives the same result.
     """
     if not isinstance(backend, GradientBackend):
         return {"precision": None, "epoch_seconds": None}
+    choices = ("float32", "bfloat16") if hurry else ("float32",)
     with clock.count("training"):
-        seconds = {p: _epoch_seconds(model, backend, task, seed, p) for p in ("float32", "bfloat16")}
-    precision = "bfloat16" if seconds["bfloat16"] < 0.75 * seconds["float32"] else "float32"
+        seconds = {p: _epoch_seconds(model, backend, task, seed, p) for p in choices}
+    precision = "bfloat16" if seconds.get("bfloat16", math.inf) < 0.75 * seconds["float32"] else "float32"
     return {"precision": precision, "epoch_seconds": seconds[precision]}
-
-
-def _cannot_be_sent(model: Model) -> str:
-    """Return a note where the user's class cannot go to the process that would time it; else nothing."""
-    try:
-        seal(partial(_itself, model))
-    except Refused as refused:
-        return f"PyTorch eager was not measured: {refused}"
-    return ""
-
-
-def _itself(model: Model) -> Model:
-    return model
 
 
 def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, precision: Any) -> float:

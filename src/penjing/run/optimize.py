@@ -112,6 +112,7 @@ def _survey(session: Session) -> dict[str, Any]:
     limits = Limits(seconds=session.budget.time)
     finished = session.executor.run(
         survey, session.target, session.folder, candidate_seed(session.seed, "survey"),
+        session.budget.time is not None,
         limits=limits, name="survey", say=session.say,
     )  # fmt: skip
     return _value(finished) | {"wall": time.perf_counter() - start}
