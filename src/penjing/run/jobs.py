@@ -123,6 +123,15 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int, hu
     }
 
 
+def _cannot_be_sent(model: Model) -> str:
+    """Return a note where the user's class cannot go to the process that would time it; else nothing."""
+    try:
+        seal(partial(_itself, model))
+    except Refused as refused:
+        return f"PyTorch eager was not measured: {refused}"
+    return ""
+
+
 def _training(
     model: Model, backend: Backend, task: Task, seed: int, clock: Clock, hurry: bool
 ) -> dict[str, Any]:
