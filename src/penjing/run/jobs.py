@@ -132,6 +132,10 @@ def _cannot_be_sent(model: Model) -> str:
     return ""
 
 
+def _itself(model: Model) -> Model:
+    return model
+
+
 def _training(
     model: Model, backend: Backend, task: Task, seed: int, clock: Clock, hurry: bool
 ) -> dict[str, Any]:
