@@ -67,6 +67,10 @@ class Artefact(Value):
     plan: tuple[dict[str, Any], ...]
     facts: dict[str, Any]
 
+    def evaluation_batch(self, usual: int) -> int:
+        """Return the batch in which outputs are taken: the target's where they depend on it."""
+        return self.target.batch if self.facts.get("batch_dependent") else usual
+
 
 def deliver(
     model: Model,

@@ -192,7 +192,8 @@ class _Stage:
             if not process.alive:
                 raise
             self.fail(name, refusal)
-        self.outputs[name] = process.outputs(self.files, self.batch, self.folder / f"outputs{number}.npy")
+        batch = open_artefact(folder).evaluation_batch(self.batch)
+        self.outputs[name] = process.outputs(self.files, batch, self.folder / f"outputs{number}.npy")
         self.processes[name] = process
 
     def fail(self, name: str, refusal: Refused) -> None:

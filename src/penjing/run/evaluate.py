@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Finished, Limits, candidate_seed
 from penjing.core.measurement import Measurement, Operations
 from penjing.core.method import Model
@@ -72,21 +73,26 @@ def _build(session: Session, data: list[dict[str, Any]], key: str, limits: Limit
 def _trial(session: Session, plan: Plan, key: str, built: dict[str, Any], baseline: Trial) -> dict[str, Any]:
     finished = Finished.model_validate(built["finished"])
     name, data = plan_name(plan), plan_to_json(plan)
+    failed = Trial(key=key, name=name, plan=data, status="failed", seconds={"method": finished.seconds})
     if finished.value is None:
         words = f"{finished.status}: {finished.reason}"
-        return Trial(key=key, name=name, plan=data, status="failed", reason=words,
-                     seconds={"method": finished.seconds}).model_dump(mode="json")  # fmt: skip
+        return failed.model_copy(update={"reason": words}).model_dump(mode="json")
     start = time.perf_counter()
     folder = artefact_folder(session, key)
     operations = Operations.model_validate(finished.value["operations"])
-    results = measure_candidates(session, {name: folder / "artefact"}, {name: operations}, "valid")
+    try:
+        results = measure_candidates(session, {name: folder / "artefact"}, {name: operations}, "valid")
+        apart = apart_from_memory(results[name], folder, finished.value["noise"])
+    except Refused as refused:
+        if refused.code == Exit.ENVIRONMENT:
+            raise
+        return failed.model_copy(update={"reason": f"not measured: {refused}"}).model_dump(mode="json")
     seconds = dict(finished.value["seconds"]) | {"measurement": time.perf_counter() - start}
     seconds["start"] = finished.seconds - sum(finished.value["seconds"].values())
     trial = Trial(
         key=key, name=name, plan=data, status="done", folder=str(folder.relative_to(session.folder)),
         seconds=seconds, steps=finished.value["steps"],
     )  # fmt: skip
-    apart = apart_from_memory(results[name], folder, finished.value["noise"])
     judged = judge(session, results[name], results[REFERENCE], apart, trial, baseline)
     return judged.model_dump(mode="json")
 

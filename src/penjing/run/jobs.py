@@ -97,7 +97,7 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int, hu
     layers = backend.layers(model)
     groups = backend.groups(model, example) if backend.name != "onnx" else None
     with clock.count("evaluation"):
-        expected, noise = twice(backend, model, task, CHECKED_EXAMPLES)
+        expected, noise = twice(backend, model, task, CHECKED_EXAMPLES, task.batch_size)
         spread, notes = spread_of(backend, model, task, STEP_EXAMPLES) if noise else (0.0, ())
     np.save(folder / "float" / "expected.npy", expected, allow_pickle=False)
     training = _training(model, backend, task, seed, clock, hurry)
@@ -155,13 +155,23 @@ def _training(
 
 
 def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, precision: Any) -> float:
-    """Time a few steps after one that warms the machine up; return seconds per epoch."""
+    """Return the seconds of an epoch, from a few steps.
+
+    A first step warms the machine up; what any training costs besides its steps (opening the data, laying
+    weights out) cancels between a short run and a longer one.
+    """
     examples = len(task.train)
-    for steps in (1, PROBE_STEPS):
+
+    def seconds(steps: int) -> float:
         share = min(1.0, steps * task.batch_size / examples)
         context = Context(task=task, backend=backend, original=model, seed=seed)
-        applied = apply(model, Distill(epochs=share, precision=precision), task, context=context)
-    return float(applied.notes["training_s"]) / share
+        return float(apply(model, Distill(epochs=share, precision=precision), task, context=context)
+                     .notes["training_s"])  # fmt: skip
+
+    seconds(1)
+    short, long = seconds(1), seconds(1 + PROBE_STEPS)
+    steps = examples / task.batch_size
+    return max(long - short, long / (1 + PROBE_STEPS) / 4) / PROBE_STEPS * steps
 
 
 def build(
@@ -200,10 +210,11 @@ def build(
     clock.add("method", time.perf_counter() - start - sum(clock.seconds.values()))
     final = backend_for(applied.model)
     with clock.count("export"):
-        deliver(applied.model, plan, target, folder / "artefact", example=example,
-                changes=applied.changes)  # fmt: skip
+        artefact = deliver(applied.model, plan, target, folder / "artefact", example=example,
+                           changes=applied.changes)  # fmt: skip
     with clock.count("evaluation"):
-        expected, noise = twice(final, applied.model, task, CHECKED_EXAMPLES)
+        batch = artefact.evaluation_batch(task.batch_size)
+        expected, noise = twice(final, applied.model, task, CHECKED_EXAMPLES, batch)
     np.save(folder / "expected.npy", expected, allow_pickle=False)
     return {
         "changes": [change.model_dump(mode="json") for change in applied.changes],
@@ -217,7 +228,7 @@ def build(
 
 def _step(plan: Plan, index: int, backend: Backend, model: Model, task: Task) -> dict[str, Any]:
     targets = task.valid.arrays()[1][:STEP_EXAMPLES]
-    outputs = outputs_of(backend, model, task, STEP_EXAMPLES)
+    outputs = outputs_of(backend, model, task, STEP_EXAMPLES, task.batch_size)
     return {
         "step": plan_to_json(plan)[index],
         "quality": quality_of(task, outputs, targets).model_dump(mode="json"),

@@ -21,24 +21,21 @@ ROUNDING = 1e-5
 """Relative difference that the order of additions alone can make."""
 
 
-def outputs_of(backend: Backend, model: Model, task: Task, n: int) -> NDArray[Any]:
-    """Return the outputs for the first n examples of valid, in the batches of every evaluation.
-
-    The batches matter: dynamic integers take their scale from the whole batch.
-    """
+def outputs_of(backend: Backend, model: Model, task: Task, n: int, batch: int) -> NDArray[Any]:
+    """Return the outputs for the first n examples of valid, in batches of the given size."""
     inputs = task.valid.arrays()[0]
-    starts = range(0, min(n, len(task.valid)), task.batch_size)
-    parts = [backend.run(model, tuple(x[i : i + task.batch_size] for x in inputs)) for i in starts]
+    starts = range(0, min(n, len(task.valid)), batch)
+    parts = [backend.run(model, tuple(x[i : i + batch] for x in inputs)) for i in starts]
     outputs: NDArray[Any] = np.concatenate(parts)[:n]
     return outputs
 
 
-def twice(backend: Backend, model: Model, task: Task, n: int) -> tuple[NDArray[Any], float]:
+def twice(backend: Backend, model: Model, task: Task, n: int, batch: int) -> tuple[NDArray[Any], float]:
     """Return the outputs for the first n examples, and their relative difference from a second evaluation.
 
     A difference that rounding can make counts as 0.
     """
-    first, second = (outputs_of(backend, model, task, n) for _ in range(2))
+    first, second = (outputs_of(backend, model, task, n, batch) for _ in range(2))
     apart = difference(second, first)
     return first, apart if apart > ROUNDING else 0.0
 
@@ -46,7 +43,10 @@ def twice(backend: Backend, model: Model, task: Task, n: int) -> tuple[NDArray[A
 def spread_of(backend: Backend, model: Model, task: Task, n: int) -> tuple[float, tuple[str, ...]]:
     """Return largest minus smallest metric of repeated evaluations of one model, and a note that says so."""
     targets = task.valid.arrays()[1][:n]
-    values = [metric_value(task, outputs_of(backend, model, task, n), targets) for _ in range(REPEATS)]
+    values = [
+        metric_value(task, outputs_of(backend, model, task, n, task.batch_size), targets)
+        for _ in range(REPEATS)
+    ]
     spread = max(values) - min(values)
     note = (
         f"the model is not deterministic: {REPEATS} evaluations on {len(targets)} examples gave "

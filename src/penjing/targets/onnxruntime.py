@@ -74,7 +74,8 @@ class OnnxRuntime:
         """Write `model.onnx` into the folder, check it and return facts for the manifest.
 
         The facts: `format`, `opset`, and `inputs` and `outputs` with names, dtypes and shapes (None for a
-        dimension that may vary).
+        dimension that may vary); `batch_dependent` tells that an example's output depends on the others in
+        its batch (dynamic integers take their scale from all of them).
 
         Raises:
             Refused: the exported file does not pass `onnx.checker`.
@@ -93,6 +94,7 @@ class OnnxRuntime:
             "opset": max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0),
             "inputs": [spec.to_json() for spec in inputs],
             "outputs": [_spec(value).to_json() for value in proto.graph.output],
+            "batch_dependent": any(node.op_type == "DynamicQuantizeLinear" for node in proto.graph.node),
         }
 
     def open(self, folder: Path, target: Target, model: Callable[[], Model] | None = None) -> OnnxRunner:
