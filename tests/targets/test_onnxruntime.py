@@ -66,6 +66,7 @@ def test_the_facts_name_inputs_outputs_and_opset(tmp_path):
             {"name": "y", "dtype": "float32", "shape": [None, 2]},
             {"name": "z", "dtype": "float32", "shape": [None, 2]},
         ],
+        "batch_dependent": False,
     }
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
 
