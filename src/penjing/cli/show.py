@@ -8,6 +8,9 @@ from typing import Any
 
 from penjing.core.errors import Exit
 
+ACTIVITIES = ("looking at", "exporting", "measuring", "probing", "trying", "certifying")
+"""Beginnings of the lines that say what goes on now."""
+
 
 class Reporter:
     """Progress lines on stderr: live on a terminal, plain lines elsewhere, nothing when quiet."""
@@ -23,8 +26,14 @@ class Reporter:
         return self
 
     def __call__(self, line: str) -> None:
-        """Show a line of progress."""
-        if self._progress is not None:
+        """Show a line: what goes on now lives on the bar of a terminal, results stay."""
+        if self._progress is None:
+            return
+        if line.startswith(ACTIVITIES):
+            self._progress.stage(line)
+        elif ": epoch " in line:
+            self._progress.detail(line)
+        else:
             self._progress.say(line)
 
     def __exit__(

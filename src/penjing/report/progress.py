@@ -116,6 +116,13 @@ class Progress:
         """Move the stage on by some work."""
         self.update(self._done + by, text)
 
+    def detail(self, text: str) -> None:
+        """Show what the stage is at: beside the spinner on a terminal, else as a line of its own."""
+        if self._bar is None:
+            self.say(text)
+        else:
+            self.update(self._done, text)
+
     def say(self, text: str) -> None:
         """Print a line that stays."""
         self._line(clean(text, 1000))

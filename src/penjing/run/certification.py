@@ -174,7 +174,8 @@ def certify_and_judge(session: Session, trials: Sequence[Trial], baseline: Trial
     measured = {name: Measurement.model_validate(m) for name, m in done["measurements"].items()}
     index = choose(candidates, done["certified"], session.budget)
     chosen = candidates[index]
-    result, reference = measured[keys[index]], measured[keys[0]]
+    apart = chosen.measurement.difference if chosen.measurement is not None else None
+    result, reference = measured[keys[index]].model_copy(update={"difference": apart}), measured[keys[0]]
     spent = (session.elapsed, len(trials))
     return Judged(
         chosen=chosen,

@@ -11,7 +11,7 @@ from typing import Any
 from penjing.arrays.statistics import needed_examples, smallest_certifiable_drop
 from penjing.core.budget import Budget
 from penjing.core.errors import Refused
-from penjing.core.executor import Finished, Limits, candidate_seed, refused_from
+from penjing.core.executor import Finished, candidate_seed, refused_from
 from penjing.core.measurement import Measurement, Operations
 from penjing.core.method import Model
 from penjing.core.plan import Plan, plan_from_json, plan_name
@@ -32,6 +32,7 @@ from penjing.run.jobs import survey
 from penjing.run.noise import within_noise
 from penjing.run.open import open_session
 from penjing.run.record import Result, finish, write_best
+from penjing.run.room import candidate_limits
 from penjing.run.session import Session
 
 PATIENCE, LEAST_PATIENCE = 20.0, 300.0
@@ -109,7 +110,7 @@ def _run(session: Session) -> Result:
 def _survey(session: Session) -> dict[str, Any]:
     session.say("looking at the model")
     start = time.perf_counter()
-    limits = Limits(seconds=session.budget.time)
+    limits = candidate_limits(session.budget.time)
     finished = session.executor.run(
         survey, session.target, session.folder, candidate_seed(session.seed, "survey"),
         session.budget.time is not None,
@@ -207,7 +208,7 @@ def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast)
         return None
     if time_left is not None and plans.cheap_seconds > FLOOR_SHARE * time_left:
         return None
-    limits = Limits(seconds=_patience(plans, time_left))
+    limits = candidate_limits(_patience(plans, time_left))
     return evaluate(session, plan, baseline, limits, "probing what can be reached:").measurement
 
 
@@ -241,7 +242,7 @@ def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
         return float("inf") if budget is None else budget - session.elapsed - plans.reserve_seconds
 
     def one(plan: Plan) -> Trial:
-        return evaluate(session, plan, setting.baseline, Limits(seconds=_patience(plans, left())))
+        return evaluate(session, plan, setting.baseline, candidate_limits(_patience(plans, left())))
 
     planner = bisection(setting, options)
     for trial in search(planner, one, session.budget, left, partial(_next_seconds, plans)):

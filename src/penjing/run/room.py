@@ -9,10 +9,14 @@ import psutil
 from penjing.core.backend import Backend
 from penjing.core.budget import Budget, say
 from penjing.core.errors import Exit, Refused
+from penjing.core.executor import Limits
 from penjing.core.method import Model
 
 COPIES = 4
 """Copies of the weights in memory at one time: sent, rebuilt in the child, changed there, exported."""
+
+MEMORY_SHARE = 0.9
+"""Share of the free memory that one candidate may take."""
 
 USUAL_TRIALS = 12
 """Trials that a search without a limit on them makes about."""
@@ -40,6 +44,14 @@ def check_memory(weights: int) -> None:
             f"{say(available, 'bytes')} available",
             fix="free memory, or use a larger machine", code=Exit.ENVIRONMENT,
         )  # fmt: skip
+
+
+def candidate_limits(seconds: float | None) -> Limits:
+    """Return the limits of one candidate's process: its time, and most of the memory that is free now.
+
+    Without a limit of its own a candidate that grows would be ended by the system, and others with it.
+    """
+    return Limits(seconds=seconds, memory_bytes=int(MEMORY_SHARE * psutil.virtual_memory().available))
 
 
 def disk_bytes(weights: int, budget: Budget) -> int:
