@@ -4,7 +4,7 @@
     penjing optimize examples/cifar10.py --max-drop 1% --time 20min
 
 The published weights were trained on the lossless images; the copies are a slightly different domain, so the
-network is first adapted to them (three epochs, cached): that is the baseline. The published
+network is first adapted to them (a few epochs, cached): that is the baseline. The published
 training set contains the originals of our training copies: validation images come from the test part.
 """
 
@@ -28,6 +28,9 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32).reshape(1, 3, 1, 1)
 STD = np.array([0.229, 0.224, 0.225], np.float32).reshape(1, 3, 1, 1)
 DEPTH = int(os.environ.get("CIFAR_RESNET", "20"))
 CACHE = Path(os.environ.get("PENJING_CACHE", "~/.cache/penjing")).expanduser()
+EPOCHS = {20: 3, 56: 1}
+"""Epochs of adaptation: minutes on two cores."""
+
 VALID = 2500
 """Images of the test part that the search may see; the other 7,000 certify."""
 
@@ -153,10 +156,10 @@ def published() -> ResNet:
 
 
 def model() -> ResNet:
-    """Return the network, adapted to the JPEG copies by three epochs at a small learning rate; cached."""
+    """Return the network, adapted to the JPEG copies by a few epochs at a small learning rate; cached."""
     net, path = ResNet(DEPTH), CACHE / f"cifar10_resnet{DEPTH}_jpeg.safetensors"
     if not path.is_file():
-        adapted = pj.apply(published(), pj.FineTune(epochs=3, lr=0.02), task()).model
+        adapted = pj.apply(published(), pj.FineTune(epochs=EPOCHS[DEPTH], lr=0.02), task()).model
         save_file(adapted.state_dict(), path)
     net.load_state_dict(load_file(path))
     return net.eval()
