@@ -38,4 +38,6 @@ def _show(data: dict[str, Any]) -> None:
     console().print(table)
     if data["uncounted"]:
         typer.echo(f"not counted: {', '.join(data['uncounted'])} (the multiply-adds are a lower bound)")
+    if data["whole"]:
+        typer.echo(f"no channels can go: {data['whole']}")
     typer.echo(f"methods: {', '.join(data['methods'])}")

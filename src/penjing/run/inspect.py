@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from penjing.core.backend import enter
+from penjing.core.backend import Arrays, Backend, Groups, enter
+from penjing.core.errors import Refused
 from penjing.core.method import Model, backends_of, load_methods
 from penjing.core.task import Task
 
@@ -19,7 +20,7 @@ def inspect_model(model: Model, task: Task) -> dict[str, Any]:
     backend, model, task = enter(model, task)
     example = task.valid.example()
     backend.check(model, example)
-    groups = backend.groups(model, example)
+    groups, whole = _groups(backend, model, example)
     made_by = {
         slot.layer: group.name for group in groups.groups for slot in group.slots if slot.role == "out"
     }
@@ -36,9 +37,18 @@ def inspect_model(model: Model, task: Task) -> dict[str, Any]:
              "group": made_by.get(layer.name, ""), "frozen": groups.frozen.get(layer.name, "")}
             for layer in backend.layers(model)
         ],
+        "whole": whole,
         "groups": [{"name": g.name, "size": g.size, "layers": list(g.layers)} for g in groups.groups],
         "methods": sorted(backends_of_any(backend.name) | onnx),
     }  # fmt: skip
+
+
+def _groups(backend: Backend, model: Model, example: Arrays) -> tuple[Groups, str]:
+    """Return the groups, or none and the reason where the backend finds none in any model of its kind."""
+    try:
+        return backend.groups(model, example), ""
+    except Refused as refused:
+        return Groups(()), str(refused)
 
 
 def backends_of_any(backend: str) -> set[str]:
