@@ -63,7 +63,10 @@ def show(record: dict) -> None:
     spent = record["spent"]
     shares = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent["by"].items())
     print(f"trials {spent['trials']}; wall {spent['seconds']:.0f} s: {shares}")
-    print(f"the tool itself: {spent['by']['other'] / spent['seconds'] * 100:.1f}% of the wall time")
+    other, compression = (spent["by"][name] / spent["seconds"] * 100 for name in ("other", "compression"))
+    print(
+        f"the tool itself: {other:.1f}% of the wall time; with the work of the methods {other + compression:.1f}%"
+    )
     print("plan:", json.dumps(record["plan"]))
 
 

@@ -73,7 +73,7 @@ def _build(session: Session, data: list[dict[str, Any]], key: str, limits: Limit
 def _trial(session: Session, plan: Plan, key: str, built: dict[str, Any], baseline: Trial) -> dict[str, Any]:
     finished = Finished.model_validate(built["finished"])
     name, data = plan_name(plan), plan_to_json(plan)
-    failed = Trial(key=key, name=name, plan=data, status="failed", seconds={"method": finished.seconds})
+    failed = Trial(key=key, name=name, plan=data, status="failed", seconds={"compression": finished.seconds})
     if finished.value is None:
         words = f"{finished.status}: {finished.reason}"
         return failed.model_copy(update={"reason": words}).model_dump(mode="json")

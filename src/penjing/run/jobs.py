@@ -207,7 +207,7 @@ def build(
     applied = apply(model, plan, task, context=context, watch=watch)
     for activity in ("training", "export"):
         clock.add(activity, float(applied.notes.get(f"{activity}_s", 0.0)))
-    clock.add("method", time.perf_counter() - start - sum(clock.seconds.values()))
+    clock.add("compression", time.perf_counter() - start - sum(clock.seconds.values()))
     final = backend_for(applied.model)
     with clock.count("export"):
         artefact = deliver(applied.model, plan, target, folder / "artefact", example=example,

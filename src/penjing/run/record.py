@@ -25,7 +25,7 @@ from penjing.run.reading import read_record
 from penjing.run.session import Session
 
 SCHEMA = 1
-ACTIVITIES = ("training", "evaluation", "export", "measurement")
+ACTIVITIES = ("training", "evaluation", "export", "measurement", "compression")
 """The work a run exists for; what is left of the wall time is the cost of the tool itself."""
 
 

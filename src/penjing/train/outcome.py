@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 from penjing.core.context import Context
@@ -28,6 +29,7 @@ def trained(
     task, name = context.task, type(recipe).__name__
     size = recipe.batch_size or task.batch_size or DEFAULT_BATCH
     sized, loss = recipe.model_copy(update={"batch_size": size}), task_objective(task)
+    start = time.perf_counter()
     before = mean_loss(model, task.train, loss, size, context.seed)
     done = fit(
         model,
@@ -42,7 +44,7 @@ def trained(
     if not math.isfinite(after):
         raise Refused("the loss is finite after training", value=f"{after} after {done.steps} steps",
                       place=name, fix=f"lower lr (now {recipe.rate:g})")  # fmt: skip
-    context.notes["training_s"] = context.notes.get("training_s", 0.0) + done.seconds
+    context.notes["training_s"] = context.notes.get("training_s", 0.0) + time.perf_counter() - start
     context.notes.setdefault("events", []).extend(f"{name}: {event}" for event in done.events)
     detail: dict[str, float | int | str] = {
         "loss_before": round(before, 6) if math.isfinite(before) else str(before),
