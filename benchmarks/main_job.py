@@ -64,9 +64,8 @@ def show(record: dict) -> None:
     shares = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in spent["by"].items())
     print(f"trials {spent['trials']}; wall {spent['seconds']:.0f} s: {shares}")
     other, compression = (spent["by"][name] / spent["seconds"] * 100 for name in ("other", "compression"))
-    print(
-        f"the tool itself: {other:.1f}% of the wall time; with the work of the methods {other + compression:.1f}%"
-    )
+    own = f"{other:.1f}% of the wall time; with the work of the methods {other + compression:.1f}%"
+    print(f"the tool itself: {own}")
     print("plan:", json.dumps(record["plan"]))
 
 
