@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import penjing
+
 SOURCE = Path(__file__).parents[1] / "src" / "penjing"
 LEVELS = [
     {"cli"},
@@ -14,7 +16,7 @@ LEVELS = [
     {"report"},
     {"planners"},
     {"prune", "quantize", "distill", "repair"},
-    {"train", "measure"},
+    {"train", "measuring"},
     {"targets", "backends"},
     {"arrays"},
     {"core"},
@@ -76,6 +78,12 @@ def test_the_import_test_sees_a_violation(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    from penjing.cli import main\n")
     assert ("penjing.cli", True, 2) in imports(bad)
+
+
+def test_no_public_name_is_a_subpackage():
+    """Importing a subpackage binds its name in the package, and would hide the public name."""
+    subpackages = {path.stem for path in SOURCE.iterdir() if path.is_dir() or path.suffix == ".py"}
+    assert not subpackages & set(penjing.__all__)
 
 
 def loaded_after(statement: str) -> set[str]:

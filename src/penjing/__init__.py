@@ -26,7 +26,7 @@ _NAMES = {
     "deliver": "penjing.core.artefact",
     "load": "penjing.core.artefact",
     "load_onnx": "penjing.backends.onnx.model",
-    "measure": "penjing.measure.measure",
+    "measure": "penjing.measuring.measure",
     "optimize": "penjing.run.optimize",
     "verify": "penjing.run.verify",
     "Result": "penjing.run.record",
@@ -73,7 +73,7 @@ if TYPE_CHECKING:
     from penjing.core.task import Task as Task
     from penjing.core.verdict import Verdict as Verdict
     from penjing.distill.logits import Distill as Distill
-    from penjing.measure.measure import measure as measure
+    from penjing.measuring.measure import measure as measure
     from penjing.prune.channels import PruneChannels as PruneChannels
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static

@@ -15,7 +15,7 @@ from penjing.core.measurement import Measurement
 from penjing.core.method import Model
 from penjing.core.target import Target
 from penjing.core.task import Task
-from penjing.measure.measure import measure_all
+from penjing.measuring.measure import measure_all
 from penjing.run.evaluate import same_model
 
 

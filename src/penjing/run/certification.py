@@ -14,7 +14,7 @@ from penjing.core.method import Stage, method_from_json, stage_of
 from penjing.core.plan import plan_from_json, plan_name
 from penjing.core.trial import Trial, cost_of
 from penjing.core.verdict import Certificate, LimitVerdict, Verdict, judge_upper
-from penjing.measure.certify import certify
+from penjing.measuring.certify import certify
 from penjing.planners.bisection import Setting
 from penjing.run.evaluate import REFERENCE, measure_candidates
 from penjing.run.jobs import STRUCTURE

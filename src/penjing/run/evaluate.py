@@ -18,8 +18,8 @@ from penjing.core.method import Model
 from penjing.core.plan import Plan, plan_name, plan_to_json
 from penjing.core.target import Target
 from penjing.core.trial import Trial, broken
-from penjing.measure.measure import Measured, difference, measure_all
-from penjing.measure.quality import maximized
+from penjing.measuring.measure import Measured, difference, measure_all
+from penjing.measuring.quality import maximized
 from penjing.run.jobs import build
 from penjing.run.session import Session
 

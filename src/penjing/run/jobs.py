@@ -26,8 +26,8 @@ from penjing.core.plan import plan_from_json, plan_to_json
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.distill.logits import Distill
-from penjing.measure.quality_interval import quality_of
-from penjing.measure.sealing import seal
+from penjing.measuring.quality_interval import quality_of
+from penjing.measuring.sealing import seal
 from penjing.run.noise import outputs_of, spread_of, twice
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from penjing.core.backend import Backend
 from penjing.core.method import Model
 from penjing.core.task import Task
 from penjing.core.verdict import Verdict
-from penjing.measure.measure import difference
-from penjing.measure.quality import metric_name, metric_value
+from penjing.measuring.measure import difference
+from penjing.measuring.quality import metric_name, metric_value
 
 REPEATS = 5
 """Evaluations from which the spread of the metric is taken."""

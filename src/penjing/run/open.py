@@ -20,7 +20,7 @@ from penjing.core.method import Model
 from penjing.core.plan import digest
 from penjing.core.target import Target, runtime_for
 from penjing.core.task import Task
-from penjing.measure.quality import maximized
+from penjing.measuring.quality import maximized
 from penjing.planners.bisection import Bisection
 from penjing.run.folder import RunFolder, create, open_run, read_config, write_config
 from penjing.run.ledger import Ledger

@@ -19,8 +19,8 @@ from penjing.core.search import search
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.trial import Trial
-from penjing.measure.measure import Measured
-from penjing.measure.quality import reacts
+from penjing.measuring.measure import Measured
+from penjing.measuring.quality import reacts
 from penjing.planners.bisection import ROUNDINGS, Bisection, Setting, bisection
 from penjing.planners.floor import floor_plan
 from penjing.planners.forecast import Forecast, Timing, forecast

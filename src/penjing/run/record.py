@@ -16,7 +16,7 @@ from penjing.core.method import Model, Value
 from penjing.core.target import Runner
 from penjing.core.trial import Trial
 from penjing.core.verdict import Verdict
-from penjing.measure.quality import metric_name
+from penjing.measuring.quality import metric_name
 from penjing.planners.forecast import Forecast
 from penjing.report.html import write_report
 from penjing.run.certification import Judged

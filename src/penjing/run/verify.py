@@ -15,8 +15,8 @@ from penjing.core.measurement import Operations
 from penjing.core.method import Model
 from penjing.core.task import Task
 from penjing.core.verdict import Verdict
-from penjing.measure.certify import certify
-from penjing.measure.measure import measure_all
+from penjing.measuring.certify import certify
+from penjing.measuring.measure import measure_all
 from penjing.run.certification import verdict
 from penjing.run.evaluate import REFERENCE, same_model
 from penjing.run.reading import best_of, read_record

@@ -5,7 +5,7 @@ import pytest
 
 import penjing as pj
 from penjing.core.artefact import deliver, open_artefact
-from penjing.measure.measure import measure_all
+from penjing.measuring.measure import measure_all
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")

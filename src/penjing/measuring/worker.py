@@ -1,6 +1,6 @@
 """The process in which one artefact runs: reads requests from one pipe, answers on another.
 
-Started as `python -P -m penjing.measure.worker REQUESTS REPLIES` with two inherited file descriptors, so
+Started as `python -P -m penjing.measuring.worker REQUESTS REPLIES` with two inherited file descriptors, so
 that nothing a library writes to stdout can mix with the answers. Every request and every answer is a line
 of JSON. When the pipe of requests closes, the process ends with its whole group, even in the middle of a
 call: no orphan outlives the program that started it.

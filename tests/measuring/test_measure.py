@@ -12,8 +12,8 @@ from penjing.core.errors import Refused
 from penjing.core.measurement import Estimate, Latency, NotMeasured, Operations
 from penjing.core.target import Target
 from penjing.core.task import Task
-from penjing.measure.measure import difference, measure, measure_all, timed_batch
-from penjing.measure.quality_interval import quality_of
+from penjing.measuring.measure import difference, measure, measure_all, timed_batch
+from penjing.measuring.quality_interval import quality_of
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((90, 6)).astype(np.float32)

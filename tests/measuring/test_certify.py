@@ -12,9 +12,9 @@ from penjing.core.errors import Refused
 from penjing.core.measurement import Estimate
 from penjing.core.task import Task
 from penjing.core.verdict import Verdict
-from penjing.measure.certify import certify
-from penjing.measure.paired import PairedBootstrap, PairedProportions, compare
-from penjing.measure.quality import weighted_scores
+from penjing.measuring.certify import certify
+from penjing.measuring.paired import PairedBootstrap, PairedProportions, compare
+from penjing.measuring.quality import weighted_scores
 
 CLASSES = 10
 

@@ -20,11 +20,11 @@ from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured
 from penjing.core.method import Model
 from penjing.core.target import Target
 from penjing.core.task import Split, Task
-from penjing.measure.latency import Samples, interleave, summarise
-from penjing.measure.process import RuntimeProcess, save_arrays
-from penjing.measure.quality import all_metrics, metric_name, per_class_recall
-from penjing.measure.quality_interval import quality_of
-from penjing.measure.sealing import Factory
+from penjing.measuring.latency import Samples, interleave, summarise
+from penjing.measuring.process import RuntimeProcess, save_arrays
+from penjing.measuring.quality import all_metrics, metric_name, per_class_recall
+from penjing.measuring.quality_interval import quality_of
+from penjing.measuring.sealing import Factory
 
 Entry = tuple[Path, Target, Factory | None]
 """A delivered folder, where it runs, and what makes the user's class where the runtime needs it."""

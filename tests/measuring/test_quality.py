@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.task import Task
-from penjing.measure.quality import (
+from penjing.measuring.quality import (
     NAMED,
     accuracy,
     all_metrics,

@@ -19,8 +19,8 @@ from penjing.core.errors import Refused
 from penjing.core.measurement import Estimate
 from penjing.core.task import Task
 from penjing.core.verdict import Certificate, Flips, Step, WorstClass
-from penjing.measure.paired import Paired, compare
-from penjing.measure.quality import is_classification, label_of, metric_name
+from penjing.measuring.paired import Paired, compare
+from penjing.measuring.quality import is_classification, label_of, metric_name
 
 Array = NDArray[Any]
 

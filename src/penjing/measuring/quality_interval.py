@@ -12,7 +12,7 @@ from penjing.arrays.statistics import wilson
 from penjing.core.errors import Refused
 from penjing.core.measurement import Estimate, NotMeasured
 from penjing.core.task import Task
-from penjing.measure.quality import metric_value, per_example, weighted_scores
+from penjing.measuring.quality import metric_value, per_example, weighted_scores
 
 _RESAMPLES = 200
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from penjing.core.errors import Refused
-from penjing.measure.latency import LEAST_ROUNDS, interleave, order, summarise
+from penjing.measuring.latency import LEAST_ROUNDS, interleave, order, summarise
 
 
 class Machine:
@@ -58,7 +58,7 @@ def ratio_of(machine: Machine, base_ms: float, rounds: int = 15):
 
 @pytest.fixture(autouse=True)
 def _no_warm_up(monkeypatch):
-    monkeypatch.setattr("penjing.measure.latency._WARM_S", 0.0)
+    monkeypatch.setattr("penjing.measuring.latency._WARM_S", 0.0)
 
 
 def test_identical_processes_have_a_ratio_interval_that_covers_one():

@@ -18,8 +18,8 @@ from penjing.backends.onnx.model import OnnxModel
 from penjing.core.artefact import deliver
 from penjing.core.errors import Exit, Refused
 from penjing.core.target import Target
-from penjing.measure.process import RuntimeProcess, cores_for, environment, save_arrays
-from penjing.measure.sealing import seal
+from penjing.measuring.process import RuntimeProcess, cores_for, environment, save_arrays
+from penjing.measuring.sealing import seal
 
 ROWS = np.random.default_rng(0).standard_normal((11, 4)).astype(np.float32)
 
@@ -234,7 +234,7 @@ def test_no_process_outlives_a_program_that_is_killed(eager, tmp_path):
     script.write_text(
         "import pathlib\n"
         "from penjing.core.target import Target\n"
-        "from penjing.measure.process import RuntimeProcess\n"
+        "from penjing.measuring.process import RuntimeProcess\n"
         "def hang():\n"
         "    import os, subprocess, time\n"
         "    child = subprocess.Popen(['sleep', '1000'])\n"

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.target import Target
-from penjing.measure.sealing import Factory, seal
+from penjing.measuring.sealing import Factory, seal
 
 _POLL_S = 0.1
 _NEED_THE_CLASS = frozenset({"torch"})
@@ -128,7 +128,7 @@ class RuntimeProcess:
         request_out, request_in = os.pipe()
         reply_out, reply_in = os.pipe()
         self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-P", "-m", "penjing.measure.worker", str(request_out), str(reply_in)]
+        command = [sys.executable, "-P", "-m", "penjing.measuring.worker", str(request_out), str(reply_in)]
         try:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,

@@ -19,7 +19,7 @@ from penjing.arrays.statistics import (
 )
 from penjing.core.errors import Refused
 from penjing.core.task import Task
-from penjing.measure.quality import (
+from penjing.measuring.quality import (
     checked_outputs,
     is_classification,
     maximized,
