@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from penjing.backends.torch.capture import BATCH, capture, sizes
-from penjing.backends.torch.flow import operator_name
 from penjing.backends.torch.rules import known
+from penjing.backends.torch.steps import operator_name
 from penjing.core.backend import Arrays
 from penjing.core.measurement import Operations
 

@@ -11,8 +11,9 @@ from torch import fx, nn
 
 from penjing.backends.torch.capture import require_dynamic
 from penjing.backends.torch.exported import NAMES, Code, ExportedNet
-from penjing.backends.torch.flow import Flow, operator_name
+from penjing.backends.torch.flow import Flow
 from penjing.backends.torch.resize import RESIZE, Cut
+from penjing.backends.torch.steps import operator_name
 from penjing.backends.torch.tensors import CONVOLUTIONS
 from penjing.core.errors import Refused
 

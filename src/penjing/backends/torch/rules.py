@@ -15,7 +15,7 @@ import torch
 from penjing.arrays.coupling import Labels, fixed
 from penjing.backends.torch import views
 from penjing.backends.torch.capture import varies
-from penjing.backends.torch.flow import Rule, Step, Value, operator_name, unlabelled, values_in
+from penjing.backends.torch.steps import Rule, Step, Value, operator_name, unlabelled, values_in
 
 
 def rule_for(target: Any) -> Rule:

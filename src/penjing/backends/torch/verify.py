@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import fx, nn
 
 from penjing.backends.torch.capture import BATCH, Capture, bind
-from penjing.backends.torch.flow import CONSUMERS, Flow, operator_name
+from penjing.backends.torch.flow import Flow
+from penjing.backends.torch.steps import CONSUMERS, operator_name
 from penjing.backends.torch.tensors import evaluating
 from penjing.core.errors import Refused
 

@@ -10,7 +10,7 @@ import torch
 
 from penjing.arrays.coupling import Labels, fixed
 from penjing.backends.torch.capture import varies
-from penjing.backends.torch.flow import Rule, Step, Value
+from penjing.backends.torch.steps import Rule, Step, Value
 
 
 def reshape(step: Step) -> Value:
