@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from penjing.measuring.latency import Samples, interleave, summarise
 from penjing.measuring.process import RuntimeProcess, save_arrays
 from penjing.measuring.quality import all_metrics, metric_name, per_class_recall
 from penjing.measuring.quality_interval import quality_of
-from penjing.measuring.sealing import Factory
+from penjing.measuring.sealing import Factory, factory_of
 
 Entry = tuple[Path, Target, Factory | None]
 """A delivered folder, where it runs, and what makes the user's class where the runtime needs it."""
@@ -76,7 +75,7 @@ def measure(
     with tempfile.TemporaryDirectory(prefix="penjing-") as parent:
         folder = deliver(model, (), target, Path(parent) / "artefact", example=example).path
         operations = {name: backend.operations(model, example)}
-        entries = {name: (folder, target, factory or partial(_itself, model))}
+        entries = {name: (folder, target, factory or factory_of(model))}
         found = measure_all(entries, task, split, name, operations)[name]
     inputs = tuple(x[:COMPARED_EXAMPLES] for x in _split(task, split).arrays()[0])
     apart = difference(found.outputs[:COMPARED_EXAMPLES], backend.run(model, inputs))
@@ -261,7 +260,3 @@ def _measurement(
         memory_bytes=result.memory,
         size_bytes=None,
     )
-
-
-def _itself(model: Model) -> Model:
-    return model

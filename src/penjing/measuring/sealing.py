@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from penjing.core.errors import Refused
@@ -13,6 +14,15 @@ from penjing.core.method import Model
 
 Factory = Callable[[], Model]
 """Makes a model of the user's own class; called without arguments."""
+
+
+def factory_of(model: Model) -> Factory:
+    """Return a factory that hands over a model at hand."""
+    return partial(_itself, model)
+
+
+def _itself(model: Model) -> Model:
+    return model
 
 
 def seal(factory: Factory) -> bytes:

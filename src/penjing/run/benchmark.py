@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from penjing.core.method import Model
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.measuring.measure import measure_all
-from penjing.run.evaluate import same_model
+from penjing.measuring.sealing import factory_of
 
 
 def benchmark(
@@ -40,7 +39,7 @@ def benchmark(
     backend, model, task = enter(model, task)
     example = task.valid.example()
     backend.check(model, example)
-    factory = partial(same_model, model)
+    factory = factory_of(model)
     with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:
         entries: dict[str, Any] = {}
         for target in _targets(backend.name, threads, batch):

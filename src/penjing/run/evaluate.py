@@ -14,12 +14,12 @@ import numpy as np
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Finished, Limits, candidate_seed
 from penjing.core.measurement import Measurement, Operations
-from penjing.core.method import Model
 from penjing.core.plan import Plan, plan_name, plan_to_json
 from penjing.core.target import Target
 from penjing.core.trial import Trial, broken
 from penjing.measuring.measure import Measured, difference, measure_all
 from penjing.measuring.quality import maximized
+from penjing.measuring.sealing import factory_of
 from penjing.run.jobs import build
 from penjing.run.session import Session
 
@@ -36,11 +36,6 @@ REFERENCE = "float"
 def artefact_folder(session: Session, key: str) -> Path:
     """Return the folder of a candidate's files."""
     return session.path("artefacts", key)
-
-
-def same_model(model: Model) -> Model:
-    """Return the model; the factory of the torch runtime when the model is at hand."""
-    return model
 
 
 def evaluate(session: Session, plan: Plan, baseline: Trial, limits: Limits, words: str = "trying") -> Trial:
@@ -112,7 +107,7 @@ def measure_candidates(
         split: `valid` or `test`.
         eager: also measure the original in PyTorch eager, under the name `eager`.
     """
-    factory = partial(same_model, session.model)
+    factory = factory_of(session.model)
     entries: dict[str, Any] = {REFERENCE: (session.path("float", "target"), session.target, factory)}
     if eager:
         entries["eager"] = (session.path("float", "eager"), eager_target(session.target), factory)

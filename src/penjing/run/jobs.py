@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.distill.logits import Distill
 from penjing.measuring.quality_interval import quality_of
-from penjing.measuring.sealing import seal
+from penjing.measuring.sealing import factory_of, seal
 from penjing.run.noise import outputs_of, spread_of, twice
 
 if TYPE_CHECKING:
@@ -126,14 +125,10 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int, hu
 def _cannot_be_sent(model: Model) -> str:
     """Return a note where the user's class cannot go to the process that would time it; else nothing."""
     try:
-        seal(partial(_itself, model))
+        seal(factory_of(model))
     except Refused as refused:
         return f"PyTorch eager was not measured: {refused}"
     return ""
-
-
-def _itself(model: Model) -> Model:
-    return model
 
 
 def _training(

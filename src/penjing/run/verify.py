@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from penjing.core.task import Task
 from penjing.core.verdict import Verdict
 from penjing.measuring.certify import certify
 from penjing.measuring.measure import measure_all
+from penjing.measuring.sealing import factory_of
 from penjing.run.certification import verdict
-from penjing.run.evaluate import REFERENCE, same_model
+from penjing.run.evaluate import REFERENCE
 from penjing.run.reading import best_of, read_record
 
 
@@ -77,7 +77,7 @@ def _judge(
     model: Model | None,
     operations: dict[str, Any],
 ) -> Verdict:
-    factory = None if model is None else partial(same_model, model)
+    factory = None if model is None else factory_of(model)
     if not operations and model is not None:
         operations = {REFERENCE: backend_for(model).operations(model, task.valid.example())}
     entries = {
