@@ -114,7 +114,7 @@ def test_pruned_twice(task):
     once = pj.apply(small_net(), pj.PruneChannels(0.5), task)
     twice = pj.apply(once.model, pj.PruneChannels(0.5), task)
     assert twice.model[0].weight.shape[0] == 8
-    assert len(twice.model._penjing_cuts) == 2
+    assert len(twice.model._penjing_history) == 2
 
 
 def test_bad_values_fail_at_construction():

@@ -85,7 +85,10 @@ class Narrowing:
         model.body.out_channels = len(keep)
         model.head.weight = nn.Parameter(model.head.weight[:, keep])
         model.head.in_features = len(keep)
-        model._penjing_cuts = [*getattr(model, "_penjing_cuts", []), {"body": kept["body"].tolist()}]
+        model._penjing_history = [
+            *getattr(model, "_penjing_history", []),
+            {"keep": {"body": kept["body"].tolist()}},
+        ]
         return model
 
 
@@ -96,7 +99,7 @@ def test_recorded_cuts_are_replayed_in_order(tmp_path, monkeypatch):
         model = backend.keep(model, backend.groups(model, (X[:1],)), {"body": np.array(kept)})
     RUNTIME.deliver(model, (), (X[:1],), tmp_path)
     recipe = json.loads((tmp_path / "recipe.json").read_text())
-    assert recipe["cuts"] == [{"body": [0, 1, 2, 5, 6, 7]}, {"body": [1, 2, 5]}]
+    assert recipe["history"] == [{"keep": {"body": [0, 1, 2, 5, 6, 7]}}, {"keep": {"body": [1, 2, 5]}}]
     np.testing.assert_array_equal(RUNTIME.open(tmp_path, Target("torch"), Net)(X), outputs(model))
 
 
@@ -130,7 +133,7 @@ def test_what_the_torch_backend_cuts_comes_back(tmp_path, make):
 def test_a_class_that_was_cut_in_another_way_is_refused(tmp_path):
     RUNTIME.deliver(net(), (), (X[:1],), tmp_path)
     other = net()
-    other._penjing_cuts = [{"body": [0]}]
+    other._penjing_history = [{"keep": {"body": [0]}}]
     with pytest.raises(Refused, match="cut in another way"):
         RUNTIME.open(tmp_path, Target("torch"), lambda: other)
 
@@ -138,7 +141,7 @@ def test_a_class_that_was_cut_in_another_way_is_refused(tmp_path):
 def test_cuts_of_groups_that_the_class_lacks_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("penjing.targets.torch.backend_named", lambda name: Narrowing())
     model = net()
-    model._penjing_cuts = [{"stem": [0]}]
+    model._penjing_history = [{"keep": {"stem": [0]}}]
     RUNTIME.deliver(model, (), (X[:1],), tmp_path)
     with pytest.raises(Refused, match=r"groups that were cut.*stem"):
         RUNTIME.open(tmp_path, Target("torch"), Net)

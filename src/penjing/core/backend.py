@@ -58,6 +58,8 @@ class Group:
     `size` is the number of units; `blocks` partitions them: units with the same value can only go in
     equal numbers from every block (grouped convolution), all 0 where there is no such tie.
     `layers` names the layers whose outputs the group is, in the order of the graph.
+    `kind` says what a unit is: `channel`; `head` or `head width` of attention; `hidden`, the width of a
+    residual stream that is normalized as a whole (LayerNorm, RMSNorm).
     """
 
     name: str
@@ -65,6 +67,7 @@ class Group:
     slots: tuple[Slot, ...]
     layers: tuple[str, ...]
     blocks: NDArray[np.int64]
+    kind: str = "channel"
 
 
 @dataclass(frozen=True)

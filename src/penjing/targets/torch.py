@@ -1,4 +1,4 @@
-"""PyTorch itself, eager or compiled: weights in safetensors and the cuts that shape the user's class."""
+"""PyTorch itself, eager or compiled: weights in safetensors, and the steps that shape the user's class."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 
+from penjing.backends.torch.history import Entry, history
 from penjing.core.backend import Arrays, backend_named
 from penjing.core.errors import Exit, Refused
 from penjing.core.method import Model
@@ -64,7 +65,7 @@ class TorchRuntime:
     def deliver(self, model: Model, plan: Plan, example: Arrays, folder: Path) -> dict[str, Any]:
         """Write `model.safetensors` and `recipe.json`; return facts for the manifest.
 
-        The recipe holds the inputs (dtypes and the shapes of one example) and the cuts in order, each the
+        The recipe holds the inputs (dtypes and the shapes of one example) and the history, for each cut the
         kept units by group, so that a fresh instance of the user's class takes the same shape.
 
         Raises:
@@ -76,16 +77,14 @@ class TorchRuntime:
         specs = [TensorSpec(f"input{i}", x.dtype.name, (None, *x.shape[1:])) for i, x in enumerate(example)]
         recipe = {
             "inputs": [spec.to_json() for spec in specs],
-            "cuts": [
-                {group: [int(unit) for unit in kept] for group, kept in cut.items()} for cut in _cuts(model)
-            ],
+            "history": history(model),
         }
         save_model(model, str(folder / WEIGHTS))
         (folder / RECIPE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
         return {"format": "safetensors", "class": type(model).__qualname__, "inputs": recipe["inputs"]}
 
     def open(self, folder: Path, target: Target, model: Callable[[], Model] | None = None) -> TorchRunner:
-        """Rebuild the module from `model()`, the recorded cuts and the weights.
+        """Rebuild the module from `model()`, the recorded history and the weights.
 
         For the mode `compiled` the compilation for `target.batch` examples happens here.
 
@@ -97,7 +96,7 @@ class TorchRuntime:
                           fix="pass model=, a function without arguments that makes your module")  # fmt: skip
         recipe = _read_recipe(folder / RECIPE)
         specs = tuple(spec_from_json(entry) for entry in recipe["inputs"])
-        module = rebuild(_made(model), recipe["cuts"], specs)
+        module = rebuild(_made(model), recipe["history"], specs)
         _load(module, folder / WEIGHTS)
         return runner(module, target, specs)
 
@@ -121,25 +120,23 @@ def runner(module: Any, target: Target, specs: tuple[TensorSpec, ...]) -> TorchR
     return compiled
 
 
-def rebuild(module: Any, cuts: list[dict[str, list[int]]], specs: tuple[TensorSpec, ...]) -> Any:
-    """Replay recorded cuts on a module: for each, groups by name and the units to keep.
+def rebuild(module: Any, steps: list[Entry], specs: tuple[TensorSpec, ...]) -> Any:
+    """Replay a recorded history on a module.
 
-    Cuts that the module carries already, because it was made by cutting itself, are not made twice.
+    Steps that the module carries already, because it was made by taking them, are not taken twice.
     """
-    made = _cuts(module)
-    if cuts[: len(made)] != made:
-        raise Refused("the class was not cut in another way", value=f"{len(made)} cuts", place="model()",
+    made = history(module)
+    if steps[: len(made)] != made:
+        raise Refused("the class was not cut in another way", value=f"{len(made)} steps", place="model()",
                       fix="pass the class that the artefact was made from")  # fmt: skip
-    if cuts == made:
-        return module
     backend = backend_named("torch")
-    for cut in cuts[len(made) :]:
+    for step in steps[len(made) :]:
         groups = backend.groups(module, _zeros(specs, 1))
-        unknown = sorted(set(cut) - {group.name for group in groups.groups})
+        unknown = sorted(set(step["keep"]) - {group.name for group in groups.groups})
         if unknown:
             raise Refused("the class has the groups that were cut", value=", ".join(unknown[:5]),
                           place="model()", fix="pass the class that the artefact was made from")  # fmt: skip
-        kept = {name: np.asarray(units, dtype=np.int64) for name, units in cut.items()}
+        kept = {name: np.asarray(units, dtype=np.int64) for name, units in step["keep"].items()}
         module = backend.keep(module, groups, kept)
     return module
 
@@ -170,14 +167,9 @@ def _load(module: Any, path: Path) -> None:
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
-        return {"inputs": list(recipe["inputs"]), "cuts": list(recipe["cuts"])}
+        return {"inputs": list(recipe["inputs"]), "history": list(recipe["history"])}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused("the artefact has a readable recipe", value=error, place=str(path)) from error
-
-
-def _cuts(model: Any) -> list[dict[str, list[int]]]:
-    cuts = getattr(model, "_penjing_cuts", [])
-    return [{group: [int(i) for i in kept] for group, kept in cut.items()} for cut in cuts]
 
 
 def _zeros(specs: tuple[TensorSpec, ...], batch: int) -> Arrays:

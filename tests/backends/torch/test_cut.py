@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from penjing import Refused
 from penjing.backends.torch import BACKEND
 from penjing.backends.torch.exported import ExportedNet
+from penjing.backends.torch.history import history, lineage
 
 
 def masked(model, inputs, groups, kept):
@@ -93,11 +94,9 @@ def test_hard_coded_view_falls_back_and_twice(images, halve, settled):
     twice, again, groups_again = halve(once, images)
     assert twice.c.out_channels == 2
     assert close(BACKEND.run(twice, images), masked(once, images, groups_again, again))
-    assert twice._penjing_cuts == [
-        {k: v.tolist() for k, v in kept.items()},
-        {k: v.tolist() for k, v in again.items()},
-    ]
-    assert copy.deepcopy(twice)._penjing_cuts == twice._penjing_cuts
+    cuts = [{name: units.tolist() for name, units in cut.items()} for cut in (kept, again)]
+    assert history(twice) == [{"keep": cut} for cut in cuts]
+    assert history(copy.deepcopy(twice)) == history(twice)
     assert [len(BACKEND.run(twice, (np.repeat(images[0][:1], n, 0),))) for n in (1, 2, 7)] == [1, 2, 7]
 
 
@@ -105,11 +104,24 @@ def test_cuts_replay_on_the_users_class(shortcut, images, halve):
     small, _, _ = halve(*[shortcut, images])
     small, _, _ = halve(small, images, seed=1)
     fresh = type(shortcut)()
-    for cut in small._penjing_cuts:
+    for step in history(small):
         groups = BACKEND.groups(fresh, (np.zeros((1, 3, 8, 8), "float32"),))
-        fresh = BACKEND.keep(fresh, groups, {k: np.array(v) for k, v in cut.items()})
+        fresh = BACKEND.keep(fresh, groups, {k: np.array(v) for k, v in step["keep"].items()})
     fresh.load_state_dict(small.state_dict())
     assert np.array_equal(BACKEND.run(fresh, images), BACKEND.run(small, images))
+
+
+def test_what_is_left_is_traced_to_the_first_tensors(shortcut, images, halve):
+    once, _, _ = halve(shortcut, images)
+    small, _, _ = halve(once, images, seed=1)
+    first, last, found = dict(shortcut.named_parameters()), dict(small.named_parameters()), lineage(small)
+    assert {"stem.0.weight", "one.conv1.weight"} <= set(found)
+    for name, axes in found.items():
+        if name in first:
+            expected = first[name].detach()
+            for axis, indices in axes.items():
+                expected = expected.index_select(axis, torch.from_numpy(indices))
+            assert torch.equal(last[name], expected), name
 
 
 def test_flexible_code_keeps_its_class_and_attributes(images, halve, settled):

@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from penjing.backends.torch.flow import TorchGroups
+from penjing.backends.torch.history import record, trace
 from penjing.backends.torch.rewrite import exported_net
 from penjing.backends.torch.tensors import CONVOLUTIONS, tensors_of
 from penjing.backends.torch.verify import Proof
 from penjing.core.backend import Group, Groups
 from penjing.core.errors import Refused
-
-CUTS = "_penjing_cuts"
-"""Attribute of a cut module: for every call of `keep`, in order, the kept units by group name."""
 
 Kept = Mapping[str, NDArray[np.int64]]
 
@@ -59,7 +57,7 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
                 fix="prune fewer layers with only(...), and report the model",
             )
     cut = {name: [int(unit) for unit in chosen] for name, chosen in units.items()}
-    setattr(result, CUTS, [*getattr(model, CUTS, []), cut])
+    record(result, model, {"keep": cut})
     return result
 
 
@@ -105,7 +103,14 @@ def _slice(model: nn.Module, groups: list[Group], units: Kept) -> nn.Module:
                     store[name], changed = new[id(tensor)], True
         if changed:
             _fix_attributes(module)
+    trace(
+        model, {f"{layer}.{tensor}".lstrip("."): _remaining(axes) for (layer, tensor), axes in masks.items()}
+    )
     return model
+
+
+def _remaining(axes: Mapping[tuple[int, int], NDArray[np.bool_]]) -> dict[int, NDArray[np.int64]]:
+    return {axis: np.flatnonzero(mask).astype(np.int64) for (axis, _), mask in axes.items()}
 
 
 def _sliced(tensor: Any, axes: Mapping[tuple[int, int], NDArray[np.bool_]]) -> Any:
