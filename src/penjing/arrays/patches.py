@@ -1,0 +1,86 @@
+"""What every output position of a convolution sees, as rows of a matrix (im2col)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from penjing.core.errors import Refused
+
+Sizes = int | Sequence[int]
+Padding = int | Sequence[int] | Sequence[tuple[int, int]]
+"""The same on all sides, one number for each axis, or `(before, after)` for each axis."""
+
+
+def patches(
+    x: NDArray[Any],
+    kernel: Sequence[int],
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    dilation: Sizes = 1,
+    mode: str = "constant",
+) -> NDArray[Any]:
+    """Return the input values under the kernel at every output position.
+
+    A convolution is then a product: `y = patches(x, ...) @ weight.reshape(out, -1).T`, the rows of y in the
+    order of examples and positions.
+
+    Args:
+        x: `[n, channels, *spatial]`.
+        kernel: size along each spatial axis.
+        stride, dilation: one number, or one for each spatial axis, at least 1.
+        padding: see `Padding`, at least 0.
+        mode: how NumPy's `pad` fills the border: `constant` (zeros), `reflect`, `edge` or `wrap`.
+
+    Returns:
+        `[n * positions, channels * prod(kernel)]`, columns in the order of a weight's `[in, *kernel]`.
+
+    Raises:
+        Refused: the kernel is larger than the padded input, or its rank does not fit.
+
+    >>> patches(np.arange(4.0).reshape(1, 1, 4), (2,), stride=2).tolist()
+    [[0.0, 1.0], [2.0, 3.0]]
+    """
+    rank = x.ndim - 2
+    if len(kernel) != rank:
+        raise Refused("a kernel has one size for each spatial axis", value=f"{tuple(kernel)} for {x.shape}",
+                      place="patches")  # fmt: skip
+    strides, spread = _each(stride, rank), _each(dilation, rank)
+    sides = padding_pairs(padding, rank)
+    if any(side != (0, 0) for side in sides):
+        x = np.pad(x, ((0, 0), (0, 0), *sides), mode=mode)  # type: ignore[call-overload]
+    extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, spread, strict=True))
+    if any(e > size for e, size in zip(extent, x.shape[2:], strict=True)):
+        raise Refused("the kernel fits into the padded input", value=f"{extent} for {x.shape[2:]}",
+                      place="patches")  # fmt: skip
+    windows = sliding_window_view(x, extent, axis=tuple(range(2, x.ndim)))
+    steps = tuple(slice(None, None, s) for s in strides) + tuple(slice(None, None, d) for d in spread)
+    windows = windows[(slice(None), slice(None), *steps)]
+    positions = tuple(range(2, 2 + rank))
+    rows = windows.transpose(0, *positions, 1, *range(2 + rank, 2 + 2 * rank))
+    return rows.reshape(-1, x.shape[1] * int(np.prod(kernel)))
+
+
+def padding_pairs(padding: Padding, rank: int) -> tuple[tuple[int, int], ...]:
+    """Return padding as `(before, after)` for each of `rank` axes.
+
+    >>> padding_pairs(1, 2), padding_pairs((1, 2), 2), padding_pairs(((0, 1),), 1)
+    (((1, 1), (1, 1)), ((1, 1), (2, 2)), ((0, 1),))
+    """
+    sides: tuple[Any, ...] = (padding,) * rank if isinstance(padding, int) else tuple(padding)
+    pairs = [(s, s) if isinstance(s, int) else (s[0], s[1]) for s in sides]
+    if len(pairs) != rank:
+        raise Refused("padding is given for each spatial axis", value=repr(padding), place="patches")
+    return tuple(pairs)
+
+
+def _each(sizes: Sizes, rank: int) -> tuple[int, ...]:
+    values = (sizes,) * rank if isinstance(sizes, int) else tuple(sizes)
+    if len(values) != rank or min(values, default=1) < 1:
+        raise Refused("strides and dilations are at least 1, one for each spatial axis", value=repr(sizes),
+                      place="patches")  # fmt: skip
+    return values
