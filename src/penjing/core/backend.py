@@ -136,6 +136,17 @@ class GradientBackend(Backend, Protocol):
         """Yield, batch by batch, the gradient of the mean loss for every tensor of every layer."""
 
 
+@runtime_checkable
+class MaskBackend(Backend, Protocol):
+    """A backend that remembers which weights have to stay zero."""
+
+    def masks_of(self, model: Model) -> dict[str, NDArray[np.bool_]]:
+        """Return the masks by tensor name (`layer.tensor`), True where the weight is kept."""
+
+    def set_masks(self, model: Model, masks: Mapping[str, NDArray[np.bool_]]) -> None:
+        """Mask tensors and zero what the masks remove; masks of tensors not named stay."""
+
+
 _BACKENDS: tuple[tuple[str, str], ...] = (
     ("keras.", "penjing.backends.keras"),
     ("torch.nn.modules.module", "penjing.backends.torch"),

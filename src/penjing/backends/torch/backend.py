@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.backends.torch import check, cut, observe, onnx_file, operations, tensors
+from penjing.backends.torch import check, cut, masks, observe, onnx_file, operations, tensors
 from penjing.backends.torch.capture import capture
 from penjing.backends.torch.flow import TorchGroups, label
 from penjing.backends.torch.verify import check_capture
@@ -20,7 +20,7 @@ from penjing.core.task import Batch, Split
 
 
 class TorchBackend:
-    """`penjing.core.backend.GradientBackend` for `torch.nn.Module`."""
+    """`penjing.core.backend.GradientBackend` and `MaskBackend` for `torch.nn.Module`."""
 
     name = "torch"
 
@@ -69,6 +69,14 @@ class TorchBackend:
     ) -> Iterator[dict[str, dict[str, NDArray[Any]]]]:
         """Yield, batch by batch, the gradient of the mean loss for every parameter."""
         return observe.gradients(model, split, loss, batches, size, seed)
+
+    def masks_of(self, model: Model) -> masks.Masks:
+        """Return the masks by tensor name, True where the weight is kept."""
+        return masks.masks_of(model)
+
+    def set_masks(self, model: Model, masks_: Mapping[str, NDArray[np.bool_]]) -> None:
+        """Mask tensors and zero what the masks remove."""
+        masks.set_masks(model, masks_)
 
     def operations(self, model: Model, example: Arrays) -> Operations:
         """Count parameters and multiply-adds for one example."""

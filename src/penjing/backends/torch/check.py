@@ -8,9 +8,11 @@ import inspect
 import re
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from penjing.backends.torch.masks import masks_of
 from penjing.backends.torch.tensors import evaluating, select_output, tensors_of, to_inputs
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
@@ -98,7 +100,7 @@ def _check_finite(tensors: dict[str, Any]) -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 over all tensors (names, shapes, types, values) and the code of the model."""
+    """Return a SHA-256 over all tensors (names, shapes, types, values), masks and the code of the model."""
     digest = hashlib.sha256()
     for part in (re.sub(r" at 0x[0-9a-f]+", "", repr(model)), *_sources(model)):
         digest.update(part.encode() + b"\0")
@@ -106,6 +108,8 @@ def fingerprint(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().tobytes())
+    for name, mask in sorted(masks_of(model).items()):
+        digest.update(f"mask {name}\0".encode() + np.packbits(mask).tobytes())
     return digest.hexdigest()
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from penjing.backends.torch.flow import TorchGroups
 from penjing.backends.torch.history import record, trace
+from penjing.backends.torch.masks import sliced as slice_masks
 from penjing.backends.torch.rewrite import exported_net
 from penjing.backends.torch.tensors import CONVOLUTIONS, tensors_of
 from penjing.backends.torch.verify import Proof
@@ -95,6 +96,8 @@ def _slice(model: nn.Module, groups: list[Group], units: Kept) -> nn.Module:
         id(named[f"{layer}.{tensor}".lstrip(".")]): _sliced(named[f"{layer}.{tensor}".lstrip(".")], axes)
         for (layer, tensor), axes in masks.items()
     }
+    cuts = {id(named[f"{layer}.{tensor}".lstrip(".")]): axes for (layer, tensor), axes in masks.items()}
+    slice_masks(model, cuts, _sliced)
     for module in model.modules():
         changed = False
         for store in (module._parameters, module._buffers):
