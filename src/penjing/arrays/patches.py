@@ -30,11 +30,7 @@ def patches(
     order of examples and positions.
 
     Args:
-        x: `[n, channels, *spatial]`.
-        kernel: size along each spatial axis.
-        stride, dilation: one number, or one for each spatial axis, at least 1.
-        padding: see `Padding`, at least 0.
-        mode: how NumPy's `pad` fills the border: `constant` (zeros), `reflect`, `edge` or `wrap`.
+        x, kernel, stride, padding, dilation, mode: as of `windows`.
 
     Returns:
         `[n * positions, channels * prod(kernel)]`, columns in the order of a weight's `[in, *kernel]`.
@@ -44,6 +40,33 @@ def patches(
 
     >>> patches(np.arange(4.0).reshape(1, 1, 4), (2,), stride=2).tolist()
     [[0.0, 1.0], [2.0, 3.0]]
+    """
+    seen = windows(x, kernel, stride, padding, dilation, mode)
+    return seen.reshape(-1, x.shape[1] * int(np.prod(kernel)))
+
+
+def windows(
+    x: NDArray[Any],
+    kernel: Sequence[int],
+    stride: Sizes = 1,
+    padding: Padding = 0,
+    dilation: Sizes = 1,
+    mode: str = "constant",
+) -> NDArray[Any]:
+    """Return what every output position sees, as a view that takes no memory of its own beside padding.
+
+    Args:
+        x: `[n, channels, *spatial]`.
+        kernel: size along each spatial axis.
+        stride, dilation: one number, or one for each spatial axis, at least 1.
+        padding: see `Padding`, at least 0.
+        mode: how NumPy's `pad` fills the border: `constant` (zeros), `reflect`, `edge` or `wrap`.
+
+    Returns:
+        `[n, *positions, channels, *kernel]`; read-only.
+
+    Raises:
+        Refused: the kernel is larger than the padded input, or its rank does not fit.
     """
     rank = x.ndim - 2
     if len(kernel) != rank:
@@ -57,12 +80,10 @@ def patches(
     if any(e > size for e, size in zip(extent, x.shape[2:], strict=True)):
         raise Refused("the kernel fits into the padded input", value=f"{extent} for {x.shape[2:]}",
                       place="patches")  # fmt: skip
-    windows = sliding_window_view(x, extent, axis=tuple(range(2, x.ndim)))
+    seen = sliding_window_view(x, extent, axis=tuple(range(2, x.ndim)))
     steps = tuple(slice(None, None, s) for s in strides) + tuple(slice(None, None, d) for d in spread)
-    windows = windows[(slice(None), slice(None), *steps)]
-    positions = tuple(range(2, 2 + rank))
-    rows = windows.transpose(0, *positions, 1, *range(2 + rank, 2 + 2 * rank))
-    return rows.reshape(-1, x.shape[1] * int(np.prod(kernel)))
+    seen = seen[(slice(None), slice(None), *steps)]
+    return seen.transpose(0, *range(2, 2 + rank), 1, *range(2 + rank, 2 + 2 * rank))
 
 
 def padding_pairs(padding: Padding, rank: int) -> tuple[tuple[int, int], ...]:
