@@ -12,8 +12,9 @@ from penjing.arrays import distillation as oracle
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.task import Split, Task
-from penjing.distill.logits import Distill, distill_torch, hinton_loss
+from penjing.distill.logits import Distill, distill_torch
 from penjing.train.finetune import FineTune, fine_tune_torch
+from penjing.train.teacher import hinton_loss
 
 
 class Copies:
@@ -155,7 +156,7 @@ def test_the_teacher_sees_unchanging_examples_once_and_live_ones_every_time(task
 
 
 def test_remembered_logits_change_nothing(task, teacher, monkeypatch):
-    import penjing.distill.logits as module
+    import penjing.train.teacher as module
 
     students = []
     for table in (module.CACHE_BYTES, 0):

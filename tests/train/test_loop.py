@@ -11,6 +11,7 @@ from torch import nn
 from penjing.core.errors import Exit, Refused
 from penjing.core.task import Split, Task
 from penjing.train.finetune import FineTune
+from penjing.train.hooks import Hooks
 from penjing.train.loop import fit, steps_within
 from penjing.train.objective import task_objective
 
@@ -31,7 +32,7 @@ def part(split, count):
 
 def test_loss_falls_and_accuracy_rises(net, split, digits):
     model, said = net(), []
-    done = fit(model, split, LOSS, FineTune(epochs=3, batch_size=50), say=said.append)
+    done = fit(model, split, LOSS, FineTune(epochs=3, batch_size=50), hooks=Hooks(say=said.append))
     x, y = digits
     right = (model.eval()(torch.from_numpy(x[600:900])).argmax(1).numpy() == y[600:900]).mean()
     assert right > 0.85

@@ -13,11 +13,11 @@ import numpy as np
 
 from penjing.core.errors import Refused
 from penjing.core.task import Batch, Split
+from penjing.train.hooks import NO_HOOKS, Hooks
 from penjing.train.numerics import numerics_for
 from penjing.train.objective import Objective
 from penjing.train.parameters import is_batchnorm, make_optimizer, training_mode
 from penjing.train.recipe import Recipe
-from penjing.train.schedule import rate_factor
 from penjing.train.stepper import Stepper
 
 DEFAULT_BATCH = 128
@@ -62,9 +62,11 @@ def fit(
     *,
     seed: int = 0,
     covers: Callable[[str], bool] = lambda layer: True,
-    say: Callable[[str], None] = lambda line: None,
+    hooks: Hooks = NO_HOOKS,
 ) -> Fit:
     """Train a torch module in place by a recipe; the same seed gives the same weights.
+
+    Weights that a mask removes stay zero.
 
     Modes, frozen flags and the caller's random state are put back. Only a limit in seconds that bites
     makes the result depend on the machine's speed.
@@ -90,12 +92,12 @@ def fit(
         numerics.applied(model),
     ):
         torch.manual_seed(seed)
-        stepper = Stepper(model, objective, recipe, numerics, make_optimizer(parameters, recipe))
-        tally = _Tally(say, recipe.epochs)
+        stepper = Stepper(model, objective, recipe, numerics, make_optimizer(parameters, recipe), hooks)
+        tally = _Tally(hooks.say, recipe.epochs)
         done, times = 0, []
         for epoch, (inputs, targets) in feed:
             began = time.perf_counter()
-            loss = stepper.step(done, rate_factor(recipe.schedule, done, total), inputs, targets)
+            loss = stepper.step(done, total, inputs, targets)
             done += 1
             tally.add(epoch, loss, len(targets))
             times.append(time.perf_counter() - began + feed.last_wait)

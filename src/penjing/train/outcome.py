@@ -4,24 +4,32 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Outcome
 from penjing.core.task import Split
+from penjing.train.hooks import NO_HOOKS, Hooks
 from penjing.train.loop import DEFAULT_BATCH, fit
 from penjing.train.objective import Objective, mean_loss, task_objective
 from penjing.train.recipe import Recipe
 
 
 def trained(
-    model: Any, recipe: Recipe, context: Context, objective: Objective, split: Split | None = None
+    model: Any,
+    recipe: Recipe,
+    context: Context,
+    objective: Objective,
+    split: Split | None = None,
+    hooks: Hooks = NO_HOOKS,
 ) -> Outcome:
     """Fit a torch module in place and return it with one change for the whole model.
 
-    `split` replaces the task's training split. The task's own loss is measured before and after in
-    evaluation mode on the same training examples. Seconds and events go to `context.notes`.
+    `split` replaces the task's training split; `hooks` are called while it trains. The task's own loss is
+    measured before and after in evaluation mode on the same training examples. Seconds and events go to
+    `context.notes`.
 
     Raises:
         Refused: what `fit` refuses, or a loss that is not finite after training.
@@ -38,7 +46,7 @@ def trained(
         sized,
         seed=context.seed,
         covers=context.covers,
-        say=lambda line: context.say(f"{name}: {line}"),
+        hooks=replace(hooks, say=lambda line: context.say(f"{name}: {line}")),
     )
     after = mean_loss(model, task.train, loss, size, context.seed)
     if not math.isfinite(after):

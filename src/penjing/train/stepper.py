@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
+from penjing.train.hooks import NO_HOOKS, Hooks
 from penjing.train.numerics import Numerics
 from penjing.train.objective import Objective, Tensors, tensors_of
 from penjing.train.recipe import Recipe
+from penjing.train.schedule import rate_factor
 
 SNAPSHOT_EVERY = 50
 """Steps between copies of the weights to fall back to; a copy costs far less than a step."""
@@ -33,10 +36,14 @@ class Stepper:
         recipe: Recipe,
         numerics: Numerics,
         optimizer: Any,
+        hooks: Hooks = NO_HOOKS,
     ) -> None:
+        from penjing.backends.torch.masks import enforce
+
         self.events: list[str] = []
         self._model, self._objective, self._recipe = model, objective, recipe
-        self._numerics, self._optimizer = numerics, optimizer
+        self._numerics, self._optimizer, self._hooks = numerics, optimizer, hooks
+        self._enforce = partial(enforce, model, optimizer)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._kept = [*model.parameters(), *model.buffers()]
         self._snapshot = (0, self._copies())
@@ -44,8 +51,8 @@ class Stepper:
         self._part: int | None = None
         self._limit = math.inf
 
-    def step(self, number: int, factor: float, inputs: Arrays, targets: Any) -> float | None:
-        """Take step `number` at `factor` of the recipe's rate; return the loss, or None if it diverged.
+    def step(self, number: int, total: int, inputs: Arrays, targets: Any) -> float | None:
+        """Take step `number` of `total` at its rate; return the loss, or None if it diverged.
 
         After a first divergence the weights of the last snapshot are back, the rate is a tenth, and
         training goes on with the next batch.
@@ -55,7 +62,7 @@ class Stepper:
         """
         x = self._numerics.lay_out(tensors_of(inputs, self._parameters[0]))
         y = tensors_of((targets,), self._parameters[0])[0]
-        loss, norm = self._gradients(x, y)
+        loss, norm = self._gradients(x, y, number / total)
         if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self._limit):
             self._fall_back(number, f"loss {loss:.3g}, gradient norm {norm:.3g}", inputs)
             return None
@@ -64,8 +71,10 @@ class Stepper:
         if number and number % SNAPSHOT_EVERY == 0:
             self._snapshot = (number, self._copies())
         for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.rate * factor * self._cut
+            group["lr"] = self._recipe.rate * rate_factor(self._recipe.schedule, number, total) * self._cut
         self._optimizer.step()
+        self._enforce()
+        self._hooks.stepped(number / total)
         return loss
 
     def finish(self, number: int) -> None:
@@ -78,13 +87,15 @@ class Stepper:
     def _copies(self) -> list[Any]:
         return [tensor.detach().clone() for tensor in self._kept]
 
-    def _gradients(self, x: Tensors, y: Any) -> tuple[float, float]:
+    def _gradients(self, x: Tensors, y: Any, progress: float) -> tuple[float, float]:
         import torch
 
         while True:
             try:
                 self._optimizer.zero_grad(set_to_none=True)
                 loss = self._accumulate(x, y)
+                self._hooks.gradients(progress)
+                self._enforce()
                 norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm or math.inf)
                 return loss, float(norm)
             except (MemoryError, RuntimeError) as error:
@@ -121,6 +132,7 @@ class Stepper:
         with torch.no_grad():
             for tensor, saved in zip(self._kept, tensors, strict=True):
                 tensor.copy_(saved)
+        self._enforce()
         bad = "" if all(_finite(x) for x in inputs) else "; the batch itself holds NaN or Inf"
         if self._cut < 1.0:
             raise Refused("the loss stays finite in training", value=f"{found} at step {number + 1}{bad}",
