@@ -56,12 +56,16 @@ class Latency(Value):
 class Operations(Value):
     """Parameters and multiply-adds of one example (1 multiply-add = 2 FLOPs).
 
-    `uncounted` names the operators without a formula; with any, the count is a lower bound.
+    `uncounted` names the operators without a formula; with any, the count is a lower bound. `by_layer` holds
+    the multiply-adds with the weights of each layer; products of activations (attention) are in none.
+    `zeros` counts the parameters with two or more axes that are exactly zero.
     """
 
     parameters: int
     multiply_adds: int
     uncounted: tuple[str, ...] = ()
+    by_layer: dict[str, int] = Field(default_factory=dict)
+    zeros: int = 0
 
 
 class Measurement(Value):
@@ -77,6 +81,8 @@ class Measurement(Value):
     latency: Annotated[Latency | NotMeasured, Field(discriminator="kind")]
     memory_bytes: Quantity
     size_bytes: int | None
+    compressed_bytes: int | None = None
+    """Length of the model files after zlib at level 6: where zeros show."""
     operations: Operations | None = None
     difference: float | None = None
     """Largest relative difference between the outputs of the file and of the model in memory."""

@@ -101,12 +101,15 @@ class NumpyBackend:
             for name, array in tensors.items()
             if name not in _STATISTICS
         )
-        multiply_adds = sum(
-            values[node.name][0].size * model.tensors[node.name]["weight"][0].size
+        by_layer = {
+            node.name: values[node.name][0].size * model.tensors[node.name]["weight"][0].size
             for node in model.nodes
             if node.op in ("conv2d", "linear")
-        )
-        return Operations(parameters=parameters, multiply_adds=multiply_adds)
+        }
+        total = sum(by_layer.values())
+        arrays = [array for tensors in model.tensors.values() for array in tensors.values()]
+        zeros = sum(int((array == 0).sum()) for array in arrays if array.ndim > 1)
+        return Operations(parameters=parameters, multiply_adds=total, by_layer=by_layer, zeros=zeros)
 
     def fingerprint(self, model: NumpyNet) -> str:
         """Return a SHA-256 over nodes, attributes and tensors."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
-from penjing.backends.torch.capture import BATCH, capture, sizes
+from penjing.backends.torch.capture import BATCH, Capture, capture, sizes
 from penjing.backends.torch.rules import known
 from penjing.backends.torch.steps import operator_name
 from penjing.core.backend import Arrays
@@ -26,7 +27,7 @@ _FREE = frozenset(
 
 
 def operations(model: nn.Module, example: Arrays) -> Operations:
-    """Count parameters (tied ones once) and multiply-adds of one example.
+    """Count parameters (tied ones once) and multiply-adds of one example, in all and by layer.
 
     Convolutions, matrix products and attention count; pointwise operators, normalization, pooling and
     moving data count 0. Operators without a formula are named in `uncounted`.
@@ -35,18 +36,39 @@ def operations(model: nn.Module, example: Arrays) -> Operations:
         Refused: the model cannot be captured.
     """
     total, uncounted = 0, set()
-    for node in capture(model, example).graph.nodes:
+    by_layer: dict[str, int] = defaultdict(int)
+    captured = capture(model, example)
+    for node in captured.graph.nodes:
         if node.op != "call_function":
             continue
         count = _multiply_adds(node)
         if count is None:
             uncounted.add(str(node.target))
-        else:
+        elif count:
             total += count
-    parameters = sum(p.numel() for p in model.parameters())
+            layer = _layer(node, captured)
+            if layer is not None:
+                by_layer[layer] += count
     return Operations(
-        parameters=parameters, multiply_adds=round(total / BATCH), uncounted=tuple(sorted(uncounted))
+        parameters=sum(p.numel() for p in model.parameters()),
+        multiply_adds=round(total / BATCH),
+        uncounted=tuple(sorted(uncounted)),
+        by_layer={layer: round(count / BATCH) for layer, count in by_layer.items()},
+        zeros=sum(int((p == 0).sum()) for p in model.parameters() if p.ndim > 1 and not p.is_meta),
     )
+
+
+def _layer(node: Any, captured: Capture) -> str | None:
+    """Return the layer whose weight a product multiplies with, None where both sides are activations."""
+    for argument in node.args[:3]:
+        # A weight may be transposed or cast on its way.
+        while isinstance(argument, fx.Node) and argument.op == "call_function":
+            inputs = argument.all_input_nodes
+            argument = inputs[0] if len(inputs) == 1 else None
+        name = captured.tensors.get(argument.name) if isinstance(argument, fx.Node) else None
+        if name is not None and not name.endswith("bias"):
+            return name.rpartition(".")[0]
+    return None
 
 
 def _multiply_adds(node: Any) -> int | None:
