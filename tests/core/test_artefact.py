@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -143,3 +144,11 @@ def test_folder_of_another_kind(tmp_path):
     files.write_folder(tmp_path / "a", lambda folder: {"kind": "something else"})
     with pytest.raises(Refused, match="delivered model"):
         open_artefact(tmp_path / "a")
+
+
+def test_the_compressed_size_is_of_the_model_files_and_survives_opening(tmp_path):
+    data = bytes(3_000_000) + np.random.default_rng(0).bytes(1000)
+    made = deliver(data, (), Target(), tmp_path / "a", example=EXAMPLE)
+    assert made.size_bytes == len(data)
+    assert made.compressed_bytes == len(zlib.compress(data, 6)) < 6000
+    assert open_artefact(tmp_path / "a").compressed_bytes == made.compressed_bytes

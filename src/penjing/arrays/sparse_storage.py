@@ -1,16 +1,11 @@
-"""Sparse arrays as one bit for each entry and the values that are kept; and what general compression makes of
-bytes."""
+"""Sparse arrays as one bit for each entry and the values that are kept."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-ZLIB_LEVEL = 6
 
 
 def pack(array: NDArray[Any], mask: NDArray[np.bool_]) -> tuple[NDArray[np.uint8], NDArray[Any]]:
@@ -74,13 +69,3 @@ def packed_bytes(entries: int, kept: int, itemsize: int) -> int:
     925
     """
     return (entries + 7) // 8 + kept * itemsize
-
-
-def compressed_bytes(blocks: Iterable[bytes]) -> int:
-    """Return the length of a stream of bytes after zlib at level 6 (as in zip, gzip and PNG).
-
-    >>> compressed_bytes([bytes(1000), bytes(1000)]) < 40
-    True
-    """
-    compressor = zlib.compressobj(ZLIB_LEVEL)
-    return sum(len(compressor.compress(block)) for block in blocks) + len(compressor.flush())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ PICKLES = frozenset(
 )
 """File names' endings that may carry a pickle, and with it code; such files are neither written nor read."""
 
+ZLIB_LEVEL = 6
+BLOCK = 1 << 20
+
 _OWN_FILES = frozenset({"plan.json", "changes.json", "record.json"})
 
 
@@ -54,6 +58,8 @@ class Artefact(Value):
         sha256: of the file `manifest.json`, which holds those of all others.
         files: every file but the manifest.
         size_bytes: of the model files alone, without plan and record.
+        compressed_bytes: what zlib at level 6 (as in zip and gzip) makes of them; None in artefacts that
+            were written before it was noted.
         target: where the model is meant to run.
         plan: as plain data (`penjing.core.plan.plan_from_json` makes methods of it).
         facts: what the runtime said of the files: format, names and shapes of inputs.
@@ -63,6 +69,7 @@ class Artefact(Value):
     sha256: str
     files: tuple[ArtefactFile, ...]
     size_bytes: int
+    compressed_bytes: int | None = None
     target: Target
     plan: tuple[dict[str, Any], ...]
     facts: dict[str, Any]
@@ -113,6 +120,7 @@ def deliver(
         if record is not None:
             write_json(temporary / "record.json", dict(record))
         return {"target": target.model_dump(mode="json"), "plan": steps, "model_files": model_files,
+                "compressed_bytes": sum(compressed_bytes(temporary / name) for name in model_files),
                 "runtime": dict(facts)}  # fmt: skip
 
     return _artefact(folder, write_folder(folder, build))
@@ -159,6 +167,7 @@ def _artefact(folder: Path, content: Mapping[str, Any]) -> Artefact:
             sha256=sha256_file(folder / MANIFEST),
             files=tuple(ArtefactFile(**entry) for entry in content["files"]),
             size_bytes=sum(e["bytes"] for e in content["files"] if e["name"] in model_files),
+            compressed_bytes=facts.get("compressed_bytes"),
             target=Target(**facts["target"]),
             plan=tuple(facts["plan"]),
             facts=facts["runtime"],
@@ -166,6 +175,15 @@ def _artefact(folder: Path, content: Mapping[str, Any]) -> Artefact:
     except (KeyError, TypeError, ValidationError) as error:
         raise Refused("the manifest describes a delivered model", value=error, place=str(folder),
                       fix="choose a folder that `deliver` wrote") from error  # fmt: skip
+
+
+def compressed_bytes(path: Path) -> int:
+    """Return how many bytes zlib at level 6 makes of a file."""
+    compressor, length = zlib.compressobj(ZLIB_LEVEL), 0
+    with refusing(path, "read"), open(path, "rb") as file:
+        while block := file.read(BLOCK):
+            length += len(compressor.compress(block))
+    return length + len(compressor.flush())
 
 
 def _refuse_pickles(folder: Path, names: Iterable[str]) -> None:

@@ -120,14 +120,14 @@ def measure_all(
             {name: p for name, p in stage.processes.items() if name not in stage.failures},
             seconds=seconds, on_failure=stage.fail,
         )  # fmt: skip
-    counts = operations or {}
-    return {
-        name: Measured(_measurement(name, task, split_name, targets, stage.result(name, entry[1], reference))
-                       .model_copy(update={"operations": counts.get(name),
-                                           "size_bytes": open_artefact(entry[0]).size_bytes}),
-                       stage.outputs[name])
-        for name, entry in candidates.items()
-    }  # fmt: skip
+    counts, measured = operations or {}, {}
+    for name, entry in candidates.items():
+        artefact, result = open_artefact(entry[0]), stage.result(name, entry[1], reference)
+        files = {"size_bytes": artefact.size_bytes, "compressed_bytes": artefact.compressed_bytes}
+        found = _measurement(name, task, split_name, targets, result)
+        found = found.model_copy(update={"operations": counts.get(name), **files})
+        measured[name] = Measured(found, stage.outputs[name])
+    return measured
 
 
 def _split(task: Task, name: str) -> Split:

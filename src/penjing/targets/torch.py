@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 
 from penjing.backends.torch.history import Entry, history
 from penjing.core.backend import Arrays, backend_named
@@ -20,6 +19,7 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.method import Model
 from penjing.core.plan import Plan
 from penjing.core.target import Target
+from penjing.targets import torch_weights
 from penjing.targets.signature import Guard, TensorSpec, spec_from_json
 
 WEIGHTS = "model.safetensors"
@@ -63,7 +63,7 @@ class TorchRuntime:
         return ("torch",)
 
     def deliver(self, model: Model, plan: Plan, example: Arrays, folder: Path) -> dict[str, Any]:
-        """Write `model.safetensors` and `recipe.json`; return facts for the manifest.
+        """Write `model.safetensors` (masked tensors packed) and `recipe.json`; return facts for the manifest.
 
         The recipe holds the inputs (dtypes and the shapes of one example) and the history, for each cut the
         kept units by group, so that a fresh instance of the user's class takes the same shape.
@@ -79,7 +79,7 @@ class TorchRuntime:
             "inputs": [spec.to_json() for spec in specs],
             "history": history(model),
         }
-        save_model(model, str(folder / WEIGHTS))
+        torch_weights.save(model, folder / WEIGHTS)
         (folder / RECIPE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
         return {"format": "safetensors", "class": type(model).__qualname__, "inputs": recipe["inputs"]}
 
@@ -155,7 +155,7 @@ def _made(model: Callable[[], Model]) -> Any:
 
 def _load(module: Any, path: Path) -> None:
     try:
-        load_model(module, str(path), strict=True)
+        torch_weights.load(module, path)
     except (SafetensorError, OSError) as error:
         raise Refused("the weights file is whole", value=error, place=str(path)) from error
     except RuntimeError as error:

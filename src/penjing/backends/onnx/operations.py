@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
-from onnx import helper
+from onnx import helper, numpy_helper
 
 from penjing.backends.onnx.graph import FLOATS, Graph, attribute, shapes_and_types
 from penjing.backends.onnx.model import copy_proto, graph_inputs
@@ -51,7 +51,13 @@ def count_operations(proto: Any, example: Arrays) -> Operations:
             uncounted.add(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
         else:
             total += count
-    return Operations(parameters=_parameters(graph), multiply_adds=total, uncounted=tuple(sorted(uncounted)))
+    tensors = _parameters(graph)
+    return Operations(
+        parameters=sum(math.prod(tensor.dims) for tensor in tensors),
+        multiply_adds=total,
+        uncounted=tuple(sorted(uncounted)),
+        zeros=sum(int((numpy_helper.to_array(t) == 0).sum()) for t in tensors if len(t.dims) > 1),
+    )
 
 
 def _with_batch_of_one(proto: Any, example: Arrays) -> Any:
@@ -89,7 +95,7 @@ def _is_dynamic(graph: Graph, name: str) -> bool:
     return producer is not None and producer.op_type == "DynamicQuantizeLinear"
 
 
-def _parameters(graph: Graph) -> int:
+def _parameters(graph: Graph) -> list[Any]:
     described: set[str] = set()
     for node in graph.nodes:
         if node.op_type in ("QuantizeLinear", "DequantizeLinear"):
@@ -100,8 +106,8 @@ def _parameters(graph: Graph) -> int:
             described.update(node.input)
     integers = {node.input[0] for node in graph.nodes if node.op_type == "DequantizeLinear"}
     integers |= {node.input[1] for node in graph.nodes if node.op_type == "MatMulInteger"}
-    return sum(
-        math.prod(tensor.dims)
+    return [
+        tensor
         for name, tensor in graph.constants.items()
         if name not in described and tensor.dims and (tensor.data_type in FLOATS or name in integers)
-    )
+    ]
