@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penjing.arrays.coupling import Coupling, fixed
-from penjing.arrays.scores import kept_width, l2_score, select, sum_by_unit, taylor_score
+from penjing.arrays.scores import l2_score, sum_by_unit, taylor_score
+from penjing.arrays.selection import kept_width, select
 from penjing.core.backend import Slot
 
 

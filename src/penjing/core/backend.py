@@ -126,6 +126,38 @@ class Backend(Protocol):
         """Return the model with one output, the one that `output` names; the model itself for None."""
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Data that a loss is taken on: at most `batches` batches of `size` examples, in the order of `seed`."""
+
+    split: Split
+    loss: Any
+    batches: int
+    size: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class GateGradients:
+    """Derivatives of each example's loss by gates of value 1 on the input channels of layers.
+
+    Attributes:
+        examples: in this batch.
+        sums: by layer, `[examples, channels]`: `sum of x dL/dx` over positions (and calls of the layer).
+        squares: by layer, `[examples, channels]`: `sum of (x dL/dx)^2` over the same.
+
+    Layers that are not called as modules, or take inputs without the batch first, are in neither.
+    """
+
+    examples: int
+    sums: Mapping[str, NDArray[np.float64]]
+    squares: Mapping[str, NDArray[np.float64]]
+
+    def width(self, layer: str) -> int:
+        """Return the number of input channels of a layer, 0 for one that is missing."""
+        return self.sums[layer].shape[1] if layer in self.sums else 0
+
+
 @runtime_checkable
 class GradientBackend(Backend, Protocol):
     """A backend that can also train; only handlers that need gradients ask for it."""
@@ -134,6 +166,12 @@ class GradientBackend(Backend, Protocol):
         self, model: Model, split: Split, loss: Any, batches: int, size: int, seed: int
     ) -> Iterator[dict[str, dict[str, NDArray[Any]]]]:
         """Yield, batch by batch, the gradient of the mean loss for every tensor of every layer."""
+
+    def gate_gradients(self, model: Model, layers: Sequence[str], sample: Sample) -> Iterator[GateGradients]:
+        """Yield, batch by batch, how each example's loss depends on gates on the inputs of layers."""
+
+    def hessian_diagonals(self, model: Model, sample: Sample) -> Iterator[dict[str, dict[str, NDArray[Any]]]]:
+        """Yield, batch by batch, an unbiased estimate of the diagonal of the mean loss's Hessian."""
 
 
 @runtime_checkable

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from penjing.arrays.scores import Tensors, l2_score, select, taylor_score
+from penjing.arrays.scores import Tensors, l2_score, taylor_score
+from penjing.arrays.selection import select
 from penjing.core.backend import Backend, GradientBackend, Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused

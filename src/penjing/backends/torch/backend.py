@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.backends.torch import check, cut, masks, observe, onnx_file, operations, tensors
+from penjing.backends.torch import check, cut, masks, observe, onnx_file, operations, sensitivity, tensors
 from penjing.backends.torch.capture import capture
 from penjing.backends.torch.flow import TorchGroups, label
 from penjing.backends.torch.verify import check_capture
-from penjing.core.backend import Arrays, Groups, Layer
+from penjing.core.backend import Arrays, GateGradients, Groups, Layer, Sample
 from penjing.core.measurement import Operations
 from penjing.core.method import Model
 from penjing.core.task import Batch, Split
@@ -69,6 +69,14 @@ class TorchBackend:
     ) -> Iterator[dict[str, dict[str, NDArray[Any]]]]:
         """Yield, batch by batch, the gradient of the mean loss for every parameter."""
         return observe.gradients(model, split, loss, batches, size, seed)
+
+    def gate_gradients(self, model: Model, layers: Sequence[str], sample: Sample) -> Iterator[GateGradients]:
+        """Yield, batch by batch, derivatives by gates on the inputs of layers, for every example."""
+        return sensitivity.gate_gradients(model, layers, sample)
+
+    def hessian_diagonals(self, model: Model, sample: Sample) -> Iterator[dict[str, dict[str, NDArray[Any]]]]:
+        """Yield, batch by batch, an estimate of the diagonal of the Hessian of the mean loss."""
+        return sensitivity.hessian_diagonals(model, sample)
 
     def masks_of(self, model: Model) -> masks.Masks:
         """Return the masks by tensor name, True where the weight is kept."""

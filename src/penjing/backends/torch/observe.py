@@ -105,7 +105,7 @@ def gradients(
     """
     function = loss_function(loss)
     for inputs, targets in itertools.islice(split.batches(size, seed), batches):
-        yield _by_layer(model, _gradient(model, function, inputs, targets))
+        yield by_layer(model, _gradient(model, function, inputs, targets))
 
 
 def _gradient(model: nn.Module, function: Any, inputs: Arrays, targets: NDArray[Any]) -> dict[int, Any]:
@@ -124,7 +124,8 @@ def _gradient(model: nn.Module, function: Any, inputs: Arrays, targets: NDArray[
     return {id(p): g for p, g in zip(parameters, found, strict=True)}
 
 
-def _by_layer(model: nn.Module, gradient: dict[int, Any]) -> dict[str, dict[str, NDArray[Any]]]:
+def by_layer(model: nn.Module, gradient: dict[int, Any]) -> dict[str, dict[str, NDArray[Any]]]:
+    """Arrange what was found for parameters (by id, None for nothing) by layer and tensor name."""
     result: dict[str, dict[str, NDArray[Any]]] = {}
     for name, module in model.named_modules():
         own = {}

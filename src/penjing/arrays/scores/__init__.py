@@ -1,0 +1,86 @@
+"""How much each unit of a group matters: one file for each score, pure functions on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from penjing.arrays.scores.activation import activation_score
+from penjing.arrays.scores.batchnorm import batchnorm_score
+from penjing.arrays.scores.fisher import fisher_score
+from penjing.arrays.scores.fpgm import fpgm_score
+from penjing.arrays.scores.hessian import hessian_score
+from penjing.arrays.scores.l1 import l1_score
+from penjing.arrays.scores.l2 import l2_score
+from penjing.arrays.scores.lamp import lamp_score
+from penjing.arrays.scores.output_fisher import output_fisher_score
+from penjing.arrays.scores.random import random_score
+from penjing.arrays.scores.taylor import first_order, taylor_score
+from penjing.arrays.scores.units import Floats, Tensors, consumers, sum_by_unit
+
+__all__ = [
+    "SCORES",
+    "Floats",
+    "Score",
+    "ScoreName",
+    "Tensors",
+    "activation_score",
+    "batchnorm_score",
+    "consumers",
+    "first_order",
+    "fisher_score",
+    "fpgm_score",
+    "hessian_score",
+    "l1_score",
+    "l2_score",
+    "lamp_score",
+    "output_fisher_score",
+    "random_score",
+    "sum_by_unit",
+    "taylor_score",
+]
+
+ScoreName = Literal[
+    "l1", "l2", "random", "batchnorm", "lamp", "fpgm", "taylor", "fisher", "output_fisher", "hessian",
+    "activation",
+]  # fmt: skip
+Needs = Literal["seed", "weights", "inputs", "gradients", "gates", "curvature"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One way to score units.
+
+    Attributes:
+        needs: what the function takes beside the groups: `seed`; `weights`; weights and `inputs` of the
+            consuming layers; weights and `gradients` of batches; gradients of `gates` by example; weights
+            and the diagonal of the `curvature`.
+        function: of one group for `seed` and `weights`, of all groups for the others.
+        comparable: whether scores of different groups are in one unit, so that one threshold serves all;
+            others are divided by their mean first.
+        absent: why a group may have no score.
+    """
+
+    needs: Needs
+    function: Callable[..., Any]
+    comparable: bool
+    absent: str = ""
+
+
+_NOT_OBSERVED = "a layer that takes its units is not called as a module on inputs with the batch first"
+
+SCORES: dict[ScoreName, Score] = {
+    "l1": Score("weights", l1_score, comparable=False),
+    "l2": Score("weights", l2_score, comparable=False),
+    "random": Score("seed", random_score, comparable=True),
+    "batchnorm": Score("weights", batchnorm_score, comparable=True, absent="no BatchNorm scales its units"),
+    "lamp": Score("weights", lamp_score, comparable=True),
+    "fpgm": Score("weights", fpgm_score, comparable=False),
+    "taylor": Score("gradients", taylor_score, comparable=True),
+    "fisher": Score("gates", fisher_score, comparable=True, absent=_NOT_OBSERVED),
+    "output_fisher": Score("gates", output_fisher_score, comparable=True, absent=_NOT_OBSERVED),
+    "hessian": Score("curvature", hessian_score, comparable=True),
+    "activation": Score("inputs", activation_score, comparable=False, absent=_NOT_OBSERVED),
+}
+"""Every score by the name that `PruneChannels.score` takes."""

@@ -1,0 +1,20 @@
+"""Sum of absolute weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from penjing.arrays.scores.units import Floats, Tensors, over_parameters
+from penjing.core.backend import Group
+
+
+def l1_score(group: Group, tensors: Tensors) -> Floats:
+    """Return `sum |w|` over all parameters of each unit, in every member of the group.
+
+    (Li et al. 2017, "Pruning Filters for Efficient ConvNets", for one filter; summed over coupled layers as
+    in Fang et al. 2023, DepGraph.) Needs weights only.
+
+    Returns:
+        Shape `[group.size]`, at least 0.
+    """
+    return over_parameters(group, lambda slot: np.abs(tensors[slot.layer][slot.tensor]))
