@@ -20,6 +20,7 @@ from rich.text import Text
 from penjing.core.measurement import Measurement
 from penjing.report import words
 from penjing.report.progress import Progress, console, is_plain, write
+from penjing.report.sparsity import zeros_sentence
 from penjing.report.view import check, headline
 from penjing.report.words import Json, clean
 
@@ -143,11 +144,12 @@ def _named(record: Json) -> list[tuple[tuple[str, str], Measurement]]:
 
 
 def _plans(record: Json) -> list[str]:
-    return [
+    lines = [
         f"{name[0]}: {clean(m.name)} in {clean(m.target, 40)}"
         for name, m in _named(record)
         if name[0] != "float"
     ]
+    return [*lines, *filter(None, [zeros_sentence(record)])]
 
 
 def _cells(m: Measurement) -> list[tuple[str, str]]:

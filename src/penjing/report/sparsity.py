@@ -1,0 +1,39 @@
+"""What zeros buy, said plainly."""
+
+from __future__ import annotations
+
+from penjing.core.measurement import Measurement
+from penjing.report import words
+from penjing.report.words import Json, amount, clean, percent
+
+
+def zeros_sentence(record: Json) -> str:
+    """Say what the masks of the delivered model save and what not; empty where no step made masks.
+
+    A step that masks reports the sparsity of each layer in its changes.
+    """
+    shown = dict(words.measurements(record))
+    result = shown.get("result")
+    masked = any(c.get("status") == "done" and "sparsity" in (c.get("detail") or {})
+                 for c in record.get("changes") or ())  # fmt: skip
+    if result is None or result.operations is None or not masked or not result.operations.zeros:
+        return ""
+    share = percent(round(result.operations.zeros / result.operations.parameters, 3))
+    return " ".join(
+        [
+            f"{share} of the parameters are zero.",
+            _bytes(result, shown.get("float model in the target")),
+            f"In {clean(result.target, 60)} zeros take as much time as other numbers: they save none.",
+        ]
+    )
+
+
+def _bytes(result: Measurement, base: Measurement | None) -> str:
+    if result.compressed_bytes is None:
+        return "They save bytes where the files are compressed."
+    before = "" if base is None or base.compressed_bytes is None else (
+        f", those of the float model {amount(base.compressed_bytes, 'bytes')}")  # fmt: skip
+    return (
+        f"They save bytes where the files are compressed: as zip they have "
+        f"{amount(result.compressed_bytes, 'bytes')}{before}."
+    )
