@@ -1,4 +1,4 @@
-"""More than a hundred small models with random weights, by name: what pruning has to get right.
+"""About a hundred and fifty small models with random weights, by name: what pruning has to get right.
 
 Hand-written ones need torch alone; those whose names begin with `hf-` need the transformers library.
 """
