@@ -80,17 +80,44 @@ ROWS = {
             "round_to": [0, 2.5],
             "batches": [0],
             "size": [0],
+            "of": ["channels", 3],
+            "selection": ["layer"],
+            "floor": [-0.1, 1.5, [["conv1", 2]], "half"],
+            "ceiling": [-0.1, 1.5, [["conv1", math.nan]]],
+            "units": [[], ["neuron"], ["channel", "head width"], ["head", "head"]],
+            "target": ["tpu", {"threads": 0}],
         },
         refused={"onnx": IN_FRAMEWORK},
         kinds=WEIGHTED,
     ),
-    "prune-taylor": Row(
-        pj.PruneChannels(0.5, score="taylor", batches=2),
-        ("torch",),
-        {},
-        refused={"numpy": "`the score taylor has gradients`", "onnx": IN_FRAMEWORK},
-        kinds=WEIGHTED,
-    ),
+    **{
+        f"prune-{score}": Row(
+            pj.PruneChannels(0.5, score=score, selection=selection, of=of),
+            ("numpy", "torch"),
+            {},
+            refused={"onnx": IN_FRAMEWORK},
+            kinds=WEIGHTED,
+            one="pointwise" if of == "units" else "*",
+        )
+        for score, selection, of in (
+            ("l1", "global", "units"),
+            ("random", "local", "parameters"),
+            ("batchnorm", "isomorphic", "multiply_adds"),
+            ("lamp", "global", "multiply_adds"),
+            ("fpgm", "local", "units"),
+            ("activation", "local", "multiply_adds"),
+        )
+    },
+    **{
+        f"prune-{score}": Row(
+            pj.PruneChannels(0.5, score=score, batches=2),
+            ("torch",),
+            {},
+            refused={"numpy": f"`the score {score} has gradients`", "onnx": IN_FRAMEWORK},
+            kinds=WEIGHTED,
+        )
+        for score in ("taylor", "fisher", "output_fisher", "hessian")
+    },
     "batchnorm": Row(
         pj.ReestimateBatchNorm(batches=2, size=40),
         ("numpy", "torch"),

@@ -1,0 +1,87 @@
+"""Score, select and cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from penjing.arrays.ranking import Kept, Ranking, bounds, classes, smallest_cut
+from penjing.core.backend import Group, Groups, Layer
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Model, Outcome, handles
+from penjing.prune.channels import report
+from penjing.prune.channels.constraint import quantity_of, reach, units_left
+from penjing.prune.channels.method import PruneChannels
+from penjing.prune.channels.scoring import refuse_too_little_data, score_groups
+
+
+@handles(PruneChannels)
+def prune_channels(model: Model, method: PruneChannels, context: Context) -> Outcome:
+    """Score, select and cut; one change for every convolution and linear layer that the plan covers.
+
+    Raises:
+        Refused: too little data for the score, a score that the backend has not, or a share that cannot be
+            removed.
+    """
+    refuse_too_little_data(method, context)
+    groups, before = _groups(model, method, context), context.backend.layers(model)
+    by_group = {g.name: report.why_left_out(g, method, context) for g in groups.groups}
+    chosen = [group for group in groups.groups if not by_group[group.name]]
+    result = model
+    if chosen:
+        scores = score_groups(model, method, context, chosen, before)
+        by_group |= {g.name: report.why_unscored(method) for g in chosen if g.name not in scores}
+        scored = [group for group in chosen if group.name in scores]
+        ranking = _ranking(scored, scores, method, before)
+        result, kept = _cut(model, method, context, (groups, ranking, before))
+        by_group |= {group.name: report.why_width(group, kept, method) for group in scored}
+    after = context.backend.layers(result)
+    return Outcome(result, report.changes(before, after, report.by_layer(groups, by_group), context))
+
+
+def _groups(model: Model, method: PruneChannels, context: Context) -> Groups:
+    backend, example = context.backend, context.task.valid.example()
+    return backend.groups(model, example)
+
+
+def _ranking(
+    groups: list[Group], scores: dict[str, Any], method: PruneChannels, layers: tuple[Layer, ...]
+) -> Ranking:
+    kinds = {layer.name: layer.kind for layer in layers}
+    allowed = {
+        g.name: bounds(g, method.round_to, method.floor_of(g.layers), method.ceiling_of(g.layers))
+        for g in groups
+    }
+    return Ranking(classes(groups, kinds, method.selection), scores, allowed)
+
+
+def _cut(
+    model: Model, method: PruneChannels, context: Context, parts: tuple[Groups, Ranking, tuple[Layer, ...]]
+) -> tuple[Model, Kept]:
+    """Return the model without what the ratio asks for, and what every group keeps."""
+    groups, ranking, layers = parts
+    backend, place = context.backend, "PruneChannels.ratio"
+    if not ranking.groups:
+        return model, {}
+
+    def cut(kept: Kept) -> Model:
+        return backend.keep(model, groups, kept) if kept else model
+
+    if method.of != "units":
+        with quantity_of(model, method, context, groups, layers) as quantity:
+            found = reach(ranking, quantity, cut, method.ratio, place)
+        _note(context, f"PruneChannels left {found.how} ({method.ratio:.1%} was to go)")
+        return found.model, found.kept
+    if method.selection == "local":
+        kept = ranking.kept(method.ratio)
+    else:
+        left = units_left(ranking)
+        kept = smallest_cut(ranking, left, 1 - method.ratio)
+        if left(kept) > 1 - method.ratio + 1e-9:
+            raise Refused("the share can be removed", value=method.ratio, place=place,
+                          fix=f"ask for at most {1 - left(kept):.3g}, or lower the floor")  # fmt: skip
+    return cut(kept), kept
+
+
+def _note(context: Context, line: str) -> None:
+    context.notes.setdefault("pruning", []).append(line)
