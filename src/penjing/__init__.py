@@ -31,6 +31,7 @@ _NAMES = {
     "verify": "penjing.run.verify",
     "Result": "penjing.run.record",
     "Verdict": "penjing.core.verdict",
+    "RemoveBlocks": "penjing.prune.blocks",
     "PruneChannels": "penjing.prune.channels",
     "ReestimateBatchNorm": "penjing.repair.batchnorm",
     "CorrectBias": "penjing.repair.bias",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from penjing.core.verdict import Verdict as Verdict
     from penjing.distill.logits import Distill as Distill
     from penjing.measuring.measure import measure as measure
+    from penjing.prune.blocks import RemoveBlocks as RemoveBlocks
     from penjing.prune.channels import PruneChannels as PruneChannels
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static

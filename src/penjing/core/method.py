@@ -107,6 +107,7 @@ Handler = Callable[[Model, Any, "Context"], Outcome]
 _HANDLERS: dict[tuple[type[Method], str], Handler] = {}
 
 METHOD_MODULES = (
+    "penjing.prune.blocks",
     "penjing.prune.channels",
     "penjing.repair.batchnorm",
     "penjing.repair.bias",

@@ -69,31 +69,26 @@ def reestimate_batchnorm(model: Model, method: ReestimateBatchNorm, context: Con
     if not layers:
         return Outcome(model, [_skipped("", "no BatchNorm layer")])
     sums = {name: _Sums() for name, module in layers.items() if module.running_mean is not None}
-    with _batch_statistics({name: layers[name] for name in sums}, sums, model):
+    with _recording({name: layers[name] for name in sums}, sums, model):
         _pass_data(model, method, context)
     return Outcome(model, [_finish(name, module, sums.get(name)) for name, module in layers.items()])
 
 
 @contextlib.contextmanager
-def _batch_statistics(layers: dict[str, Any], sums: dict[str, _Sums], model: Any) -> Iterator[None]:
+def _recording(layers: dict[str, Any], sums: dict[str, _Sums], model: Any) -> Iterator[None]:
     """Let the layers normalize by batch and record their inputs; put modes and statistics back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    saved = {n: {k: b.clone() for k, b in m.named_buffers(recurse=False)} for n, m in layers.items()}
+    from penjing.backends.torch.batch_statistics import normalizing_by_batch
+
     hooks = []
     try:
-        model.eval()
-        for name, module in layers.items():
-            module.train()
-            hooks.append(module.register_forward_pre_hook(lambda _, inputs, s=sums[name]: s.add(inputs[0])))
-        yield
+        with normalizing_by_batch(model, layers.values()):
+            for name, module in layers.items():
+                hook = module.register_forward_pre_hook(lambda _, inputs, s=sums[name]: s.add(inputs[0]))
+                hooks.append(hook)
+            yield
     finally:
         for hook in hooks:
             hook.remove()
-        for module, mode in modes:
-            module.training = mode
-        for name, module in layers.items():
-            for key, buffer in module.named_buffers(recurse=False):
-                buffer.copy_(saved[name][key])
 
 
 def _pass_data(model: Model, method: ReestimateBatchNorm, context: Context) -> None:

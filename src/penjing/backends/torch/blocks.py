@@ -1,0 +1,320 @@
+"""Blocks of a module that a pass-through can stand in for: found on a real run, and taken out."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from penjing.backends.torch.check import copied
+from penjing.backends.torch.history import record
+from penjing.backends.torch.tensors import evaluating, to_inputs
+from penjing.core.backend import Arrays
+from penjing.core.errors import Refused
+
+Source = int | str | None
+"""Which argument of a block an output is: a position, a keyword, or None for an output that is None."""
+
+
+class PassThrough(nn.Module):  # type: ignore[misc]
+    """Stands where a block was: returns what entered it, in the form that the block returned.
+
+    Args:
+        sources: for each output, the argument that it is.
+        single: whether the block returned one tensor instead of a tuple.
+        plain: attributes of the block that the code around it may read: numbers, texts, None.
+    """
+
+    def __init__(self, sources: tuple[Source, ...], single: bool, plain: Mapping[str, Any]) -> None:
+        super().__init__()
+        for name, value in plain.items():
+            setattr(self, name, value)
+        self._sources, self._single = sources, single
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Return the block's input."""
+        found = tuple(
+            None if s is None else args[s] if isinstance(s, int) else kwargs[s] for s in self._sources
+        )
+        return found[0] if self._single else found
+
+    def extra_repr(self) -> str:
+        """Say nothing: the sources follow from the block."""
+        return ""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What can go and what cannot.
+
+    Attributes:
+        found: pass-throughs by the names of the blocks, in the order in which the blocks run.
+        kept: for the other members of the places where blocks are found, and for repeated modules that
+            are no blocks where none is found: why they stay.
+    """
+
+    found: Mapping[str, PassThrough]
+    kept: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One run of a block.
+
+    Attributes:
+        arguments: by position or keyword, as they were before the block ran (it may work in place).
+        given: the same objects as the block got them.
+        output: what it returned.
+    """
+
+    arguments: dict[int | str, Any]
+    given: dict[int | str, Any]
+    output: Any
+
+
+def find_blocks(model: nn.Module, example: Arrays) -> Blocks:
+    """Find the blocks that can be taken out one at a time, by running the module on an example.
+
+    A block is a member of an `nn.Sequential` or `nn.ModuleList`, or one of several children of one class. It
+    runs once; its first input and its first output have one shape; its other outputs are None or arguments
+    that it was given; and its output depends on its input even where all its weights are zero: it has a
+    path around them. Where blocks lie within one another, the inner ones count if they hold at least half of
+    the outer one's weights. The module must run without each of them and return the same shapes.
+    """
+    members, inputs = _members(model), to_inputs(model, example)
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        calls: dict[str, list[Call]] = {}
+        output = run_watched(model, members, inputs, lambda n, call: calls.setdefault(n, []).append(call))
+        why = dict.fromkeys(members, "the model does not call it as a module")
+        found: dict[str, PassThrough] = {}
+        for name, runs in calls.items():
+            try:
+                found[name] = _stand_in(members[name], runs)
+            except _NoBlock as reason:
+                why[name] = str(reason)
+        found = _without_nested(found, members)
+        for name, stand_in in list(found.items()):
+            why[name] = _fails_without(model, {name: stand_in}, inputs, _shapes(output))
+            if why[name]:
+                del found[name]
+    return Blocks(found, _kept(found, why, members))
+
+
+def take_out(model: nn.Module, blocks: Blocks, names: list[str], example: Arrays) -> nn.Module:
+    """Return a copy without these blocks, whose history says so; all other modules keep their names.
+
+    Raises:
+        Refused: a name that is no block of the model, or a model that does not run without them all.
+    """
+    unknown = [name for name in names if name not in blocks.found]
+    if unknown:
+        reasons = [f"{name}: {blocks.kept.get(name, 'no block of this name')}" for name in unknown[:5]]
+        raise Refused("the blocks can go", value="; ".join(reasons), place="blocks")
+    result = copied(model)
+    gone = {name: blocks.found[name] for name in names}
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        inputs = to_inputs(model, example)
+        failure = _fails_without(result, gone, inputs, _shapes(model(*inputs)))
+    if failure:
+        raise Refused("the model runs without the blocks", value=failure, place=", ".join(names))
+    for name, stand_in in gone.items():
+        _put(result, name, stand_in)
+    record(result, model, {"skip": [name for name in blocks.found if name in gone]})
+    return result
+
+
+@contextlib.contextmanager
+def without(model: nn.Module, gone: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put pass-throughs in the place of blocks for a while."""
+    before = {name: model.get_submodule(name) for name in gone}
+    try:
+        for name, stand_in in gone.items():
+            _put(model, name, stand_in)
+        yield
+    finally:
+        for name, module in before.items():
+            _put(model, name, module)
+
+
+def run_watched(
+    model: nn.Module,
+    members: Mapping[str, nn.Module],
+    inputs: tuple[Any, ...],
+    watch: Callable[[str, Call], None],
+) -> Any:
+    """Run a module, tell of every run of its members as it ends, and return the module's output."""
+    entered: dict[str, tuple[dict[int | str, Any], dict[int | str, Any]]] = {}
+
+    def entering(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            given: dict[int | str, Any] = dict(enumerate(args))
+            given.update(kwargs.items())
+            copies = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+            entered[name] = (copies, given)
+
+        return hook
+
+    def leaving(name: str) -> Callable[..., None]:
+        return lambda module, args, output: watch(name, Call(*entered.pop(name), output))
+
+    hooks: list[Any] = []
+    try:
+        for name, module in members.items():
+            hooks.append(module.register_forward_pre_hook(entering(name), with_kwargs=True))
+            hooks.append(module.register_forward_hook(leaving(name)))
+        return model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def main_input(call: Call) -> tuple[int | str, Any] | None:
+    """Return key and value of a block's first argument that is a tensor of floating-point numbers."""
+    for key, value in call.arguments.items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            return key, value
+    return None
+
+
+def main_output(output: Any) -> Any:
+    """Return the first of what a block returned."""
+    return output[0] if isinstance(output, tuple) and output else output
+
+
+class _NoBlock(Exception):
+    """Why a module is no block; never leaves this file."""
+
+
+def _members(model: nn.Module) -> dict[str, nn.Module]:
+    """Return modules that stand in a row: members of lists, and children that share their class."""
+    found = {}
+    for name, parent in model.named_modules():
+        classes = [type(child) for child in parent.children()]
+        for key, child in parent.named_children():
+            in_a_list = isinstance(parent, nn.Sequential | nn.ModuleList)
+            if (in_a_list or classes.count(type(child)) > 1) and not isinstance(child, PassThrough):
+                found[f"{name}.{key}".lstrip(".")] = child
+    return found
+
+
+def _stand_in(module: nn.Module, runs: list[Call]) -> PassThrough:
+    """Return what can take a block's place.
+
+    Raises:
+        _NoBlock: the module is no block, with the reason.
+    """
+    if len(runs) > 1:
+        raise _NoBlock(f"it runs {len(runs)} times in a pass")
+    call = runs[0]
+    if not _matrices(module):
+        raise _NoBlock("it has no weights")
+    entering, leaving = main_input(call), main_output(call.output)
+    if entering is None or not isinstance(leaving, torch.Tensor):
+        raise _NoBlock(f"it takes no numbers or returns {type(call.output).__name__}")
+    key, x = entering
+    if (x.shape, x.dtype) != (leaving.shape, leaving.dtype):
+        before, after = (list(t.shape[1:]) for t in (x, leaving))
+        raise _NoBlock(f"it makes {after} of {before} for each example")
+    single = isinstance(call.output, torch.Tensor)
+    sources = (key,) if single else (key, *(_source(value, call) for value in call.output[1:]))
+    if not _passes_around_weights(module, call, key):
+        raise _NoBlock("it has no path around its weights")
+    return PassThrough(sources, single, _plain_attributes(module))
+
+
+def _source(value: Any, call: Call) -> Source:
+    if value is None:
+        return None
+    for key, given in call.given.items():
+        if given is value:
+            return key
+    raise _NoBlock(f"it also returns {type(value).__name__} that it did not get")
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if name != "training" and not name.startswith("_") and isinstance(value, int | float | str | None)
+    }
+
+
+def _matrices(module: nn.Module) -> list[Any]:
+    return [p for p in module.parameters() if p.ndim > 1]
+
+
+def _passes_around_weights(module: nn.Module, call: Call, key: int | str) -> bool:
+    """Tell whether a block with all weights at zero still gives different outputs for different inputs."""
+    module = copy.deepcopy(module)
+    for weight in _matrices(module):
+        weight.zero_()
+    x, outputs = call.arguments[key], []
+    for value in (x.clone(), x + torch.randn_like(x) * x.std(correction=0).clamp(min=0.1)):
+        given = call.arguments | {key: value}
+        args = [given[i] for i in range(len(given)) if i in given]
+        outputs.append(main_output(module(*args, **{k: v for k, v in given.items() if isinstance(k, str)})))
+    return not torch.allclose(outputs[0], outputs[1], rtol=1e-4, atol=1e-6)
+
+
+def _without_nested(
+    found: dict[str, PassThrough], members: Mapping[str, nn.Module]
+) -> dict[str, PassThrough]:
+    def weights(name: str) -> int:
+        return sum(p.numel() for p in members[name].parameters())
+
+    left = dict(found)
+    for outer in sorted(found, key=lambda name: -name.count(".")):
+        inner = [name for name in left if name.startswith(f"{outer}.")]
+        if inner:
+            finer = 2 * sum(map(weights, inner)) >= weights(outer)
+            for name in [outer] if finer else inner:
+                del left[name]
+    return left
+
+
+def _fails_without(
+    model: nn.Module, gone: Mapping[str, PassThrough], inputs: tuple[Any, ...], wanted: list[Any]
+) -> str:
+    with without(model, gone), evaluating(model), torch.no_grad():
+        try:
+            shapes = _shapes(model(*[x.clone() for x in inputs]))
+        except Exception as error:  # noqa: BLE001 - the user's own code may read anything of the missing block
+            line = (str(error).strip().splitlines() or [""])[0][:150]
+            return f"the model fails without it: {type(error).__name__}: {line}"
+    return "" if shapes == wanted else "without it the model returns other shapes"
+
+
+def _shapes(output: Any) -> list[Any]:
+    if isinstance(output, torch.Tensor):
+        return [tuple(output.shape)]
+    if isinstance(output, Mapping):
+        output = tuple(output.values())
+    return [s for o in output for s in _shapes(o)] if isinstance(output, tuple | list) else []
+
+
+def _kept(
+    found: Mapping[str, Any], why: Mapping[str, str], members: Mapping[str, nn.Module]
+) -> dict[str, str]:
+    """Say why the neighbours of blocks stay; where there are no blocks, why all that could be one is none."""
+    places = {name.rpartition(".")[0] for name in found}
+    return {
+        name: why[name]
+        for name, module in members.items()
+        if why[name]
+        and name not in found
+        and _matrices(module)
+        and any(True for _ in module.children())
+        and not any(other.startswith(f"{name}.") for other in found)
+        and (not found or name.rpartition(".")[0] in places)
+    }
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    place, _, key = name.rpartition(".")
+    model.get_submodule(place)._modules[key] = module

@@ -1,0 +1,149 @@
+"""Remove whole blocks, so that the network gets shallower."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from penjing.arrays.removal import Judge, additive_choice, joint_choice
+from penjing.core.backend import Arrays
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
+
+if TYPE_CHECKING:
+    from penjing.backends.torch.blocks import Blocks
+    from penjing.backends.torch.shortened import Shortened
+
+
+class RemoveBlocks(Method):
+    """Remove residual blocks or transformer layers whose input and output have the same shape.
+
+    What is left runs as if the block were not there. Exactly one of `count` and `ratio` is given.
+
+    Attributes:
+        count: how many blocks go, at least 1 and fewer than there are.
+        ratio: the share of the blocks that may go which goes, rounded to a whole number; between 0 and 1.
+        score: `joint`: sets of blocks are measured as a whole, by how far the outputs of the really shortened
+            network, its BatchNorm statistics re-estimated, are from the original's on unlabelled examples;
+            `influence`: the blocks of least Block Influence, which ignores how removals interact (Men et al.
+            2024).
+        batches: batches of training inputs that networks are measured on, at least 1.
+        size: examples in each, at least 2.
+        evaluations: networks that `joint` may measure, at least 1; it needs one more than there are blocks.
+    """
+
+    stage: ClassVar[Stage] = Stage.STRUCTURE
+    count: int | None = Field(default=None, ge=1)
+    ratio: float | None = Field(default=None, gt=0, lt=1)
+    score: Literal["joint", "influence"] = "joint"
+    batches: int = Field(default=2, ge=1)
+    size: int = Field(default=128, ge=2)
+    evaluations: int = Field(default=200, ge=1)
+
+    @model_validator(mode="after")
+    def _one_amount(self) -> RemoveBlocks:
+        if (self.count is None) == (self.ratio is None):
+            raise ValueError("exactly one of count and ratio is given")
+        return self
+
+
+@handles(RemoveBlocks, "torch")
+def remove_blocks(model: Model, method: RemoveBlocks, context: Context) -> Outcome:
+    """Find the blocks, choose a set, take it out; one change for every block and every neighbour of one."""
+    from penjing.backends.torch.blocks import find_blocks, take_out
+
+    example = context.task.valid.example()
+    blocks = find_blocks(model, example)
+    covered = [name for name in blocks.found if context.covers(name)]
+    if not covered:
+        return Outcome(model, [_change(name, reason) for name, reason in _reasons(blocks, context).items()])
+    count = _amount(method, len(covered), len(blocks.found))
+    shortened = _shortened(model, blocks, method, context)
+    influences = shortened.influences()
+    chosen, divergences = _choose(covered, count, method, shortened, influences)
+    result = take_out(model, blocks, chosen, example)
+    together = shortened.divergence(chosen)
+    context.notes["blocks_removed"] = {"names": chosen, "divergence": together}
+    changes = []
+    for name in covered:
+        detail = {"influence": influences[name]}
+        if name in divergences:
+            detail["divergence_alone"] = divergences[name]
+        if name in chosen:
+            detail["divergence_together"] = together
+        reason = "" if name in chosen else "another set of blocks diverges less"
+        changes.append(_change(name, reason, {key: round(value, 6) for key, value in detail.items()}))
+    return Outcome(result, changes + [_change(n, why) for n, why in _reasons(blocks, context).items()])
+
+
+def _amount(method: RemoveBlocks, covered: int, blocks: int) -> int:
+    """Return how many blocks go.
+
+    Raises:
+        Refused: none, more than the plan covers, or all of the model's.
+    """
+    if method.count is not None:
+        count, place, value = method.count, "RemoveBlocks.count", str(method.count)
+    else:
+        assert method.ratio is not None
+        count, place = math.floor(method.ratio * covered + 0.5), "RemoveBlocks.ratio"
+        value = f"{method.ratio:g} of {covered} blocks: {count}"
+    most = min(covered, blocks - 1)
+    if not 1 <= count <= most:
+        raise Refused("at least one block goes and at least one stays", value=value, place=place,
+                      fix=f"of {blocks} blocks the plan covers {covered}: from 1 to {most} of them can go"
+                      if most else "the model has one block only: leave the step out")  # fmt: skip
+    return count
+
+
+def _shortened(model: Model, blocks: Blocks, method: RemoveBlocks, context: Context) -> Shortened:
+    """Read the examples and make what measures shortened networks.
+
+    Raises:
+        Refused: no batch of at least 2 examples.
+    """
+    from penjing.backends.torch.shortened import Shortened, outputs_are_logits
+
+    walk = islice(context.task.train.batches(method.size, context.seed), method.batches)
+    batches: list[Arrays] = [inputs for inputs, targets in walk if len(targets) > 1]
+    if not batches:
+        raise Refused("networks are measured on batches of 2 examples or more", place="task.train",
+                      value=len(context.task.train), fix="give more training data")  # fmt: skip
+    output = context.backend.run(model, context.task.valid.example())
+    return Shortened(model, blocks, batches, context.original, outputs_are_logits(context.task.loss, output))
+
+
+def _choose(
+    covered: Sequence[str],
+    count: int,
+    method: RemoveBlocks,
+    shortened: Shortened,
+    influences: Mapping[str, float],
+) -> tuple[list[str], dict[str, float]]:
+    """Return the blocks that go, in network order, and the divergence of every block measured alone."""
+    if method.score == "influence":
+        chosen = additive_choice({i: influences[name] for i, name in enumerate(covered)}, count)
+        return [covered[i] for i in chosen], {}
+    if method.evaluations <= len(covered):
+        raise Refused("more networks may be measured than there are blocks", value=method.evaluations,
+                      place="RemoveBlocks.evaluations", fix=f"allow {len(covered) + 1} or more")  # fmt: skip
+    judge = Judge(lambda numbers: shortened.divergence([covered[i] for i in numbers]), method.evaluations)
+    for i in range(len(covered)):
+        judge((i,))
+    chosen = joint_choice(range(len(covered)), count, judge)
+    return [covered[i] for i in chosen], {name: judge((i,)) for i, name in enumerate(covered)}
+
+
+def _reasons(blocks: Blocks, context: Context) -> dict[str, str]:
+    """Say of every neighbour of a block that the plan covers why it stays."""
+    return {name: reason for name, reason in blocks.kept.items() if context.covers(name)}
+
+
+def _change(block: str, reason: str, detail: Mapping[str, float] | None = None) -> Change:
+    return Change(method="RemoveBlocks", layer=block, status="skipped" if reason else "done", reason=reason,
+                  detail=dict(detail or {}))  # fmt: skip
