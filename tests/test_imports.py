@@ -16,7 +16,7 @@ LEVELS = [
     {"report"},
     {"planners"},
     {"prune", "quantize", "distill", "repair"},
-    {"train", "measuring"},
+    {"train", "measuring", "calibration"},
     {"targets", "backends"},
     {"arrays"},
     {"core"},

@@ -33,6 +33,11 @@ _NAMES = {
     "Verdict": "penjing.core.verdict",
     "RemoveBlocks": "penjing.prune.blocks",
     "PruneChannels": "penjing.prune.channels",
+    "PruneMagnitude": "penjing.prune.magnitude",
+    "PruneWanda": "penjing.prune.wanda",
+    "PruneSparseGPT": "penjing.prune.sparsegpt",
+    "PruneOBC": "penjing.prune.obc",
+    "PruneALPS": "penjing.prune.alps",
     "ReestimateBatchNorm": "penjing.repair.batchnorm",
     "CorrectBias": "penjing.repair.bias",
     "FineTune": "penjing.train.finetune",
@@ -76,7 +81,12 @@ if TYPE_CHECKING:
     from penjing.distill.logits import Distill as Distill
     from penjing.measuring.measure import measure as measure
     from penjing.prune.blocks import RemoveBlocks as RemoveBlocks
+    from penjing.prune.alps import PruneALPS as PruneALPS
     from penjing.prune.channels import PruneChannels as PruneChannels
+    from penjing.prune.magnitude import PruneMagnitude as PruneMagnitude
+    from penjing.prune.obc import PruneOBC as PruneOBC
+    from penjing.prune.sparsegpt import PruneSparseGPT as PruneSparseGPT
+    from penjing.prune.wanda import PruneWanda as PruneWanda
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static
     from penjing.repair.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm

@@ -24,16 +24,33 @@ Arrays = tuple[NDArray[Any], ...]
 
 
 @dataclass(frozen=True)
+class Window:
+    """How a convolution reads its input: what `penjing.arrays.patches` needs.
+
+    `padding` is `(before, after)` for each spatial axis; `mode` is the filling as NumPy's `pad` names it.
+    """
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[tuple[int, int], ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+    mode: str = "constant"
+
+
+@dataclass(frozen=True)
 class Layer:
     """One layer with weights: its name in the model, its kind and the shapes of its tensors.
 
     Kinds are the field's words: `conv`, `depthwise`, `linear`, `batchnorm`, `embedding`, `other`.
-    Weights are `[out, in, *kernel]` whatever the framework.
+    Weights are `[out, in, *kernel]` whatever the framework. `window` is there for convolutions whose outputs
+    are products of patches of their input.
     """
 
     name: str
     kind: str
     shapes: Mapping[str, tuple[int, ...]]
+    window: Window | None = None
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,11 @@ _HANDLERS: dict[tuple[type[Method], str], Handler] = {}
 METHOD_MODULES = (
     "penjing.prune.blocks",
     "penjing.prune.channels",
+    "penjing.prune.magnitude",
+    "penjing.prune.wanda",
+    "penjing.prune.sparsegpt",
+    "penjing.prune.obc",
+    "penjing.prune.alps",
     "penjing.repair.batchnorm",
     "penjing.repair.bias",
     "penjing.train.finetune",

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from penjing.backends.numpy.evaluate import evaluate
 from penjing.backends.numpy.export import export
 from penjing.backends.numpy.flow import cut, find_groups, is_depthwise
-from penjing.backends.numpy.net import OPERATORS, NumpyNet
-from penjing.core.backend import Arrays, Groups, Layer, without_choice
+from penjing.backends.numpy.net import OPERATORS, Node, NumpyNet
+from penjing.core.backend import Arrays, Groups, Layer, Window, without_choice
 from penjing.core.errors import Refused, nearest
 from penjing.core.measurement import Operations
 from penjing.core.task import Batch
@@ -38,6 +38,7 @@ class NumpyBackend:
                 node.name,
                 "depthwise" if is_depthwise(node, model) else OPERATORS[node.op].kind,
                 {name: array.shape for name, array in model.tensors[node.name].items()},
+                _window(node, model),
             )
             for node in model.nodes
             if model.tensors.get(node.name)
@@ -145,6 +146,14 @@ class NumpyBackend:
     def export(self, model: NumpyNet, example: Arrays, path: Path) -> None:
         """Write the net as a checked ONNX file with a dynamic batch."""
         export(model, example, path)
+
+
+def _window(node: Node, model: NumpyNet) -> Window | None:
+    if node.op != "conv2d":
+        return None
+    kernel = model.tensors[node.name]["weight"].shape[2:]
+    stride, padding = node.whole("stride"), node.whole("padding")
+    return Window(kernel, (stride,) * 2, ((padding, padding),) * 2, (1, 1), node.whole("groups"))
 
 
 BACKEND = NumpyBackend()

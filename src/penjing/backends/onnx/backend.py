@@ -21,6 +21,7 @@ from penjing.backends.onnx.graph import (
     set_nodes,
     taken_by,
     weight_nodes,
+    window_of,
 )
 from penjing.backends.onnx.model import (
     OnnxModel,
@@ -56,7 +57,8 @@ class OnnxBackend:
         found: dict[str, Layer] = {}
         for entry in weight_nodes(graph):
             shapes = {key: array.shape for key, array in _tensors(graph, entry).items()}
-            found.setdefault(entry.name, Layer(entry.name, entry.kind, shapes))
+            window = window_of(entry, shapes["weight"]) if "weight" in shapes else None
+            found.setdefault(entry.name, Layer(entry.name, entry.kind, shapes, window))
         return tuple(found.values())
 
     def read(self, model: OnnxModel, layer: str) -> dict[str, NDArray[Any]]:

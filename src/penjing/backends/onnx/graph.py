@@ -12,6 +12,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from penjing.core.backend import Window
+
 QUANTIZED_OPERATORS = frozenset({
     "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger",
     "QLinearConv", "QLinearMatMul", "QGemm", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits",
@@ -187,6 +189,21 @@ def _kind_and_layout(node: Any, shape: tuple[int, ...]) -> tuple[str, tuple[int,
     if node.op_type == "Gemm" and attribute(node, "transB", 0):
         return "linear", ()
     return "linear", (*range(len(shape) - 2), len(shape) - 1, len(shape) - 2)
+
+
+def window_of(entry: WeightNode, shape: Sequence[int]) -> Window | None:
+    """Return how a convolution with a weight of this shape reads its input; None for what is none.
+
+    None too where the padding depends on the input's size (`auto_pad`).
+    """
+    node, rank = entry.node, len(shape) - 2
+    if node.op_type != "Conv" or attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    pads = attribute(node, "pads", [0] * 2 * rank)
+    sides = tuple((int(a), int(b)) for a, b in zip(pads[:rank], pads[rank:], strict=True))
+    steps = (tuple(int(s) for s in attribute(node, name, [1] * rank)) for name in ("strides", "dilations"))
+    stride, dilation = steps
+    return Window(tuple(shape[2:]), stride, sides, dilation, int(attribute(node, "group", 1)))
 
 
 def _layer_name(graph: Graph, node: Any, weight: str) -> str:

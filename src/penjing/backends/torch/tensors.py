@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from penjing.core.backend import Arrays, Layer
+from penjing.core.backend import Arrays, Layer, Window
 from penjing.core.errors import Refused, nearest
 
 Selector = int | str | Callable[..., Any] | None
@@ -89,8 +89,25 @@ def layers(model: nn.Module) -> tuple[Layer, ...]:
     for name, module in model.named_modules():
         tensors = own_tensors(module)
         if tensors:
-            found.append(Layer(name, kind_of(module), {n: tuple(t.shape) for n, t in tensors.items()}))
+            shapes = {n: tuple(t.shape) for n, t in tensors.items()}
+            found.append(Layer(name, kind_of(module), shapes, window_of(module)))
     return tuple(found)
+
+
+_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
+
+
+def window_of(module: nn.Module) -> Window | None:
+    """Return how a convolution reads its input; None for every other module."""
+    if not isinstance(module, CONVOLUTIONS):
+        return None
+    kernel, dilation, padding = module.kernel_size, module.dilation, module.padding
+    if isinstance(padding, str):
+        wide = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+        sides = tuple((w // 2, w - w // 2) for w in wide)
+    else:
+        sides = tuple((p, p) for p in padding)
+    return Window(kernel, module.stride, sides, dilation, module.groups, _MODES[module.padding_mode])
 
 
 def kind_of(module: nn.Module) -> str:

@@ -1,0 +1,1 @@
+"""Sparsity: patterns, masks, and the mathematics of the methods that choose what becomes zero."""

@@ -1,0 +1,151 @@
+"""The inputs of layers on calibration data: in which order layers depend on each other, and their moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.arrays.patches import windows
+from penjing.arrays.sparsity.gram import Gram
+from penjing.core.backend import Arrays, Backend, Layer
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Model
+from penjing.core.task import Batch
+
+ROWS = 2**18
+"""Observations of a layer that its moments are taken over, at most about so many: drawn positions of each
+example where there are more."""
+CHUNK_BYTES = 2**26
+
+
+def calibration_batches(context: Context, examples: int, size: int) -> list[Batch]:
+    """Return batches of training inputs, `examples` of them or all there are, drawn by the context's seed.
+
+    Raises:
+        Refused: there are none.
+    """
+    batches: list[Batch] = []
+    left = examples
+    for inputs, targets in context.task.train.batches(min(size, examples), context.seed):
+        batches.append((tuple(x[:left] for x in inputs), targets[:left]))
+        left -= len(batches[-1][1])
+        if left <= 0:
+            break
+    if left == examples:
+        raise Refused("calibration has examples", value=0, place="task.train", fix="give training data")
+    return batches
+
+
+def called(backend: Backend, model: Model, layers: Sequence[str], inputs: Arrays) -> dict[str, str]:
+    """Return for each layer that cannot be observed the reason."""
+    reasons = {}
+    for layer in layers:
+        try:
+            _inputs(backend, model, [layer], inputs)
+        except Refused as refusal:
+            reasons[layer] = f"{refusal.rule}: it is not"
+    return reasons
+
+
+def waves(
+    backend: Backend, model: Model, layers: Sequence[str], inputs: Arrays, seed: int
+) -> list[list[str]]:
+    """Return layers in the order in which data reach them, those together that do not feed each other.
+
+    Found by trial, whatever the framework: each layer's weight is disturbed once, and the layers whose input
+    then differs come after it. Costs one run on `inputs` for each layer.
+
+    Args:
+        backend, model: each weight is put back after its trial.
+        layers: names, in the order that decides where the data do not.
+        inputs: a batch of few examples.
+        seed: of the disturbances.
+    """
+    rng, base = np.random.default_rng(seed), _inputs(backend, model, layers, inputs)
+    before: dict[str, set[str]] = {layer: set() for layer in layers}
+    for layer in layers:
+        weight = backend.read(model, layer)["weight"]
+        noise = rng.uniform(0.5, 1.5, weight.shape).astype(weight.dtype)
+        backend.write(model, layer, {"weight": weight * noise})
+        moved = _inputs(backend, model, layers, inputs)
+        backend.write(model, layer, {"weight": weight})
+        for other in layers:
+            if other != layer and not np.array_equal(base[other], moved[other]):
+                before[other].add(layer)
+    return _levels(before)
+
+
+def _levels(before: dict[str, set[str]]) -> list[list[str]]:
+    """Return names in levels, each after all that come before it; a circle is broken at its first name."""
+    left, levels = list(before), []
+    while left:
+        ready = [name for name in left if not before[name] & set(left)] or left[:1]
+        levels.append(ready)
+        left = [name for name in left if name not in ready]
+    return levels
+
+
+def _inputs(backend: Backend, model: Model, layers: Sequence[str], inputs: Arrays) -> dict[str, NDArray[Any]]:
+    batch: Batch = (inputs, np.zeros(len(inputs[0]), np.int64))
+    seen = next(iter(backend.observe(model, layers, iter([batch]))))
+    return {layer: x for layer, (x, _) in seen.items()}
+
+
+def input_grams(
+    backend: Backend, model: Model, layers: Sequence[Layer], batches: Sequence[Batch], seed: int
+) -> dict[str, Gram]:
+    """Return the second moments of the inputs of layers, in one pass over the batches.
+
+    Memory: see `Gram`, for each layer, beside the layers' inputs for one batch.
+
+    Raises:
+        Refused: an input is NaN or infinite.
+    """
+    grams = {layer.name: _empty(layer) for layer in layers}
+    examples = sum(len(targets) for _, targets in batches)
+    rng = np.random.default_rng(seed)
+    for seen in backend.observe(model, list(grams), iter(batches)):
+        for layer in layers:
+            add_rows(grams[layer.name], layer, seen[layer.name][0], ROWS // examples, rng)
+    for name, gram in grams.items():
+        if not np.isfinite(gram.total).all():
+            raise Refused("inputs of layers are finite", value="NaN or infinite", place=name,
+                          fix="look for overflow in the layers before it")  # fmt: skip
+    return grams
+
+
+def gram_bytes(layer: Layer) -> int:
+    """Return the memory that the second moments of a layer's inputs take."""
+    groups = layer.window.groups if layer.window is not None else 1
+    return groups * math.prod(layer.shapes["weight"][1:]) ** 2 * 8
+
+
+def _empty(layer: Layer) -> Gram:
+    groups = layer.window.groups if layer.window is not None else 1
+    return Gram(groups, math.prod(layer.shapes["weight"][1:]))
+
+
+def add_rows(gram: Gram, layer: Layer, x: NDArray[Any], limit: int, rng: np.random.Generator) -> None:
+    """Add what each output of a layer is computed from.
+
+    Args:
+        gram: takes the rows.
+        layer: a convolution with its window, or a linear layer.
+        x: input `[n, in, *spatial]` of a convolution, `[n, ..., in]` of a linear layer.
+        limit: about so many positions of each example, drawn (at least one).
+        rng: of the draw.
+    """
+    w = layer.window
+    seen = x if w is None else windows(x, w.kernel, w.stride, w.padding, w.dilation, w.mode)
+    shape = seen.shape[:-1] if w is None else seen.shape[: x.ndim - 1]
+    total, wanted = math.prod(shape), len(x) * max(limit, 1)
+    chosen = np.arange(total) if total <= wanted else np.sort(rng.choice(total, wanted, replace=False))
+    step = max(1, CHUNK_BYTES // (8 * math.prod(seen.shape[len(shape) :])))
+    for start in range(0, len(chosen), step):
+        index = np.unravel_index(chosen[start : start + step], shape)
+        gram.add(seen[index].reshape(len(index[0]), -1))

@@ -1,0 +1,167 @@
+"""Methods that prune one layer at a time so that its outputs stay near, in the order of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.arrays.sparsity.gram import Gram, damped, output_error
+from penjing.arrays.sparsity.patterns import Pattern
+from penjing.calibration.candidates import (
+    Candidate,
+    candidates,
+    done,
+    keep_masks,
+    matrices,
+    skipped,
+    unpacked,
+)
+from penjing.calibration.inputs import calibration_batches, called, gram_bytes, input_grams, waves
+from penjing.calibration.settings import LayerWise
+from penjing.core.context import Context
+from penjing.core.method import Change, Model, Outcome
+from penjing.core.task import Batch
+
+Solve = Callable[[Any, Any, float, Pattern], tuple[Any, Any]]
+"""From a weight `[rows, columns]`, the mean of x xᵀ, the share of zeros and the pattern to the new weight and
+its mask."""
+
+GRAM_BYTES = 2**31
+"""Second moments held at a time; a layer that needs more by itself is skipped."""
+PROBE = 2
+"""Examples that find the order of the layers."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be pruned: layers, data and the order.
+
+    Attributes:
+        model: changed in place.
+        layers: by name.
+        batches: calibration data.
+        waves: names of layers that one pass over the data serves, in the order of the data.
+        changes: of layers that are left out.
+    """
+
+    model: Model
+    method: LayerWise
+    context: Context
+    layers: Mapping[str, Candidate]
+    batches: Sequence[Batch]
+    waves: Sequence[Sequence[str]]
+    changes: Sequence[Change]
+
+    def grams(self, names: Sequence[str]) -> dict[str, Gram]:
+        """Return the second moments of the inputs of some layers, in the model as it is now."""
+        layers = [self.layers[name].layer for name in names]
+        return input_grams(self.context.backend, self.model, layers, self.batches, self.context.seed)
+
+    def in_passes(self, names: Sequence[str]) -> list[list[str]]:
+        """Split names so that the moments of each part fit into memory together."""
+        parts: list[list[str]] = []
+        held = GRAM_BYTES
+        for name in names:
+            held += gram_bytes(self.layers[name].layer)
+            if held > GRAM_BYTES:
+                parts.append([])
+                held = gram_bytes(self.layers[name].layer)
+            parts[-1].append(name)
+        return parts
+
+
+def prepare(model: Model, method: LayerWise, context: Context) -> Work:
+    """Find layers, data and order.
+
+    Raises:
+        Refused: there is no training data.
+    """
+    found, changes = candidates(model, method, context)
+    batches = calibration_batches(context, method.calibration, method.batch_size)
+    probe = tuple(x[:PROBE] for x in batches[0][0])
+    reasons = {c.name: _unobservable(c) for c in found if _unobservable(c)}
+    named = [c.name for c in found if c.name not in reasons]
+    reasons |= called(context.backend, model, named, probe)
+    left = [name for name in named if name not in reasons]
+    order = waves(context.backend, model, left, probe, context.seed) if method.sequential else [left]
+    layers = {c.name: c for c in found if c.name in left}
+    changes += [skipped(method, name, reason) for name, reason in reasons.items()]
+    return Work(model, method, context, layers, batches, order, changes)
+
+
+def _unobservable(candidate: Candidate) -> str:
+    layer, size = candidate.layer, gram_bytes(candidate.layer)
+    if layer.kind != "linear" and layer.window is None:
+        return "its input is not read as patches"
+    if layer.kind == "linear" and candidate.weight.ndim != 2:
+        return "its weight is no matrix"
+    if size > GRAM_BYTES:
+        return (
+            f"the moments of its inputs take {size / 2**30:.1f} GiB, more than {GRAM_BYTES / 2**30:.1f} GiB"
+        )
+    return ""
+
+
+def prune_layers(
+    work: Work, solve: Solve, shares: Mapping[str, float] | None = None, updates: bool = True
+) -> Outcome:
+    """Prune each layer on the inputs that it then has; one change for each.
+
+    Args:
+        work: from `prepare`.
+        solve: the method's mathematics.
+        shares: share of zeros by layer; None: the method's for all.
+        updates: whether weights that stay change; their moments are then damped, and a layer with fewer
+            observations than inputs is skipped, since it would learn them by heart.
+    """
+    method, context = work.method, work.context
+    changes, masks = list(work.changes), {}
+    passes = [part for wave in work.waves for part in work.in_passes(wave)]
+    for number, names in enumerate(passes, 1):
+        context.say(f"{type(method).__name__}: {', '.join(names)} ({number} of {len(passes)})")
+        for name, gram in work.grams(names).items():
+            candidate = work.layers[name]
+            share = method.share if shares is None else shares[name]
+            if share <= 0:
+                changes.append(skipped(method, name, "the allocation keeps all of its weights"))
+                continue
+            if updates and gram.rows < candidate.columns:
+                changes.append(skipped(method, name, _too_few(gram.rows, candidate.columns)))
+                continue
+            exact = _on_damped(solve) if updates else solve
+            weight, masks[name], error = pruned(candidate, gram, exact, share, method.zeros)
+            context.backend.write(work.model, name, {"weight": weight})
+            changes.append(done(method, name, masks[name], relative_error=error))
+    keep_masks(work.model, context, masks)
+    return Outcome(work.model, changes)
+
+
+def _on_damped(solve: Solve) -> Solve:
+    return lambda weight, gram, share, pattern: solve(weight, damped(gram), share, pattern)
+
+
+def _too_few(rows: int, columns: int) -> str:
+    return f"{rows} observations of {columns} inputs do not say what each weight is for: raise calibration"
+
+
+def pruned(
+    candidate: Candidate, gram: Gram, solve: Solve, share: float, pattern: Pattern
+) -> tuple[NDArray[Any], NDArray[np.bool_], float]:
+    """Return a layer's new weight and mask in the weight's shape, and the relative error of its outputs.
+
+    The groups of a convolution are problems of their own. The error is the squared change of the outputs
+    over their squares (0 is exact), on the moments given.
+    """
+    order = pattern.column_order(candidate.weight.shape)
+    old, moments = matrices(candidate, order), gram.mean[:, order][:, :, order]
+    found = [solve(w, g, share, pattern) for w, g in zip(old, moments, strict=True)]
+    new, mask = np.stack([w for w, _ in found]), np.stack([m for _, m in found])
+    lost = sum(output_error(n - o, g) for n, o, g in zip(new, old, moments, strict=True))
+    whole = sum(output_error(o, g) for o, g in zip(old, moments, strict=True))
+    weight = unpacked(candidate, new, order).astype(candidate.weight.dtype)
+    error = lost / whole if whole > 0 else 0.0
+    return weight, unpacked(candidate, mask, order), error

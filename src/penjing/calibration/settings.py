@@ -1,0 +1,74 @@
+"""Fields that methods of sparsity have in common."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from penjing.arrays.sparsity.patterns import Pattern, pattern_of
+from penjing.core.method import Method, Stage
+
+
+class Sparse(Method):
+    """What every method says that makes weights zero.
+
+    Attributes:
+        pattern: `unstructured`; `N:M`, such as `2:4`, of which N of every M weights along the input axis
+            stay; or `block:RxC`, such as `block:4x1`, whose zeros come in blocks of R outputs by C columns
+            of the weight seen as `[out, in * kernel]`.
+        sparsity: share of zeros, between 0 and 1, both excluded; N:M brings its own.
+    """
+
+    stage: ClassVar[Stage] = Stage.WEIGHTS
+    pattern: str = "unstructured"
+    sparsity: float | None = Field(default=None, gt=0, lt=1, validate_default=True)
+
+    def __init__(self, sparsity: float | None = None, **fields: Any) -> None:
+        super().__init__(**{"sparsity": sparsity, **fields})
+
+    @field_validator("pattern")
+    @classmethod
+    def _known(cls, pattern: str) -> str:
+        pattern_of(pattern)
+        return pattern
+
+    @field_validator("sparsity")
+    @classmethod
+    def _agrees(cls, sparsity: float | None, info: ValidationInfo) -> float | None:
+        if "pattern" not in info.data:
+            return sparsity
+        own = pattern_of(info.data["pattern"]).sparsity
+        if own is None:
+            if sparsity is None:
+                raise ValueError("give the sparsity, the share of zeros")
+            return sparsity
+        if sparsity is not None and abs(sparsity - own) > 1e-9:
+            raise ValueError(f"the pattern {info.data['pattern']} has a sparsity of {own:g}")
+        return own
+
+    @property
+    def zeros(self) -> Pattern:
+        """The pattern as data."""
+        return pattern_of(self.pattern)
+
+    @property
+    def share(self) -> float:
+        """The share of zeros."""
+        assert self.sparsity is not None
+        return self.sparsity
+
+
+class LayerWise(Sparse):
+    """What methods say that look at the inputs of each layer.
+
+    Attributes:
+        calibration: training examples that inputs are taken from, at least 1.
+        batch_size: examples that run at once, at least 1.
+        sequential: each layer sees the inputs that the layers pruned before it give; else those of the dense
+            model, in one pass.
+    """
+
+    calibration: int = Field(default=512, ge=1, le=1_000_000)
+    batch_size: int = Field(default=64, ge=1)
+    sequential: bool = True

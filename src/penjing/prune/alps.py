@@ -1,0 +1,23 @@
+"""Solve each layer's least-squares problem with a bound on the number of weights."""
+
+from __future__ import annotations
+
+from penjing.arrays.sparsity.alps import alps
+from penjing.calibration.layerwise import prepare, prune_layers
+from penjing.calibration.settings import LayerWise
+from penjing.core.context import Context
+from penjing.core.method import Model, Outcome, handles
+
+
+class PruneALPS(LayerWise):
+    """Find each layer's sparse weights whose outputs are nearest to the dense ones, by operator splitting.
+
+    Meng et al. 2024, "ALPS: improved optimization for highly sparse one-shot pruning for large language
+    models".
+    """
+
+
+@handles(PruneALPS)
+def prune_alps(model: Model, method: PruneALPS, context: Context) -> Outcome:
+    """Prune layer by layer; one change for every layer with a weight matrix."""
+    return prune_layers(prepare(model, method, context), alps)
