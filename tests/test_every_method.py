@@ -153,6 +153,34 @@ ROWS = {
         )
         for score in ("taylor", "fisher", "output_fisher", "hessian")
     },
+    "gradual": Row(
+        pj.PruneGradually(0.5, **TRAIN, updates=3),
+        ("torch",),
+        WRONG_SPARSITY
+        | WRONG_RECIPE
+        | {
+            "scope": ["row"],
+            "floor": [-0.1, 1],
+            "ramp": ["linear"],
+            "begin": [-0.1, 1],
+            "end": [0, 1.5],
+            "updates": [0],
+            "criterion": ["random"],
+            "rewind": ["rate", "all"],
+            "rounds": [0, 2],
+            "alpha": [-0.1, 2],
+        },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        reported=("*",),
+    ),
+    "gradual-movement": Row(
+        pj.PruneGradually(pattern="2:4", criterion="movement", **TRAIN),
+        ("torch",),
+        {},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=("linear",),
+    ),
     "magnitude": Row(
         pj.PruneMagnitude(0.5),
         EVERYWHERE,

@@ -34,12 +34,14 @@ _NAMES = {
     "RemoveBlocks": "penjing.prune.blocks",
     "PruneChannels": "penjing.prune.channels",
     "PruneMagnitude": "penjing.prune.magnitude",
+    "PruneGradually": "penjing.prune.gradual",
     "PruneWanda": "penjing.prune.wanda",
     "PruneSparseGPT": "penjing.prune.sparsegpt",
     "PruneOBC": "penjing.prune.obc",
     "PruneALPS": "penjing.prune.alps",
     "ReestimateBatchNorm": "penjing.repair.batchnorm",
     "CorrectBias": "penjing.repair.bias",
+    "LeastSquares": "penjing.repair.least_squares",
     "FineTune": "penjing.train.finetune",
     "Distill": "penjing.distill.logits",
     "Int8Static": "penjing.quantize.int8_static",
@@ -80,9 +82,10 @@ if TYPE_CHECKING:
     from penjing.core.verdict import Verdict as Verdict
     from penjing.distill.logits import Distill as Distill
     from penjing.measuring.measure import measure as measure
-    from penjing.prune.blocks import RemoveBlocks as RemoveBlocks
     from penjing.prune.alps import PruneALPS as PruneALPS
+    from penjing.prune.blocks import RemoveBlocks as RemoveBlocks
     from penjing.prune.channels import PruneChannels as PruneChannels
+    from penjing.prune.gradual import PruneGradually as PruneGradually
     from penjing.prune.magnitude import PruneMagnitude as PruneMagnitude
     from penjing.prune.obc import PruneOBC as PruneOBC
     from penjing.prune.sparsegpt import PruneSparseGPT as PruneSparseGPT
@@ -91,6 +94,7 @@ if TYPE_CHECKING:
     from penjing.quantize.int8_static import Int8Static as Int8Static
     from penjing.repair.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from penjing.repair.bias import CorrectBias as CorrectBias
+    from penjing.repair.least_squares import LeastSquares as LeastSquares
     from penjing.run.optimize import optimize as optimize
     from penjing.run.record import Result as Result
     from penjing.run.verify import verify as verify

@@ -10,8 +10,8 @@ Ramp = Literal["cubic", "constant", "one_shot"]
 def ramp_at(ramp: Ramp, progress: float, begin: float, end: float, sparsity: float) -> float:
     """Return the share of zeros at a point of the training, from 0 to `sparsity`.
 
-    `cubic` is `s (1 - (1 - t)³)` with t from 0 at `begin` to 1 at `end`: many weights go while there are many,
-    few at the end (Zhu & Gupta 2017, "To prune, or not to prune", eq. 1). The others are all there at `begin`.
+    `cubic` is `s (1 - (1 - t)³)` with t from 0 at `begin` to 1 at `end`: many weights go while there are
+    many, few at the end (Zhu & Gupta 2017, "To prune, or not to prune", eq. 1). The others jump at `begin`.
 
     Args:
         ramp: the kind.
@@ -37,4 +37,5 @@ def round_sparsity(number: int, rounds: int, sparsity: float) -> float:
     >>> [round(round_sparsity(n, 3, 0.875), 3) for n in (1, 2, 3)]
     [0.5, 0.75, 0.875]
     """
-    return 1 - (1 - sparsity) ** (number / rounds)
+    kept: float = (1 - sparsity) ** (number / rounds)
+    return 1 - kept

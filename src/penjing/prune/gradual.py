@@ -1,0 +1,195 @@
+"""Make weights zero while the network trains."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationInfo, field_validator
+
+from penjing.arrays.sparsity.ramp import Ramp, ramp_at, round_sparsity
+from penjing.calibration.candidates import candidates, done
+from penjing.calibration.settings import Sparse
+from penjing.core.context import Context
+from penjing.core.method import Change, Model, Outcome, handles
+from penjing.core.task import Split
+from penjing.train.hooks import NO_HOOKS, Hooks
+from penjing.train.objective import Objective, task_objective
+from penjing.train.outcome import trained
+from penjing.train.recipe import Recipe
+from penjing.train.sparsify import Choice, Schedule, Sparsifier
+from penjing.train.teacher import Teaching, taught
+
+
+class PruneGradually(Sparse, Recipe):
+    """Make more and more weights zero while the others train.
+
+    Attributes:
+        scope: `global`: one threshold for all layers; `layer`: the same share of zeros in every layer.
+        floor: with `global`, the share of its weights that every layer keeps at least, from 0 to below 1.
+        ramp: how sparsity rises: `cubic` from `begin` to `end` (Zhu & Gupta 2017); `constant`: all of it
+            from `begin`, the masks chosen anew until `end`; `one_shot`: all of it at `begin`, once.
+        begin, end: shares of the training between which masks change; after that they stay.
+        updates: how many times masks are chosen between the two, at least 1.
+        criterion: `magnitude`, or `movement` (Sanh et al. 2020), which needs training before the first mask.
+        rewind: what follows `one_shot`: `rate`: `rounds` runs, before each of which weights go and the
+            schedule of the learning rate starts anew (Renda et al. 2020); `weights`: a first run is dense,
+            and before each of the `rounds` runs after it what is left goes back to what it was at `begin`
+            of the first (Frankle et al. 2020); `none`: one run.
+        rounds: runs with zeros, at least 1; each keeps the same share of what the one before it kept.
+        alpha: share in the loss of Hinton's distillation from the original, in [0, 1]; the rest is the
+            task's own.
+    """
+
+    scope: Literal["global", "layer"] = "global"
+    floor: float = Field(default=0.02, ge=0, lt=1)
+    ramp: Ramp = "cubic"
+    begin: float = Field(default=0.0, ge=0, lt=1)
+    end: float = Field(default=0.6, gt=0, le=1)
+    updates: int = Field(default=30, ge=1, le=100_000)
+    criterion: Literal["magnitude", "movement"] = "magnitude"
+    rewind: Literal["none", "rate", "weights"] = "none"
+    rounds: int = Field(default=1, ge=1, le=100)
+    alpha: float = Field(default=0.0, ge=0, le=1)
+
+    @field_validator("end")
+    @classmethod
+    def _after_begin(cls, end: float, info: ValidationInfo) -> float:
+        if end < info.data.get("begin", 0.0):
+            raise ValueError("end is not before begin")
+        return end
+
+    @field_validator("criterion")
+    @classmethod
+    def _has_moved(cls, criterion: str, info: ValidationInfo) -> str:
+        at_once = info.data.get("ramp") != "cubic" and not info.data.get("begin")
+        if criterion == "movement" and at_once:
+            raise ValueError("criterion movement needs steps before the first mask: set begin above 0")
+        return criterion
+
+    @field_validator("rewind")
+    @classmethod
+    def _prunes_at_once(cls, rewind: str, info: ValidationInfo) -> str:
+        if rewind != "none" and (info.data.get("ramp"), info.data.get("criterion")) != (
+            "one_shot",
+            "magnitude",
+        ):
+            raise ValueError("rewind prunes at once, by magnitude: set ramp='one_shot'")
+        return rewind
+
+    @field_validator("rounds")
+    @classmethod
+    def _are_rewound(cls, rounds: int, info: ValidationInfo) -> int:
+        if rounds > 1 and info.data.get("rewind") == "none":
+            raise ValueError("several rounds are for rewind 'rate' or 'weights'")
+        return rounds
+
+
+@handles(PruneGradually, "torch")
+def prune_gradually(model: Model, method: PruneGradually, context: Context) -> Outcome:
+    """Train and mask; one change for the training, and one for every layer with a weight matrix."""
+    found, changes = candidates(model, method, context)
+    if not found:
+        return Outcome(model, changes)
+    names = tuple(f"{candidate.name}.weight" for candidate in found)
+    run = {"none": _ramped, "rate": _rates_rewound, "weights": _weights_rewound}[method.rewind]
+    with _objective(method, context) as (split, objective):
+        runs = list(run(_Course(model, method, context, objective, split, names)))
+    masks = context.backend.masks_of(model)  # type: ignore[attr-defined]
+    for candidate in found:
+        mask = masks.get(f"{candidate.name}.weight", np.ones(candidate.weight.shape, bool))
+        changes.append(done(method, candidate.name, mask))
+    return Outcome(model, [_summary(runs), *changes])
+
+
+@contextlib.contextmanager
+def _objective(method: PruneGradually, context: Context) -> Iterator[tuple[Split | None, Objective]]:
+    if not method.alpha:
+        yield None, task_objective(context.task)
+        return
+    with taught(context, Teaching(alpha=method.alpha, precision=method.precision)) as lesson:
+        yield lesson
+
+
+@dataclass(frozen=True)
+class _Course:
+    """What every run of a method trains: the same model on the same data."""
+
+    model: Any
+    method: PruneGradually
+    context: Context
+    objective: Objective
+    split: Split | None
+    names: tuple[str, ...]
+
+    def train(self, hooks: Hooks = NO_HOOKS, runs: int = 1) -> Change:
+        seconds = self.method.max_seconds
+        recipe = self.method.model_copy(update={"max_seconds": seconds and seconds / runs})
+        return trained(self.model, recipe, self.context, self.objective, self.split, hooks).changes[0]
+
+    def sparsifier(self, schedule: Schedule, moments: Sequence[float] = ()) -> Sparsifier:
+        m = self.method
+        choice = Choice(m.criterion, m.zeros, m.scope, m.floor)
+        return Sparsifier(self.model, self.names, choice, schedule, moments)
+
+
+def _ramped(course: _Course) -> Iterator[Change]:
+    m = course.method
+    moments = [m.begin + (m.end - m.begin) * i / m.updates for i in range(m.updates + 1)]
+    sparsifier = course.sparsifier(
+        lambda progress: ramp_at(m.ramp, progress, m.begin, m.end, m.share),
+        moments[:1] if m.ramp == "one_shot" else moments,
+    )
+    yield course.train(Hooks(gradients=sparsifier.gradients, stepped=sparsifier.stepped))
+    sparsifier.finish()
+
+
+def _rates_rewound(course: _Course) -> Iterator[Change]:
+    m = course.method
+    for number in range(1, m.rounds + 1):
+        sparsifier = course.sparsifier(lambda progress: m.share)
+        sparsifier.mask(round_sparsity(number, m.rounds, m.share))
+        yield course.train(runs=m.rounds)
+
+
+def _weights_rewound(course: _Course) -> Iterator[Change]:
+    m = course.method
+    early = _Early(course.model, m.begin)
+    yield course.train(Hooks(stepped=early.stepped), m.rounds + 1)
+    for number in range(1, m.rounds + 1):
+        course.sparsifier(lambda progress: m.share).mask(round_sparsity(number, m.rounds, m.share))
+        early.restore()
+        yield course.train(runs=m.rounds + 1)
+
+
+class _Early:
+    """All tensors of a model as they were early in its training."""
+
+    def __init__(self, model: Any, begin: float) -> None:
+        self._model, self._begin = model, begin
+        self._state = None if begin else self._copy()
+
+    def stepped(self, progress: float) -> None:
+        if self._state is None and progress >= self._begin:
+            self._state = self._copy()
+
+    def restore(self) -> None:
+        """Put the tensors back; masked weights stay zero."""
+        from penjing.backends.torch.masks import enforce
+
+        self._model.load_state_dict(self._state or self._copy())
+        enforce(self._model)
+
+    def _copy(self) -> dict[str, Any]:
+        return {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
+
+
+def _summary(runs: list[Change]) -> Change:
+    """Return one change for all runs: losses of the first and the last, steps and seconds of all."""
+    detail = dict(runs[-1].detail) | {"loss_before": runs[0].detail["loss_before"]}
+    for name in ("steps", "seconds", "data_seconds"):
+        detail[name] = round(sum(float(run.detail[name]) for run in runs), 3)
+    return runs[-1].model_copy(update={"detail": detail | {"runs": len(runs)}})
