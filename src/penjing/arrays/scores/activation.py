@@ -29,12 +29,13 @@ def activation_score(
     Returns:
         By group name, shape `[group.size]`, at least 0; without the groups of which a consumer is missing.
     """
+    ranks = {s.layer: tensors[s.layer][s.tensor].ndim for g in groups for s in consumers(g)}
     squares: dict[str, Floats] = defaultdict(lambda: np.zeros(1))
     examples = 0
     for batch in inputs:
         examples += len(next(iter(batch.values()), ()))
-        for layer, x in batch.items():
-            squares[layer] = squares[layer] + _energy(x, tensors[layer]["weight"].ndim)
+        for layer in batch.keys() & ranks.keys():
+            squares[layer] = squares[layer] + _energy(batch[layer], ranks[layer])
     norms = {layer: np.sqrt(total / max(examples, 1)) for layer, total in squares.items()}
     found = {}
     for group in groups:

@@ -48,7 +48,9 @@ def gate_gradients(model: nn.Module, layers: Sequence[str], sample: Sample) -> I
     function = loss_function(sample.loss)
     for batch in _batches(sample):
         taken: _Taken = defaultdict(list)
-        hooks = [m.register_forward_pre_hook(_tap(taken[name])) for name, m in modules.items()]
+        hooks = [
+            m.register_forward_pre_hook(_tap(taken[name]), with_kwargs=True) for name, m in modules.items()
+        ]
         try:
             value = _loss(model, function, batch)
         finally:
@@ -60,23 +62,29 @@ def gate_gradients(model: nn.Module, layers: Sequence[str], sample: Sample) -> I
 def _tap(calls: list[Any]) -> Callable[..., Any]:
     """Make a hook that hands a layer an alias of its input: its gradient is that through this layer only."""
 
-    def hook(module: nn.Module, inputs: tuple[Any, ...]) -> Any:
-        x = inputs[0]
+    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        given = [x for x in (*inputs, *named.values()) if isinstance(x, torch.Tensor)]
+        if len(given) != 1 or not inputs:
+            # A gate on one of several inputs (query, key, value) is not a gate on the layer's input.
+            calls.append(None)
+            return inputs, named
+        x = given[0]
         alias = x.view_as(x) if x.requires_grad else x.detach().requires_grad_(True)
         calls.append(alias)
-        return (alias, *inputs[1:])
+        return tuple(alias if argument is x else argument for argument in inputs), named
 
     return hook
 
 
 def _reduced(modules: dict[str, nn.Module], taken: _Taken, value: Any, examples: int) -> GateGradients:
+    taken = {name: calls for name, calls in taken.items() if calls and all(x is not None for x in calls)}
     inputs = [x for calls in taken.values() for x in calls]
     found = iter(torch.autograd.grad(value, inputs, allow_unused=True) if inputs else ())
     sums: dict[str, NDArray[np.float64]] = {}
     squares: dict[str, NDArray[np.float64]] = {}
     for name, calls in taken.items():
         terms = [_by_channel(modules[name], x, next(found), examples) for x in calls]
-        if terms and not any(term is None for term in terms):
+        if not any(term is None for term in terms):
             together = torch.cat(terms, 1)
             sums[name] = to_numpy(together.sum(1))
             squares[name] = to_numpy(together.square().sum(1))
@@ -98,7 +106,8 @@ def hessian_diagonals(model: nn.Module, sample: Sample) -> Iterator[dict[str, di
 
     `z * Hz` with random signs z (Hutchinson 1990; Yao et al. 2021, AdaHessian) for every parameter of every
     layer: unbiased, with the off-diagonal entries as noise, so that many batches are wanted. In evaluation
-    mode; memory for the graph of the gradient.
+    mode; memory for the graph of the gradient. The gradient of the user's own autograd functions that are
+    marked as differentiable once counts as constant.
 
     Args:
         model: modes and flags are restored after every batch.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from penjing.arrays.cut_cost import multiply_adds_removed, parameters_removed, shares_left
@@ -19,11 +19,16 @@ from penjing.prune.channels.method import PruneChannels
 EXACT = 1e-3
 """A prediction this near to the truth needs no second probe: rounding of widths decides the rest."""
 
-NEAR = {"latency": 0.02}
+NEAR = {"size": 0.01, "latency": 0.02}
 """How much more than asked may go before a smaller cut is tried, where predictions are not exact."""
 
-PROBES = 6
+PROBES = 8
+"""Most cuts that are measured."""
+
+_AIMS = 24
+_EXTRAPOLATED = 3
 _BYTES = 4
+_TINY = 1e-9
 
 
 @dataclass(frozen=True)
@@ -53,28 +58,41 @@ class Reached:
 
 @dataclass
 class _Search:
-    """Probes so far: the best that is allowed, and the aims between which the right one lies."""
+    """Probes so far, and the two aims between which the right one lies, with what they left."""
 
     allowed: float
+    near: float
     probes: list[Reached] = field(default_factory=list)
     best: Reached | None = None
-    enough: float = 0.0
-    missed: float = 1.0
+    enough: tuple[float, float] | None = None
+    missed: tuple[float, float] = (1.0, 1.0)
+    before: tuple[float, float] = (1.0, 1.0)
+
+    def known(self, kept: Kept) -> Reached | None:
+        return next((probe for probe in self.probes if same(kept, probe.kept)), None)
 
     def told(self, probe: Reached, aim: float) -> None:
-        self.probes.append(probe)
-        if probe.left <= self.allowed + 1e-9:
-            self.enough = max(self.enough, aim)
-            if self.best is None or probe.left > self.best.left:
-                self.best = probe
-        else:
-            self.missed = min(self.missed, aim)
+        """Take a probe in, and note on which side of the allowed share it lies."""
+        if self.known(probe.kept) is None:
+            # Models are large; only the best one is kept.
+            self.probes.append(replace(probe, model=None))
+        if probe.left > self.allowed + _TINY:
+            self.before, self.missed = self.missed, min(self.missed, (aim, probe.left))
+            return
+        if self.enough is None or aim > self.enough[0]:
+            self.enough = (aim, probe.left)
+        if self.best is None or probe.left > self.best.left:
+            self.best = probe
 
-    def next_aim(self, aim: float, left: float) -> float:
-        """Scale the aim by what the last probe missed; halve where that leaves what is known."""
-        scaled = aim * self.allowed / left if left > 0 else 1.0
-        inside = self.enough < scaled < self.missed
-        return scaled if inside else (self.enough + self.missed) / 2
+    def next_aim(self) -> float:
+        """Interpolate between the nearest aims on both sides; if one is missing, extrapolate, then halve."""
+        (aim, left), (other, over) = self.missed, self.enough or self.before
+        wanted = self.allowed - self.near / 2
+        low = self.enough[0] if self.enough else 0.0
+        slope = (over - left) / (other - aim) if other != aim else 0.0
+        found = aim + (wanted - left) / slope if slope > 0 else -1.0
+        halve = self.enough is None and len(self.probes) > _EXTRAPOLATED
+        return (low + aim) / 2 if halve or not low < found < aim else found
 
 
 def reach(
@@ -82,8 +100,7 @@ def reach(
 ) -> Reached:
     """Return the smallest cut found that removes at least a share, true of the model that it gives.
 
-    A first cut is chosen by the prediction; where the truth differs, the aim is corrected and probed again,
-    at most six times.
+    A first cut is chosen by the prediction; where the truth differs, the aim is corrected and probed again.
 
     Args:
         ranking: the order in which units go.
@@ -95,35 +112,33 @@ def reach(
     Raises:
         Refused: even the largest cut removes less; says how much it removes.
     """
-    search, aim = _Search(1 - ratio), 1 - ratio
-    for _ in range(PROBES):
+    search, aim = _Search(1 - ratio, quantity.near), 1 - ratio
+    for _ in range(_AIMS):
         kept = smallest_cut(ranking, quantity.predicted, aim)
-        if any(same(kept, probe.kept) for probe in search.probes):
+        probe = search.known(kept) or _probe(quantity, cut, kept)
+        search.told(probe, aim)
+        exact = abs(probe.left - quantity.predicted(kept)) <= EXACT
+        done = search.best is not None and (exact or search.allowed - search.best.left <= quantity.near)
+        unreachable = search.best is None and same(kept, ranking.kept(1.0))
+        if done or unreachable or len(search.probes) == PROBES:
             break
-        model = cut(kept)
-        left, how = quantity.measured(model)
-        search.told(Reached(kept, model, left, how), aim)
-        exact = abs(left - quantity.predicted(kept)) <= EXACT
-        if search.best is not None and (exact or 0 <= search.allowed - left <= quantity.near):
-            break
-        aim = search.next_aim(aim, left)
-    return search.best or _largest(ranking, quantity, cut, search, place)
+        aim = search.next_aim()
+    if search.best is None:
+        raise _unreachable(search, place)
+    return search.best
 
 
-def _largest(
-    ranking: Ranking, quantity: Quantity, cut: Callable[[Kept], Model], search: _Search, place: str
-) -> Reached:
-    kept = ranking.kept(1.0)
-    found = next((probe for probe in search.probes if same(kept, probe.kept)), None)
-    if found is None:
-        model = cut(kept)
-        found = Reached(kept, model, *quantity.measured(model))
-    if found.left > search.allowed + 1e-9:
-        largest = max(0.0, 1 - min(probe.left for probe in (found, *search.probes)))
-        raise Refused("the share can be removed", value=f"{1 - search.allowed:.3g}", place=place,
-                      fix=f"ask for at most {largest:.3g} (found: {found.how}), lower the floor or round_to, "
-                      "or cover more layers")  # fmt: skip
-    return found
+def _probe(quantity: Quantity, cut: Callable[[Kept], Model], kept: Kept) -> Reached:
+    model = cut(kept)
+    return Reached(kept, model, *quantity.measured(model))
+
+
+def _unreachable(search: _Search, place: str) -> Refused:
+    least = min(search.probes, key=lambda probe: probe.left)
+    most = max(0.0, 1 - least.left)
+    return Refused("the share can be removed", value=f"{1 - search.allowed:.3g}", place=place,
+                   fix=f"ask for at most {most:.3g} (found: {least.how}), lower the floor or round_to, or "
+                   "cover more layers")  # fmt: skip
 
 
 @contextmanager
@@ -166,7 +181,7 @@ def quantity_of(
                 return found / whole, f"{found} of {whole} bytes of ONNX"
 
             weights = _BYTES * dense.parameters / whole
-            yield Quantity(lambda kept: 1 - weights * (1 - parameters(kept)), size)
+            yield Quantity(lambda kept: 1 - weights * (1 - parameters(kept)), size, NEAR["size"])
     else:
         with _clock(model, method, context) as latency:
             yield Quantity(multiply_adds, latency, NEAR["latency"])

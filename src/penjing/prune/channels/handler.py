@@ -24,6 +24,7 @@ def prune_channels(model: Model, method: PruneChannels, context: Context) -> Out
             removed.
     """
     refuse_too_little_data(method, context)
+    _note_earlier_cuts(model, context)
     groups, before = _groups(model, method, context), context.backend.layers(model)
     by_group = {g.name: report.why_left_out(g, method, context) for g in groups.groups}
     chosen = [group for group in groups.groups if not by_group[group.name]]
@@ -81,6 +82,17 @@ def _cut(
             raise Refused("the share can be removed", value=method.ratio, place=place,
                           fix=f"ask for at most {1 - left(kept):.3g}, or lower the floor")  # fmt: skip
     return cut(kept), kept
+
+
+def _note_earlier_cuts(model: Model, context: Context) -> None:
+    if context.backend.name != "torch":
+        return
+    from penjing.backends.torch.history import history
+
+    steps = len(history(model))
+    if steps:
+        _note(context, f"PruneChannels found a model that was cut before ({steps} steps): shares are of what "
+              "it is now")  # fmt: skip
 
 
 def _note(context: Context, line: str) -> None:

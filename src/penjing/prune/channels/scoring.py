@@ -83,7 +83,9 @@ def _inputs(
     model: Model, method: PruneChannels, context: Context, groups: list[Group]
 ) -> Iterator[dict[str, NDArray[Any]]]:
     """Yield the inputs of the consuming layers that the backend can observe, batch by batch."""
-    wanted = list(dict.fromkeys(slot.layer for group in groups for slot in consumers(group)))
+    slots = [slot for group in groups for slot in consumers(group)]
+    # Attention in one module has several inputs, and its weights names of their own.
+    wanted = list(dict.fromkeys(slot.layer for slot in slots if slot.tensor == "weight"))
     seen = [layer for layer in wanted if _observed(model, [layer], context)]
     if _observed(model, wanted, context):
         seen = wanted
