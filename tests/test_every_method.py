@@ -203,6 +203,18 @@ ROWS = {
         kinds=("batchnorm",),
         one="second_bn | inside_bn",
     ),
+    "least-squares": Row(
+        pj.LeastSquares(examples=128, observations=2048),
+        ("torch",),
+        {
+            "examples": [0, 31, 2.5, "all"],
+            "observations": [0, 63, 2.5],
+            "ridge": [0, -1, math.nan, math.inf, "auto"],
+        },
+        refused={"numpy": NO_HANDLER, "onnx": IN_FRAMEWORK},
+        after=(pj.PruneChannels(0.5),),
+        kinds=WEIGHTED,
+    ),
     "fine-tune": Row(
         pj.FineTune(**TRAIN), ("torch",), WRONG_RECIPE, refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER}
     ),
@@ -486,8 +498,9 @@ def test_only_some_layers_are_touched(row, backend, lab):
     assert any(limited.covers(name) for name in names)
     if backend in row.adopted or backend == "onnx" or stage_of(row.method) == Stage.STRUCTURE:
         return
+    start = lab.applied(row.after, backend).model if row.after else model
     for name in names:
-        before, after = reader.read(model, name), reader.read(result.model, name)
+        before, after = reader.read(start, name), reader.read(result.model, name)
         same = all(np.array_equal(before[tensor], after[tensor]) for tensor in before)
         assert same != limited.covers(name), name
 

@@ -1,0 +1,169 @@
+"""Two modules on the same data, layer by layer: the second waits at each layer until it is needed."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from penjing.backends.torch.tensors import evaluating, select_output
+
+
+@dataclass
+class Call:
+    """How a forward pass uses a layer: how often, the bytes of its output, which BatchNorm takes it."""
+
+    times: int = 0
+    bytes: int = 0
+    batchnorm: str = ""
+
+
+def calls(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...]) -> dict[str, Call]:
+    """Return by name how one forward pass in evaluation mode calls each of some layers.
+
+    `batchnorm` names the BatchNorm layer whose input is the very output of the layer.
+    """
+    found = {name: Call() for name in layers}
+    outputs: dict[int, tuple[str, Any]] = {}
+
+    def made(name: str) -> Any:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            tensor = select_output(output)
+            found[name].times += 1
+            found[name].bytes = max(found[name].bytes, tensor.numel() * tensor.element_size())
+            outputs[id(tensor)] = (name, tensor)
+
+        return hook
+
+    def taken(name: str) -> Any:
+        def hook(module: nn.Module, given: Any) -> None:
+            source, tensor = outputs.get(id(given[0]), ("", None))
+            if tensor is given[0]:
+                found[source].batchnorm = name
+
+        return hook
+
+    modules = dict(model.named_modules())
+    with contextlib.ExitStack() as stack:
+        for name in layers:
+            stack.callback(modules[name].register_forward_hook(made(name)).remove)
+        for name, module in modules.items():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                stack.callback(module.register_forward_pre_hook(taken(name)).remove)
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        model(*inputs)
+    return found
+
+
+def hooked(
+    model: nn.Module,
+    before: Mapping[str, Callable[[nn.Module, Any], None]],
+    inputs: tuple[Any, ...],
+    after: Mapping[str, Callable[[nn.Module, Any], Any]] | None = None,
+) -> None:
+    """Run a forward pass in evaluation mode that calls functions at layers, without gradients.
+
+    Args:
+        model: modes are restored afterwards; the functions may change its tensors.
+        before: by layer, called with the module and its input before it runs.
+        inputs: of the model.
+        after: by layer, called with the module and its output, returns the output that the pass goes on with.
+    """
+    modules = dict(model.named_modules())
+    with contextlib.ExitStack() as stack:
+        for name, function in before.items():
+            hook = modules[name].register_forward_pre_hook(partial(_call_before, function))
+            stack.callback(hook.remove)
+        for name, function in (after or {}).items():
+            hook = modules[name].register_forward_hook(partial(_call_after, function))
+            stack.callback(hook.remove)
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.no_grad())
+        model(*inputs)
+
+
+def _call_before(function: Callable[[nn.Module, Any], None], module: nn.Module, given: Any) -> None:
+    function(module, given[0])
+
+
+def _call_after(function: Callable[[nn.Module, Any], Any], module: nn.Module, given: Any, output: Any) -> Any:
+    return function(module, output)
+
+
+class _Stopped(BaseException):
+    """Ends a pass that nobody waits for any more; no `Exception`, so that a forward cannot swallow it."""
+
+
+class Pass:
+    """A forward pass that runs from one layer to the next as its outputs are asked for.
+
+    Runs in a thread of its own, but never at the same time as the one that asks. Use as a context manager.
+    """
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...]) -> None:
+        self._model, self._layers, self._inputs = model, layers, inputs
+        self._go = threading.Semaphore(0)
+        self._found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._over = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Pass:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._over = True
+        self._go.release()
+        self._thread.join()
+
+    def output(self, layer: str) -> Any:
+        """Run on to a layer and return its output, or None where the pass ends without it.
+
+        Raises:
+            Exception: whatever the forward raised.
+        """
+        while not self._over:
+            self._go.release()
+            name, value = self._found.get()
+            if name == layer:
+                return value
+            if name == "":
+                self._over = True
+                if value is not None:
+                    raise value
+        return None
+
+    def _run(self) -> None:
+        failure: BaseException | None = None
+        self._go.acquire()
+        modules = dict(self._model.named_modules())
+        hooks = [modules[name].register_forward_hook(self._pause(name)) for name in self._layers]
+        try:
+            if not self._over:
+                with evaluating(self._model), torch.no_grad():
+                    self._model(*self._inputs)
+        except _Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - it is raised where the output was asked for
+            failure = error
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._found.put(("", failure))
+
+    def _pause(self, name: str) -> Any:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            self._found.put((name, select_output(output)))
+            self._go.acquire()
+            if self._over:
+                raise _Stopped
+
+        return hook
