@@ -64,7 +64,7 @@ def test_weights_and_buffers_come_back_onto_the_users_class(tmp_path):
     facts = RUNTIME.deliver(model, (), (X[:1],), tmp_path)
     assert facts["format"] == "safetensors"
     assert facts["inputs"] == [{"name": "input0", "dtype": "float32", "shape": [None, 3, 8, 8]}]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.safetensors", "recipe.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["graph.json", "model.safetensors", "recipe.json"]
     runner = RUNTIME.open(tmp_path, Target("torch"), Net)
     np.testing.assert_array_equal(runner(X), outputs(model))
     assert torch.get_num_threads() == 1
@@ -94,7 +94,7 @@ class Narrowing:
 
 def test_recorded_cuts_are_replayed_in_order(tmp_path, monkeypatch):
     backend, model = Narrowing(), net()
-    monkeypatch.setattr("penjing.targets.torch.backend_named", lambda name: backend)
+    monkeypatch.setattr("penjing.backends.torch.replay.TorchBackend", lambda: backend)
     for kept in ([0, 1, 2, 5, 6, 7], [1, 2, 5]):
         model = backend.keep(model, backend.groups(model, (X[:1],)), {"body": np.array(kept)})
     RUNTIME.deliver(model, (), (X[:1],), tmp_path)
@@ -138,8 +138,24 @@ def test_a_class_that_was_cut_in_another_way_is_refused(tmp_path):
         RUNTIME.open(tmp_path, Target("torch"), lambda: other)
 
 
+def test_a_step_that_no_version_knows_is_refused(tmp_path):
+    model = net()
+    model._penjing_history = [{"fold": ["norm"]}]
+    RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+    with pytest.raises(Refused, match=r"step is of a known kind.*fold"):
+        RUNTIME.open(tmp_path, Target("torch"), Net)
+
+
+def test_blocks_that_the_class_lacks_are_refused(tmp_path):
+    model = net()
+    model._penjing_history = [{"skip": ["body"]}]
+    RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+    with pytest.raises(Refused, match=r"blocks that were removed.*body"):
+        RUNTIME.open(tmp_path, Target("torch"), Net)
+
+
 def test_cuts_of_groups_that_the_class_lacks_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("penjing.targets.torch.backend_named", lambda name: Narrowing())
+    monkeypatch.setattr("penjing.backends.torch.replay.TorchBackend", Narrowing)
     model = net()
     model._penjing_history = [{"keep": {"stem": [0]}}]
     RUNTIME.deliver(model, (), (X[:1],), tmp_path)
@@ -156,9 +172,16 @@ def test_tied_weights_and_a_dictionary_of_outputs(tmp_path):
     np.testing.assert_array_equal(RUNTIME.open(tmp_path, Target("torch"), Tied)(x), wanted)
 
 
-def test_without_the_class_it_is_refused(tmp_path):
-    RUNTIME.deliver(net(), (), (X[:1],), tmp_path)
-    with pytest.raises(Refused, match=r"opened with its class.*function without arguments"):
+def test_without_class_and_graph_it_is_refused_with_the_reason(tmp_path):
+    class Frozen(Net):
+        def forward(self, x):
+            return super().forward(x.view(5, 3, 8, 8)).view(5, 4)
+
+    facts = RUNTIME.deliver(Frozen().eval(), (), (X,), tmp_path)
+    assert "batch size" in facts["no_graph"] or "capture" in facts["no_graph"]
+    assert not (tmp_path / "graph.json").exists()
+    rule = r"without a graph is opened with its class.*(batch size|capture).*function without arguments"
+    with pytest.raises(Refused, match=rule):
         RUNTIME.open(tmp_path, Target("torch"))
 
 

@@ -13,13 +13,15 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from penjing.backends.torch.history import Entry, history
-from penjing.core.backend import Arrays, backend_named
+from penjing.backends.torch.history import HISTORY, history
+from penjing.backends.torch.replay import replay
+from penjing.core.artefact import open_artefact
+from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.method import Model
 from penjing.core.plan import Plan
 from penjing.core.target import Target
-from penjing.targets import torch_weights
+from penjing.targets import stored_graph, torch_weights
 from penjing.targets.signature import Guard, TensorSpec, spec_from_json
 
 WEIGHTS = "model.safetensors"
@@ -63,10 +65,12 @@ class TorchRuntime:
         return ("torch",)
 
     def deliver(self, model: Model, plan: Plan, example: Arrays, folder: Path) -> dict[str, Any]:
-        """Write `model.safetensors` (masked tensors packed) and `recipe.json`; return facts for the manifest.
+        """Write weights (masked tensors packed), recipe and graph; return facts for the manifest.
 
-        The recipe holds the inputs (dtypes and the shapes of one example) and the history, for each cut the
-        kept units by group, so that a fresh instance of the user's class takes the same shape.
+        `recipe.json` holds the inputs (dtypes and the shapes of one example) and the history, the units
+        that every cut kept and the blocks that were removed, so that a fresh instance of the user's class
+        takes the same shape. `graph.json` is the self-contained form, which needs no class; where the model
+        has none, the recipe and the fact `no_graph` say why.
 
         Raises:
             Refused: the model is no torch module.
@@ -75,30 +79,60 @@ class TorchRuntime:
             raise Refused("the runtime torch takes a torch module", value=type(model).__qualname__,
                           place="target.runtime", fix="deliver it to onnxruntime")  # fmt: skip
         specs = [TensorSpec(f"input{i}", x.dtype.name, (None, *x.shape[1:])) for i, x in enumerate(example)]
+        torch_weights.save(model, folder / WEIGHTS)
         recipe = {
             "inputs": [spec.to_json() for spec in specs],
             "history": history(model),
+            "no_graph": stored_graph.write(model, example, folder, folder / WEIGHTS),
         }
-        torch_weights.save(model, folder / WEIGHTS)
         (folder / RECIPE).write_text(json.dumps(recipe, indent=1), encoding="utf-8")
-        return {"format": "safetensors", "class": type(model).__qualname__, "inputs": recipe["inputs"]}
+        facts = {"format": "safetensors", "class": type(model).__qualname__, "inputs": recipe["inputs"]}
+        return facts | ({"no_graph": recipe["no_graph"]} if recipe["no_graph"] else {})
 
     def open(self, folder: Path, target: Target, model: Callable[[], Model] | None = None) -> TorchRunner:
-        """Rebuild the module from `model()`, the recorded history and the weights.
+        """Open the module: of the user's class where `model` makes it, else from the stored graph.
 
         For the mode `compiled` the compilation for `target.batch` examples happens here.
 
         Raises:
-            Refused: no `model`, files that are damaged, or a class that the weights do not fit.
+            Refused: damaged files, a class that the weights do not fit, or neither a class nor a graph.
         """
-        if model is None:
-            raise Refused("a torch artefact is opened with its class", value="no model=", place=str(folder),
-                          fix="pass model=, a function without arguments that makes your module")  # fmt: skip
-        recipe = _read_recipe(folder / RECIPE)
-        specs = tuple(spec_from_json(entry) for entry in recipe["inputs"])
-        module = rebuild(_made(model), recipe["history"], specs)
-        _load(module, folder / WEIGHTS)
+        module, specs = _module(folder, model)
         return runner(module, target, specs)
+
+
+def load_module(folder: Path | str, model: Callable[[], Model] | None = None) -> Any:
+    """Return the module of a delivered folder, to train or change it further; in evaluation mode.
+
+    Args:
+        folder: delivered for the target `torch`; its manifest is verified.
+        model: makes an instance of the user's own class; None: the module of the self-contained form, with
+            torch's own layers under their old names.
+
+    Raises:
+        Refused: as `penjing.load` refuses, or a folder for another target.
+    """
+    artefact = open_artefact(folder)
+    if artefact.target.runtime != "torch":
+        raise Refused("the artefact was delivered for torch", value=artefact.target.label, place=str(folder),
+                      fix="deliver the model to Target('torch')")  # fmt: skip
+    return _module(artefact.path, model)[0].eval()
+
+
+def _module(folder: Path, model: Callable[[], Model] | None) -> tuple[Any, tuple[TensorSpec, ...]]:
+    recipe = _read_recipe(folder / RECIPE)
+    specs = tuple(spec_from_json(entry) for entry in recipe["inputs"])
+    if model is not None:
+        module = replay(_made(model), recipe["history"], _zeros(specs, 1))
+        _load(module, folder / WEIGHTS)
+        return module, specs
+    if recipe["no_graph"] or not (folder / stored_graph.GRAPH).is_file():
+        raise Refused("a torch artefact without a graph is opened with its class", place=str(folder),
+                      value=recipe["no_graph"] or f"no {stored_graph.GRAPH}",
+                      fix="pass model=, a function without arguments that makes your module")  # fmt: skip
+    net = stored_graph.read(folder, folder / WEIGHTS)
+    setattr(net, HISTORY, recipe["history"])
+    return net, specs
 
 
 def runner(module: Any, target: Target, specs: tuple[TensorSpec, ...]) -> TorchRunner:
@@ -118,27 +152,6 @@ def runner(module: Any, target: Target, specs: tuple[TensorSpec, ...]) -> TorchR
         raise Refused("torch.compile compiles the module", value=error.value, place="target.mode",
                       fix="use the mode eager", code=Exit.ENVIRONMENT) from error  # fmt: skip
     return compiled
-
-
-def rebuild(module: Any, steps: list[Entry], specs: tuple[TensorSpec, ...]) -> Any:
-    """Replay a recorded history on a module.
-
-    Steps that the module carries already, because it was made by taking them, are not taken twice.
-    """
-    made = history(module)
-    if steps[: len(made)] != made:
-        raise Refused("the class was not cut in another way", value=f"{len(made)} steps", place="model()",
-                      fix="pass the class that the artefact was made from")  # fmt: skip
-    backend = backend_named("torch")
-    for step in steps[len(made) :]:
-        groups = backend.groups(module, _zeros(specs, 1))
-        unknown = sorted(set(step["keep"]) - {group.name for group in groups.groups})
-        if unknown:
-            raise Refused("the class has the groups that were cut", value=", ".join(unknown[:5]),
-                          place="model()", fix="pass the class that the artefact was made from")  # fmt: skip
-        kept = {name: np.asarray(units, dtype=np.int64) for name, units in step["keep"].items()}
-        module = backend.keep(module, groups, kept)
-    return module
 
 
 def _made(model: Callable[[], Model]) -> Any:
@@ -167,7 +180,8 @@ def _load(module: Any, path: Path) -> None:
 def _read_recipe(path: Path) -> dict[str, Any]:
     try:
         recipe = json.loads(path.read_text(encoding="utf-8"))
-        return {"inputs": list(recipe["inputs"]), "history": list(recipe["history"])}
+        found = {key: list(recipe[key]) for key in ("inputs", "history")}
+        return found | {"no_graph": str(recipe.get("no_graph", ""))}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused("the artefact has a readable recipe", value=error, place=str(path)) from error
 

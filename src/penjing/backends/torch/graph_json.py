@@ -1,0 +1,176 @@
+"""Operators and values of a captured graph as JSON, and the only names that are looked up when it is read."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from penjing.core.errors import Refused
+
+FORMAT = 1
+"""Version of `graph.json`."""
+
+_PYTHON: dict[str, Callable[..., Any]] = {
+    **{f"operator.{name}": getattr(operator, name) for name in (
+        "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "getitem",
+        "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_",
+    )},
+    **{f"torch.{name}": getattr(torch, name) for name in (
+        "sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not",
+    )},
+}  # fmt: skip
+"""Functions that compute sizes and take tuples apart."""
+
+_PRIVATE = frozenset({"_unsafe_view", "_softmax", "_log_softmax", "_to_copy", "_weight_norm",
+                      "_scaled_dot_product_attention_math"})  # fmt: skip
+"""Operators of aten that begin with an underscore and may appear all the same."""
+
+_HANDLES = ("Storage", "Stream", "Generator", "ScriptObject")
+_ALIASES = {"__and__": "bitwise_and", "__or__": "bitwise_or", "__xor__": "bitwise_xor",
+            "__lshift__": "bitwise_left_shift", "__rshift__": "bitwise_right_shift"}  # fmt: skip
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*", re.ASCII)
+_WORD = re.compile(r"[A-Za-z0-9_]+", re.ASCII)
+_DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
+_LAYOUTS = {"strided": torch.strided}
+_MEMORY = {name: getattr(torch, name) for name in (
+    "contiguous_format", "preserve_format", "channels_last", "channels_last_3d")}  # fmt: skip
+_NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
+_TABLES: dict[str, dict[str, Any]] = {
+    "dtype": _DTYPES,
+    "layout": _LAYOUTS,
+    "memory_format": _MEMORY,
+    "float": _NUMBERS,
+}
+
+
+def check_name(name: Any, what: str) -> str:
+    """Return a dotted name of letters, digits and underscores.
+
+    Raises:
+        Refused: anything else, or a part with two underscores in front.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or f".{name}".count(".__"):
+        raise Refused(f"{what} is a plain dotted name", value=repr(name)[:80], place="graph.json")
+    return name
+
+
+def name_of(target: Any) -> str:
+    """Return the name under which an operator is written.
+
+    Raises:
+        Refused: it is none that may be read back.
+    """
+    if isinstance(target, torch._ops.OpOverload):
+        namespace, _, name = str(target._schema.name).partition("::")
+        overload = target._schema.overload_name or "default"
+        written = f"{namespace}.{_ALIASES.get(name, name)}.{overload}"
+    else:
+        written = next((name for name, f in _PYTHON.items() if f is target), str(target))
+    operator_named(written)
+    return written
+
+
+def operator_named(name: Any) -> Callable[..., Any]:
+    """Look an operator up: an overload of the namespace aten, or one of a few functions of sizes.
+
+    Operators that open files, or take storages, streams or generators, are not among them.
+
+    Raises:
+        Refused: any other name.
+    """
+    if isinstance(name, str) and name in _PYTHON:
+        return _PYTHON[name]
+    parts = name.split(".") if isinstance(name, str) else []
+    if len(parts) == 3 and parts[0] == "aten" and all(_WORD.fullmatch(part) for part in parts[1:]):
+        packet_name, overload = parts[1:]
+        private = packet_name.startswith("_") and packet_name not in _PRIVATE
+        packet = None if private else getattr(torch.ops.aten, packet_name, None)
+        if isinstance(packet, torch._ops.OpOverloadPacket) and overload in packet.overloads():
+            found: Callable[..., Any] = getattr(packet, overload)
+            if _is_harmless(found):
+                return found
+    raise Refused("a stored graph consists of known operators of aten", value=repr(name)[:80],
+                  place="graph.json")  # fmt: skip
+
+
+def _is_harmless(overload: Any) -> bool:
+    arguments = overload._schema.arguments
+    if overload._schema.name in ("aten::set_", "aten::resize_", "aten::resize_as_"):
+        return False
+    return not any("file" in a.name or any(word in str(a.type) for word in _HANDLES) for a in arguments)
+
+
+def check_keywords(target: Any, keywords: Any) -> None:
+    """Refuse keyword arguments that an operator does not have."""
+    schema = getattr(target, "_schema", None)
+    known = {argument.name for argument in schema.arguments} if schema is not None else set()
+    if not isinstance(keywords, dict) or set(keywords) - known:
+        raise Refused("an operator has its own keyword arguments", value=repr(keywords)[:80],
+                      place="graph.json")  # fmt: skip
+
+
+def encode(value: Any, reference: Callable[[Any], Any]) -> Any:
+    """Return an argument as plain data; `reference` writes the nodes in it.
+
+    Raises:
+        Refused: a value of another kind.
+    """
+    if isinstance(value, fx.Node):
+        return reference(value)
+    if isinstance(value, torch.device):
+        # A stored graph runs on the CPU.
+        return {"device": "cpu"}
+    for kind in ("dtype", "layout", "memory_format"):
+        for name, found in _TABLES[kind].items():
+            if value is found:
+                return {kind: name}
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return {"float": str(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [encode(item, reference) for item in value]
+    raise Refused("arguments of operators are numbers, texts, types and lists", value=type(value).__name__,
+                  place="graph")  # fmt: skip
+
+
+def decode(data: Any, reference: Callable[[str, Any], Any]) -> Any:
+    """Read an argument back; `reference` resolves what is neither number, text, type nor list.
+
+    Raises:
+        Refused: an unknown entry.
+    """
+    if data is None or isinstance(data, bool | int | float | str):
+        return data
+    if isinstance(data, list):
+        return [decode(item, reference) for item in data]
+    if isinstance(data, dict) and len(data) == 1:
+        kind, value = next(iter(data.items()))
+        if kind == "device" and value == "cpu":
+            return torch.device("cpu")
+        if kind not in _TABLES:
+            return reference(kind, value)
+        if isinstance(value, str) and value in _TABLES[kind]:
+            return _TABLES[kind][value]
+    raise Refused("a stored argument is of a known kind", value=repr(data)[:80], place="graph.json")
+
+
+def dtype_named(name: Any) -> Any:
+    """Return a torch type by its name, `float32`.
+
+    Raises:
+        Refused: there is none of this name.
+    """
+    if not isinstance(name, str) or name not in _DTYPES:
+        raise Refused("a tensor has a known type", value=repr(name)[:80], place="graph.json")
+    return _DTYPES[name]
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return the name of a torch type, without `torch.`."""
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,89 @@
+"""The self-contained form of a torch artefact: the graph as data beside the weights; no class is needed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from penjing.backends.torch.capture import capture
+from penjing.backends.torch.exported import ExportedNet
+from penjing.backends.torch.graph_reader import net_of
+from penjing.backends.torch.graph_writer import describe
+from penjing.backends.torch.verify import TOLERANCE, difference, probes, run_quietly
+from penjing.core.backend import Arrays
+from penjing.core.errors import Refused
+from penjing.targets import torch_weights
+
+GRAPH = "graph.json"
+CONSTANTS = "graph.safetensors"
+"""Tensors that the graph uses and the state dict does not hold, where there are any."""
+
+
+def write(module: torch.nn.Module, example: Arrays, folder: Path, weights: Path) -> str:
+    """Write a module's graph into a folder and try it: read back, it must give the module's outputs.
+
+    Args:
+        weights: the module's tensors, written already.
+
+    Returns:
+        An empty string, or why the module has no self-contained form; then nothing is written.
+    """
+    try:
+        captured = capture(module, example)
+        data, constants = describe(module, captured)
+        (folder / GRAPH).write_text(json.dumps(data, separators=(",", ":"), allow_nan=False), "utf-8")
+        if constants:
+            save_file(constants, folder / CONSTANTS)
+        inputs = probes(captured)
+        found, wanted = (_leaves(run_quietly(net, inputs)) for net in (read(folder, weights), module))
+        _compare(found, wanted)
+    except Refused as refusal:
+        for name in (GRAPH, CONSTANTS):
+            (folder / name).unlink(missing_ok=True)
+        return str(refusal)
+    return ""
+
+
+def read(folder: Path, weights: Path) -> ExportedNet:
+    """Make the module that a folder's graph describes, with its weights; it trains and exports.
+
+    Only operators of aten are looked up by name; nothing in the file is run as code.
+
+    Raises:
+        Refused: damaged files, or a graph that holds anything else.
+    """
+    try:
+        data = json.loads((folder / GRAPH).read_text("utf-8"))
+        constants = load_file(folder / CONSTANTS) if (folder / CONSTANTS).is_file() else {}
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise Refused("the stored graph can be read", value=error, place=str(folder)) from error
+    net: ExportedNet = net_of(data, constants).eval()
+    try:
+        torch_weights.load(net, weights)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise Refused("the weights fit the stored graph", value=error, place=str(weights)) from error
+    return net
+
+
+def _compare(found: list[Any], wanted: list[Any]) -> None:
+    if len(found) != len(wanted):
+        raise Refused("the stored graph returns what the model returns", place="model",
+                      value=f"{len(found)} outputs for {len(wanted)}")  # fmt: skip
+    for a, b in zip(found, wanted, strict=True):
+        gap = difference(a, b)
+        if gap > TOLERANCE.get(b.dtype, 0.0):
+            raise Refused("the stored graph computes what the model computes", place="model",
+                          value=f"relative difference {gap:.1e}")  # fmt: skip
+
+
+def _leaves(output: Any) -> list[Any]:
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if isinstance(output, dict):
+        output = list(output.values())
+    return [leaf for item in output for leaf in _leaves(item)] if isinstance(output, list | tuple) else []
