@@ -120,19 +120,16 @@ def prune_layers(
     """
     method, context = work.method, work.context
     changes, masks = list(work.changes), {}
+    exact = _on_damped(solve) if updates else solve
     passes = [part for wave in work.waves for part in work.in_passes(wave)]
     for number, names in enumerate(passes, 1):
         context.say(f"{type(method).__name__}: {', '.join(names)} ({number} of {len(passes)})")
         for name, gram in work.grams(names).items():
-            candidate = work.layers[name]
-            share = method.share if shares is None else shares[name]
-            if share <= 0:
-                changes.append(skipped(method, name, "the allocation keeps all of its weights"))
+            candidate, share = work.layers[name], method.share if shares is None else shares[name]
+            reason = _kept_whole(candidate, gram, share, updates)
+            if reason:
+                changes.append(skipped(method, name, reason))
                 continue
-            if updates and gram.rows < candidate.columns:
-                changes.append(skipped(method, name, _too_few(gram.rows, candidate.columns)))
-                continue
-            exact = _on_damped(solve) if updates else solve
             weight, masks[name], error = pruned(candidate, gram, exact, share, method.zeros)
             context.backend.write(work.model, name, {"weight": weight})
             changes.append(done(method, name, masks[name], relative_error=error))
@@ -140,12 +137,17 @@ def prune_layers(
     return Outcome(work.model, changes)
 
 
+def _kept_whole(candidate: Candidate, gram: Gram, share: float, updates: bool) -> str:
+    if share <= 0:
+        return "the allocation keeps all of its weights"
+    if updates and gram.rows < candidate.columns:
+        few = f"{gram.rows} observations of {candidate.columns} inputs"
+        return f"{few} do not say what each weight is for: raise calibration"
+    return ""
+
+
 def _on_damped(solve: Solve) -> Solve:
     return lambda weight, gram, share, pattern: solve(weight, damped(gram), share, pattern)
-
-
-def _too_few(rows: int, columns: int) -> str:
-    return f"{rows} observations of {columns} inputs do not say what each weight is for: raise calibration"
 
 
 def pruned(
