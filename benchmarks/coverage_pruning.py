@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import sys
 import time
+from collections import Counter
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -84,11 +85,21 @@ def cells(row: dict[str, Any]) -> list[str]:
 
     return [
         row["name"], f"{row['ratio']}", change(row["parameters"]), change(row["multiply_adds"]),
-        str(row["groups"]), str(len(row["frozen"])), _CLASS[row["own_class"]], small(row["matched"]),
+        _groups(row), _frozen(row["frozen"]), _CLASS[row["own_class"]], small(row["matched"]),
         "yes" if row["trained"] else "–", small(row["exported"]), small(row["reloaded"]),
         _seconds(row["analyse_s"]), _seconds(row["cut_s"]),
         "–" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}",
     ]  # fmt: skip
+
+
+def _groups(row: dict[str, Any]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in row["kinds"].items()) or "0"
+
+
+def _frozen(frozen: dict[str, str]) -> str:
+    """Return how many layers are frozen, and the most frequent reason but that they make the output."""
+    reasons = Counter(why.partition(" (")[0] for why in frozen.values() if "output of the model" not in why)
+    return f"{len(frozen)}: {reasons.most_common(1)[0][0]}" if reasons else str(len(frozen))
 
 
 def _short(number: float) -> str:
@@ -103,12 +114,16 @@ def _seconds(value: float | None) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Return the table of the documentation, and under it the failures with their reasons."""
-    lines = []
+    """Return the tables of the documentation: a summary, one table a family, and what failed and why."""
+    failed = [row for row in rows if row["reason"]]
+    apart, units = (sum(row[key] for row in rows if not row["reason"]) for key in ("apart", "units"))
+    names = {row["name"] for row in rows}
+    counts = f"{len(rows) - len(failed)} went through, {len(failed)} did not"
+    lines = [f"{len(names)} architectures, {len(rows)} rows: {counts}. Zeroed weights check {apart:,} of the "
+             f"{units:,} units that went."]  # fmt: skip
     for family in dict.fromkeys(row["family"] for row in rows):
         lines += [f"\n## {family.capitalize()}\n", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in rows if row["family"] == family]
-    failed = [row for row in rows if row["reason"]]
     lines += ["\n## What did not go through\n"]
     lines += [f"- `{r['name']}` at {r['ratio']}, {r['stage']}: {r['reason']}" for r in failed] or ["Nothing."]
     return "\n".join(lines)
@@ -116,9 +131,23 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 def _line(row: dict[str, Any], seconds: float) -> str:
     words = "  ".join(cells(row)[1:])
-    return f"{row['name']:<26} {words}  [{seconds:.0f} s]" + (
-        f"\n    {row['stage']}: {row['reason']}" if row["reason"] else ""
-    )
+    failure = f"\n    {row['stage']}: {row['reason']}" if row["reason"] else ""
+    return f"{row['name']:<26} {words}  [{seconds:.0f} s]{failure}"
+
+
+def run(names: list[str], ratios: list[float], onnx: bool) -> list[dict[str, Any]]:
+    """Examine architectures at ratios one after the other, and show each row when it is there."""
+    if not names:
+        sys.exit("no architecture matches")
+    torch.set_num_threads(1)
+    _warm_up(names)
+    rows = []
+    for name in names:
+        for ratio in ratios:
+            start = time.perf_counter()
+            rows.append(one_row(ARCHITECTURES[name], ratio, onnx))
+            print(_line(rows[-1], time.perf_counter() - start), file=sys.stderr, flush=True)
+    return rows
 
 
 def main() -> int:
@@ -130,19 +159,13 @@ def main() -> int:
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.3, 0.7])
     parser.add_argument("--no-onnx", action="store_true", help="leave out the export, which takes longest")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--read", type=Path, help="take the rows from such a file and run nothing")
     parser.add_argument("--markdown", action="store_true", help="print the table of the documentation")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    names = selected(arguments.only)
-    if not names:
-        sys.exit(f"no architecture matches {arguments.only}")
-    _warm_up(names)
-    rows = []
-    for name in names:
-        for ratio in arguments.ratio:
-            start = time.perf_counter()
-            rows.append(one_row(ARCHITECTURES[name], ratio, not arguments.no_onnx))
-            print(_line(rows[-1], time.perf_counter() - start), file=sys.stderr, flush=True)
+    if arguments.read:
+        rows = json.loads(arguments.read.read_text(encoding="utf-8"))
+    else:
+        rows = run(selected(arguments.only), arguments.ratio, not arguments.no_onnx)
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
     if arguments.markdown:

@@ -33,8 +33,9 @@ class Row:
     """One architecture at one ratio.
 
     `stage` is the step at which it failed, `reason` why; both are empty where all went well. Differences are
-    the largest absolute one over the largest expected value. Memory is what the process took beyond the model
-    and the libraries, in MB. `apart` counts the units that the independent check covers, of `units` cut.
+    the largest absolute one over the largest expected value. Seconds are those of one processor. Memory is
+    what the process took beyond the model and the libraries, in MB. `apart` counts the units that the
+    independent check covers, of `units` cut.
     """
 
     name: str
@@ -97,10 +98,10 @@ def _examine(architecture: Architecture, row: Row, onnx: bool) -> None:
     row.stage = "build"
     model = BACKEND.select(architecture.build(), architecture.output)
     example = architecture.example()
-    start, begin = time.perf_counter(), _peak_mb()
+    start, begin = time.process_time(), _peak_mb()
     row.stage = "analyse"
     groups = BACKEND.groups(model, example)
-    row.analyse_s = time.perf_counter() - start
+    row.analyse_s = time.process_time() - start
     row.groups, row.frozen = len(groups.groups), dict(groups.frozen)
     row.kinds = dict(Counter(group.kind for group in groups.groups))
     kept = chosen(model, groups, row.ratio)
@@ -108,9 +109,9 @@ def _examine(architecture: Architecture, row: Row, onnx: bool) -> None:
     if not kept:
         top = Counter(groups.frozen.values()).most_common(1)
         raise Wrong(f"nothing to prune: {top[0][0] if top else 'no layer has channels'}")
-    row.stage, start = "cut", time.perf_counter()
+    row.stage, start = "cut", time.process_time()
     small = BACKEND.keep(model, groups, kept)
-    row.cut_s, row.memory_mb = time.perf_counter() - start, _peak_mb() - begin
+    row.cut_s, row.memory_mb = time.process_time() - start, _peak_mb() - begin
     row.own_class = not any(isinstance(module, ExportedNet) for module in small.modules())
     row.stage = "match"
     _match(row, model, small, groups, kept, example)
@@ -122,7 +123,7 @@ def _examine(architecture: Architecture, row: Row, onnx: bool) -> None:
     row.parameters = tuple(c.parameters for c in counts)
     row.multiply_adds = tuple(c.multiply_adds for c in counts)
     row.stage = "method"
-    _by_method(model, example, row.ratio)
+    _by_method(row, model, example)
     with tempfile.TemporaryDirectory() as folder:
         row.stage = "reload"
         row.reloaded = _reload(architecture, small, example, Path(folder))
@@ -233,12 +234,16 @@ def _train(model: Any, example: Any) -> None:
         raise Wrong("the output after one step is not finite")
 
 
-def _by_method(model: Any, example: Any, ratio: float) -> None:
-    """Take the way that users take: the method, on a task, in a plan."""
+def _by_method(row: Row, model: Any, example: Any) -> None:
+    """Take the way that users take: the method, in a plan, on a task."""
     targets = np.zeros(len(example[0]), np.int64)
     parts = {name: Split(example, targets, name) for name in ("train", "valid", "test")}
     task = pj.Task(**parts, loss=torch.nn.functional.cross_entropy, prepared=True)
-    pj.apply(model, pj.PruneChannels(ratio, round_to=1), task)
+    method = pj.PruneChannels(row.ratio, round_to=1, units=("channel", "head", "hidden"))
+    applied = pj.apply(model, method, task)
+    left = sum(parameter.numel() for parameter in applied.model.parameters())
+    if left != row.parameters[1]:
+        raise Wrong(f"the method leaves {left} parameters, the cut by hand {row.parameters[1]}")
 
 
 def _reload(architecture: Architecture, small: Any, example: Any, folder: Path) -> float:
