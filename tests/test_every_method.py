@@ -215,6 +215,15 @@ ROWS = {
         after=(pj.PruneChannels(0.5),),
         kinds=WEIGHTED,
     ),
+    "match-statistics": Row(
+        pj.MatchStatistics(examples=128),
+        ("torch",),
+        {"examples": [0, 31, 2.5, "all"], "variance": ["both", 2], "shrinkage": [-0.1, 1.1, math.nan]},
+        refused={"numpy": NO_HANDLER, "onnx": IN_FRAMEWORK},
+        after=(pj.PruneChannels(0.5),),
+        kinds=(*WEIGHTED, "batchnorm"),
+        one="pointwise_bn",
+    ),
     "fine-tune": Row(
         pj.FineTune(**TRAIN), ("torch",), WRONG_RECIPE, refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER}
     ),

@@ -42,6 +42,7 @@ _NAMES = {
     "ReestimateBatchNorm": "penjing.repair.batchnorm",
     "CorrectBias": "penjing.repair.bias",
     "LeastSquares": "penjing.repair.least_squares",
+    "MatchStatistics": "penjing.repair.match_statistics",
     "FineTune": "penjing.train.finetune",
     "Distill": "penjing.distill.logits",
     "Int8Static": "penjing.quantize.int8_static",
@@ -95,6 +96,7 @@ if TYPE_CHECKING:
     from penjing.repair.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from penjing.repair.bias import CorrectBias as CorrectBias
     from penjing.repair.least_squares import LeastSquares as LeastSquares
+    from penjing.repair.match_statistics import MatchStatistics as MatchStatistics
     from penjing.run.optimize import optimize as optimize
     from penjing.run.record import Result as Result
     from penjing.run.verify import verify as verify

@@ -118,6 +118,7 @@ METHOD_MODULES = (
     "penjing.repair.batchnorm",
     "penjing.repair.bias",
     "penjing.repair.least_squares",
+    "penjing.repair.match_statistics",
     "penjing.train.finetune",
     "penjing.distill.logits",
     "penjing.quantize.int8_static",
