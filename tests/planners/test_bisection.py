@@ -7,10 +7,12 @@ from penjing.core.budget import Budget
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured
 from penjing.core.plan import chain, plan_from_json, plan_to_json
 from penjing.core.trial import Trial, broken
-from penjing.planners.bisection import Bisection, Setting, bisection
+from penjing.planners.bisection import Bisection, Lever, Setting, bisection
 from penjing.planners.floor import FLOOR_RATIO, floor_plan
 from penjing.planners.recipes import recipes
 
+REPAIR = chain(pj.LeastSquares(), pj.ReestimateBatchNorm())
+REPAIRED = ["PruneChannels", "LeastSquares", "ReestimateBatchNorm"]
 STATIC, DYNAMIC = chain(pj.Int8Static(), pj.CorrectBias()), chain(pj.Int8Dynamic())
 
 
@@ -55,9 +57,12 @@ class World:
         rounding=None,
         fails=(),
         per_epoch=0.0,
+        depth_knee=0.3,
+        depth_slope=1.0,
     ):
         self.budget, self.knee, self.int8_drop, self.int8_speed = budget, knee, int8_drop, int8_speed
         self.flips, self.rounding, self.fails, self.per_epoch = flips, rounding or {}, set(fails), per_epoch
+        self.depth_knee, self.depth_slope = depth_knee, depth_slope
         self.seen = []
         self.baseline = self.answer(())
         self.seen.clear()
@@ -67,13 +72,16 @@ class World:
         cut = next((m for m in plan if isinstance(m, pj.PruneChannels)), None)
         epochs = sum(m.epochs for m in plan if isinstance(m, pj.Distill))
         ratio = cut.ratio if cut else 0.0
+        depth = next((m.ratio for m in plan if isinstance(m, pj.RemoveBlocks)), 0.0)
         data, name = plan_to_json(plan), str(len(self.seen))
         if ratio in self.fails:
             return Trial(key=name, name=name, plan=data, status="failed", reason="killed")
         int8 = bool({type(m) for m in plan} & {pj.Int8Static, pj.Int8Dynamic})
         drop = max(0.0, ratio - self.knee - self.per_epoch * epochs) + self.int8_drop * int8
+        drop += max(0.0, depth - self.depth_knee) * self.depth_slope
         ms = (
             (1.05 - ratio)
+            * (1 - depth)
             * (self.int8_speed if int8 else 1)
             * (self.rounding.get(cut.round_to, 1) if cut else 1)
         )
@@ -96,12 +104,21 @@ class World:
         precisions=(),
         prunable=True,
         trainable=True,
-        batchnorm=True,
+        repair=REPAIR,
         n_test=10_000,
         widths=(),
+        blocks=0,
     ):
         setting = Setting(
-            self.budget, self.baseline, precisions, prunable, batchnorm, trainable, n_test, widths=widths
+            self.budget,
+            self.baseline,
+            precisions,
+            prunable,
+            repair,
+            trainable,
+            n_test,
+            widths=widths,
+            blocks=blocks,
         )
         planner, trials = bisection(setting, options), []
         try:
@@ -150,7 +167,7 @@ def test_the_margin_of_the_coming_certificate_is_part_of_the_question():
 def test_a_stricter_confidence_passes_less():
     trial = World(Budget(), knee=0.4, flips=0.1).answer(chain(pj.PruneChannels(0.42)))
     settings = [
-        Setting(Budget(max_drop="5%", confidence=c), trial, (), True, True, True, 400) for c in (0.9, 0.99)
+        Setting(Budget(max_drop="5%", confidence=c), trial, (), True, REPAIR, True, 400) for c in (0.9, 0.99)
     ]
     assert [s.passes(trial) for s in settings] == [True, False]
 
@@ -158,7 +175,7 @@ def test_a_stricter_confidence_passes_less():
 def test_precision_is_kept_where_it_is_faster_and_keeps_the_quality():
     trials, _ = World(Budget(max_drop="1%")).run(precisions=(STATIC,))
     assert plan_from_json(trials[0].plan) == STATIC
-    pruned = ["PruneChannels", "ReestimateBatchNorm", "Distill", "Int8Static", "CorrectBias"]
+    pruned = [*REPAIRED, "Distill", "Int8Static", "CorrectBias"]
     assert all(kinds(t) == pruned for t in trials[1:])
 
 
@@ -166,7 +183,7 @@ def test_precision_is_kept_where_it_is_faster_and_keeps_the_quality():
 def test_it_falls_back_to_float_where_int8_breaks_the_quality_or_is_slower(world):
     trials, _ = World(Budget(max_drop="1%"), **world).run(precisions=(DYNAMIC, STATIC))
     assert [plan_from_json(t.plan) for t in trials[:2]] == [DYNAMIC, STATIC]
-    assert all(kinds(t) == ["PruneChannels", "ReestimateBatchNorm", "Distill"] for t in trials[2:])
+    assert all(kinds(t) == [*REPAIRED, "Distill"] for t in trials[2:])
 
 
 def test_a_model_offers_what_it_offers():
@@ -175,10 +192,8 @@ def test_a_model_offers_what_it_offers():
         ["Int8Static", "CorrectBias"]
     ]
     assert world.run(prunable=False)[0] == []
-    assert {tuple(kinds(t)) for t in world.run(batchnorm=False)[0]} == {("PruneChannels", "Distill")}
-    assert {tuple(kinds(t)) for t in world.run(trainable=False)[0]} == {
-        ("PruneChannels", "ReestimateBatchNorm")
-    }
+    assert {tuple(kinds(t)) for t in world.run(repair=())[0]} == {("PruneChannels", "Distill")}
+    assert {tuple(kinds(t)) for t in world.run(trainable=False)[0]} == {tuple(REPAIRED)}
 
 
 def test_without_a_limit_on_quality_the_smallest_ratio_within_the_cost_is_found():
@@ -238,7 +253,7 @@ def test_roundings_are_compared_on_the_clock_without_training():
     options = Bisection(round_to=(4, 8, 16), patience=0)
     trials, _ = World(Budget(max_drop="1%"), rounding={4: 1.2, 8: 0.8, 16: 1.0}).run(options)
     assert [cut_of(t).round_to for t in trials[:3]] == [4, 8, 16]
-    assert all(kinds(t) == ["PruneChannels"] for t in trials[:3])
+    assert all(kinds(t) == REPAIRED for t in trials[:3])
     assert {cut_of(t).round_to for t in trials[3:]} == {8}
     nearly, _ = World(Budget(max_drop="1%"), rounding={4: 1.0, 8: 1.01, 16: 1.04}).run(options)
     assert {cut_of(t).round_to for t in nearly[3:]} == {16}
@@ -247,9 +262,51 @@ def test_roundings_are_compared_on_the_clock_without_training():
 def test_ratios_that_come_to_the_same_structure_are_tried_once():
     world = World(Budget(max_drop="1%"), knee=0.9)
     options = Bisection(round_to=(16,), resolution=0.02)
-    trials, setting = world.run(options, widths=(16, 32, 32))
-    structures = [setting.structure(ratio, 16) for ratio in ratios(trials)]
+    trials, _ = world.run(options, widths=(16, 32, 32))
+    structures = [Lever("l2", 16, (16, 32, 32)).structure(ratio) for ratio in ratios(trials)]
     assert structures == [(16, 16, 16)], "blocks of 16 leave one way to shrink 16, 32, 32"
+
+
+def depths(trials):
+    return [m.ratio for t in trials for m in plan_from_json(t.plan) if isinstance(m, pj.RemoveBlocks)]
+
+
+def test_levers_are_tried_untrained_and_the_cheapest_comes_first():
+    options = Bisection(compare=True, patience=0, resolution=0.1)
+    for slope, first in ((0.1, "RemoveBlocks"), (3.0, "PruneChannels")):
+        world = World(Budget(max_drop="1%"), knee=0.4, depth_slope=slope)
+        trials, setting = world.run(options, blocks=20)
+        assert [kinds(t)[0] for t in trials[:2]] == ["PruneChannels", "RemoveBlocks"]
+        assert not any("Distill" in kinds(t) for t in trials[:2])
+        assert kinds(trials[2])[0] == first
+        assert all("Distill" in kinds(t) for t in trials[2:])
+        best = min((t for t in trials if setting.passes(t)), key=lambda t: t.latency_ms)
+        assert {"RemoveBlocks", "PruneChannels"} <= set(kinds(best)), (
+            "the second lever goes on top of the first"
+        )
+        assert kinds(best)[:2] == ["RemoveBlocks", "PruneChannels"]
+
+
+def test_depth_is_counted_in_whole_blocks():
+    options = Bisection(compare=True, patience=0, resolution=0.02)
+    trials, _ = World(Budget(max_drop="1%"), depth_knee=0.5).run(options, prunable=False, blocks=4)
+    assert [Lever("l2", None, blocks=4).structure(r) for r in depths(trials)] == [(2,), (3,)]
+    assert World(Budget(max_drop="1%")).run(options, prunable=False, blocks=1)[0] == []
+    without = World(Budget(max_drop="1%")).run(Bisection(compare=False), blocks=4)[0]
+    assert depths(without) == []
+
+
+def test_a_lever_that_the_clock_does_not_reward_comes_last():
+    class Deep(World):
+        def answer(self, plan):
+            trial = super().answer(plan)
+            if not any(isinstance(m, pj.PruneChannels) for m in plan):
+                return trial
+            return trial.model_copy(update={"measurement": measurement(1.04)})
+
+    options = Bisection(compare=True, patience=0, resolution=0.2)
+    trials, _ = Deep(Budget(max_drop="1%"), knee=0.9, depth_slope=3.0).run(options, blocks=8)
+    assert kinds(trials[2])[0] == "RemoveBlocks"
 
 
 @pytest.mark.parametrize(

@@ -116,6 +116,9 @@ class Backend(Protocol):
     def groups(self, model: Model, example: Arrays) -> Groups:
         """Return the coupled channels of the model, by propagating dimensions through its graph."""
 
+    def blocks(self, model: Model, example: Arrays) -> tuple[str, ...]:
+        """Name the whole blocks that could be taken out, in the order in which they run."""
+
     def keep(self, model: Model, groups: Groups, kept: Mapping[str, NDArray[np.int64]]) -> Model:
         """Return the model with only the units `kept[group.name]` (sorted) of every group named there."""
 

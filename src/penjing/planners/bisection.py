@@ -1,13 +1,17 @@
-"""The first planner: uniform plans, precision by trial, channel ratio by bisection with a margin.
+"""The first planner: precision by trial, then one lever of structure after another, by bisection.
 
 For every precision that the target can run, the model is quantized as it is; the fastest one that keeps
-the quality is combined with channel pruning and distillation from the original. The largest ratio whose
-quality will probably be certified is found by bisection. What the certificate will cost is part of the
-question: a trial passes when its drop plus the half-width of the coming test stays within the limit.
+the quality goes on. Levers are the share of channels that goes, rounded as kernels like it, and the share of
+whole blocks. Where there is time each is tried once, repaired and measured but not trained, and the one that
+loses least for the time that it saves comes first. The largest share whose quality will probably be certified
+after recovery is found by bisection, then that of the next lever on top of it. What the certificate will cost
+is part of the question: a trial passes when its drop plus the half-width of the coming test stays within the
+limit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -23,8 +27,8 @@ from penjing.core.search import Planner
 from penjing.core.trial import Trial
 from penjing.distill.logits import Distill
 from penjing.planners.forecast import WITHOUT_TIME
+from penjing.prune.blocks import RemoveBlocks
 from penjing.prune.channels import PruneChannels
-from penjing.repair.batchnorm import ReestimateBatchNorm
 
 LEAST_EVIDENCE = 3.0
 """Even if no prediction changes, n examples bound the drop by about 3 / n at best (the rule of three)."""
@@ -45,8 +49,9 @@ class Bisection(Value):
         resolution: the search ends when the ratio is known to within this.
         epochs: of distillation in each trial; None: as many as the time allows.
         patience: how often the smallest ratio that failed is tried again, each time with twice the epochs.
-        round_to: kept widths are multiples of this; several values are compared on the clock first,
-            untrained; the driver compares `ROUNDINGS` where there is time for it.
+        round_to: kept widths are multiples of this; where there are several, or `compare` is set, every lever
+            is tried untrained first.
+        compare: whether whole blocks are a lever too, compared with channels at `first`.
     """
 
     first: float = Field(default=0.5, gt=0, lt=1)
@@ -54,6 +59,7 @@ class Bisection(Value):
     epochs: float | None = Field(default=None, gt=0)
     patience: int = Field(default=1, ge=0)
     round_to: tuple[int, ...] = ROUNDINGS[:1]
+    compare: bool = False
     score: Literal["l2", "taylor"] = "taylor"
 
 
@@ -64,25 +70,24 @@ class Setting:
     Attributes:
         baseline: the float model in the target, as a trial of the empty plan.
         precisions: the recipes of the stage PRECISION that this model and target allow.
-        prunable, batchnorm, trainable: what the model offers.
+        prunable, trainable: what the model offers.
+        repair: what follows every cut.
         n_test: examples of the split that will certify.
         training_precision: in which training was found faster on this machine.
         widths: units of each group of channels; empty where they are not known.
+        blocks: how many whole blocks could go.
     """
 
     budget: Budget
     baseline: Trial
     precisions: tuple[Plan, ...]
     prunable: bool
-    batchnorm: bool
+    repair: Plan
     trainable: bool
     n_test: int
     training_precision: Literal["float32", "bfloat16"] = "float32"
     widths: tuple[int, ...] = ()
-
-    def structure(self, ratio: float, round_to: int) -> tuple[float, ...]:
-        """Return what a ratio comes to: equal structures are not tried twice."""
-        return tuple(kept_width(width, ratio, 1, round_to) for width in self.widths) or (ratio,)
+    blocks: int = 0
 
     def passes(self, trial: Trial) -> bool:
         """Tell whether a trial will probably be certified: drop + z sqrt(flips / n_test) within the limit."""
@@ -98,26 +103,115 @@ class Setting:
         return bool(trial.drop + half_width <= self.budget.max_drop)
 
 
+@dataclass(frozen=True)
+class Lever:
+    """One thing to turn: which share of the channels goes, or which share of the blocks.
+
+    `round_to` is of channels, in groups of these `widths`; None for whole blocks: there are `blocks`.
+    """
+
+    score: Literal["l2", "taylor"]
+    round_to: int | None
+    widths: tuple[int, ...] = ()
+    blocks: int = 0
+
+    def cut(self, ratio: float) -> Plan:
+        """Return the structural step for a share."""
+        if self.round_to is None:
+            return (RemoveBlocks(ratio=ratio),)
+        return (PruneChannels(ratio=ratio, score=self.score, round_to=self.round_to),)
+
+    def structure(self, ratio: float) -> tuple[float, ...]:
+        """Return what a share comes to: equal structures are not tried twice."""
+        if self.round_to is None:
+            return (min(math.floor(ratio * self.blocks + 0.5), self.blocks - 1),)
+        return tuple(kept_width(w, ratio, 1, self.round_to) for w in self.widths) or (ratio,)
+
+
 def bisection(setting: Setting, options: Bisection | None = None) -> Planner:
-    """Propose plans; told of each trial, end when the largest ratio that passes is known."""
+    """Propose plans; told of each trial, end when every lever's largest share that passes is known."""
     options = options or Bisection()
-    epochs = options.epochs or WITHOUT_TIME
     best = setting.baseline
     for plan in setting.precisions:
         trial = yield plan
         if setting.passes(trial) and _faster(trial, best):
             best = trial
-    if not setting.prunable:
-        return
-    precision = plan_from_json(best.plan)
-    round_to = yield from _rounding(setting, options, precision)
-    low, high, ratio = 0.0, 1.0, options.first
+    search = _Search(setting, options, plan_from_json(best.plan))
+    levers = yield from _levers(search, best)
+    for number, lever in enumerate(levers):
+        first = options.first / 2**number
+        best = yield from _bisect(search, lever, best, first)
+
+
+@dataclass
+class _Search:
+    """What is fixed (precision) and what was found so far (the cut of the levers that are done)."""
+
+    setting: Setting
+    options: Bisection
+    precision: Plan
+    cut: Plan = ()
+
+    def plan(self, step: Plan, epochs: float | None) -> Plan:
+        """Return a whole plan with one more structural step, trained where epochs are given."""
+        structure = sorted((*self.cut, *step), key=lambda method: isinstance(method, PruneChannels))
+        recovers: Plan = ()
+        if self.setting.trainable and epochs is not None:
+            precision = self.setting.training_precision
+            recovers = (Distill(epochs=epochs, lr=0.1, schedule="one_cycle", precision=precision),)
+        return chain(structure, self.setting.repair, recovers, self.precision)
+
+
+def _levers(search: _Search, best: Trial) -> Generator[Plan, Trial, list[Lever]]:
+    """Return the levers, the most promising first; tried untrained where there is a choice."""
+    setting, options = search.setting, search.options
+    multiples = options.round_to if setting.prunable else ()
+    widths = [Lever(options.score, multiple, widths=setting.widths) for multiple in multiples]
+    shortens = options.compare and setting.blocks > 1
+    depth = [Lever(options.score, None, blocks=setting.blocks)] if shortens else []
+    if len(widths) + len(depth) < 2:
+        return [*widths, *depth]
+    prices: dict[Lever, float] = {}
+    times: dict[Lever, float] = {}
+    for lever in (*widths, *depth):
+        trial = yield search.plan(lever.cut(options.first), None)
+        times[lever] = trial.latency_ms if trial.latency_ms is not None else math.inf
+        prices[lever] = _price(trial, best)
+    chosen = [_coarsest(widths, times)] if widths else []
+    return sorted([*chosen, *depth], key=lambda lever: prices[lever])
+
+
+def _coarsest(widths: list[Lever], times: dict[Lever, float]) -> Lever:
+    """Return the coarsest rounding among the fastest.
+
+    Kernels work on blocks of channels, so that a coarser multiple can be as fast as a finer one that removes
+    more: within a twentieth, the coarsest is taken.
+    """
+    fastest = min(times[lever] for lever in widths)
+    return max((x for x in widths if times[x] <= CLOSE * fastest), key=lambda x: x.round_to or 0)
+
+
+def _price(trial: Trial, best: Trial) -> float:
+    """Return the quality that a lever costs, repaired and untrained, for each factor e of time saved."""
+    if trial.latency_ms is None or not best.latency_ms:
+        return math.inf if trial.drop is None else trial.drop
+    saved = math.log(best.latency_ms / trial.latency_ms)
+    if saved <= math.log(CLOSE) or trial.drop is None:
+        return math.inf
+    return max(trial.drop, 0.0) / saved
+
+
+def _bisect(search: _Search, lever: Lever, best: Trial, first: float) -> Generator[Plan, Trial, Trial]:
+    """Find the largest share of one lever that passes, and keep its cut; return the best trial."""
+    setting, options = search.setting, search.options
+    epochs = options.epochs or WITHOUT_TIME
+    low, high, ratio = 0.0, 1.0, first
     failed: float | None = None
-    known: dict[tuple[float, ...], bool] = {setting.structure(0.0, round_to): True}
+    known: dict[tuple[float, ...], bool] = {lever.structure(0.0): True}
     while high - low > options.resolution:
-        structure = setting.structure(ratio, round_to)
+        structure = lever.structure(ratio)
         if structure not in known:
-            trial = yield _plan(setting, options, ratio, round_to, precision, epochs)
+            trial = yield search.plan(lever.cut(ratio), epochs)
             known[structure] = _more(setting, trial, best)
             if known[structure]:
                 best = trial
@@ -125,12 +219,15 @@ def bisection(setting: Setting, options: Bisection | None = None) -> Planner:
                 failed = ratio if _worth_training_longer(setting, trial) else None
         low, high = (ratio, high) if known[structure] else (low, ratio)
         ratio = round((low + high) / 2, 3)
-    if failed is None or not setting.trainable:
-        return
-    for again in range(options.patience):
-        trial = yield _plan(setting, options, failed, round_to, precision, epochs * 2 ** (again + 1))
+    for again in range(options.patience if failed is not None and setting.trainable else 0):
+        assert failed is not None
+        trial = yield search.plan(lever.cut(failed), epochs * 2 ** (again + 1))
         if setting.passes(trial):
-            return
+            low, best = failed, trial if _faster(trial, best) else best
+            break
+    if low > 0:
+        search.cut = (*search.cut, *lever.cut(low))
+    return best
 
 
 def _more(setting: Setting, trial: Trial, best: Trial) -> bool:
@@ -149,31 +246,6 @@ def _more(setting: Setting, trial: Trial, best: Trial) -> bool:
 def _worth_training_longer(setting: Setting, trial: Trial) -> bool:
     """Tell whether quality is what a trial lacked; without a limit on it, more is always wanted."""
     return trial.status == "done" and (setting.budget.max_drop is None or not setting.passes(trial))
-
-
-def _rounding(setting: Setting, options: Bisection, precision: Plan) -> Generator[Plan, Trial, int]:
-    """Compare the roundings on the clock, without training, and return the one that runs fastest.
-
-    Kernels work on blocks of channels, so that a coarser multiple can be as fast as a finer one that removes
-    more: within a twentieth, the coarsest is taken.
-    """
-    if len(options.round_to) == 1:
-        return options.round_to[0]
-    times: dict[int, float] = {}
-    for multiple in options.round_to:
-        trial = yield chain(PruneChannels(ratio=options.first, score="l2", round_to=multiple), precision)
-        times[multiple] = trial.latency_ms if trial.latency_ms is not None else float("inf")
-    return max(multiple for multiple, ms in times.items() if ms <= CLOSE * min(times.values()))
-
-
-def _plan(
-    setting: Setting, options: Bisection, ratio: float, round_to: int, precision: Plan, epochs: float
-) -> Plan:
-    cut = PruneChannels(ratio=ratio, score=options.score, round_to=round_to)
-    repair = (ReestimateBatchNorm(),) if setting.batchnorm else ()
-    recover = Distill(epochs=epochs, lr=0.1, schedule="one_cycle", precision=setting.training_precision)
-    recovers = (recover,) if setting.trainable else ()
-    return chain(cut, repair, recovers, precision)
 
 
 def _faster(trial: Trial, than: Trial) -> bool:

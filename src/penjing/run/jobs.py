@@ -113,6 +113,7 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int, hu
         if groups is None
         else [{"name": g.name, "size": g.size, "layers": list(g.layers)} for g in groups.groups],
         "frozen": {} if groups is None else dict(groups.frozen),
+        "blocks": list(backend.blocks(model, example)),
         "eager": eager and not unsent,
         "noise": noise,
         "spread": spread,

@@ -25,7 +25,7 @@ from penjing.planners.bisection import ROUNDINGS, Bisection, Setting, bisection
 from penjing.planners.floor import floor_plan
 from penjing.planners.forecast import Forecast, Timing, forecast
 from penjing.planners.recipes import recipes
-from penjing.planners.recovery import epochs_of
+from penjing.planners.recovery import epochs_of, repairs
 from penjing.run.certification import certify_and_judge
 from penjing.run.evaluate import REFERENCE, apart_from_memory, evaluate, judge, measure_candidates
 from penjing.run.jobs import survey
@@ -87,17 +87,19 @@ def _run(session: Session) -> Result:
     baselines = session.once("baseline", None, partial(_baseline, session, facts))
     baseline = Trial.model_validate(baselines["trial"])
     write_best(session, [baseline])
-    precisions = recipes({layer["kind"] for layer in facts["layers"]}, session.target)
+    kinds = {layer["kind"] for layer in facts["layers"]}
+    precisions = recipes(kinds, session.target)
     setting = Setting(
         budget=session.budget,
         baseline=baseline,
         precisions=precisions,
         prunable=any(group["size"] > 1 for group in facts["groups"]),
-        batchnorm=any(layer["kind"] == "batchnorm" for layer in facts["layers"]),
+        repair=repairs(kinds, facts["backend"]),
         trainable=facts["epoch_seconds"] is not None,
         training_precision=facts["precision"] or "float32",
         n_test=len(session.task.test),
         widths=tuple(group["size"] for group in facts["groups"]),
+        blocks=len(facts["blocks"]),
     )
     plans = _forecast(session, facts, baseline, setting)
     trials = [] if plans.met else _search(session, setting, plans)
@@ -253,13 +255,14 @@ def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
 
 
 def _affordable(session: Session, plans: Forecast) -> Bisection:
-    """Fix the epochs; compare roundings where trials and time allow and the user did not choose one."""
+    """Fix the epochs; compare levers where trials and time allow and the user did not choose."""
     options, budget = session.options, session.budget
-    slow = budget.time is not None and len(ROUNDINGS) * plans.cheap_seconds > FLOOR_SHARE * budget.time
+    probes = len(ROUNDINGS) + 1
+    slow = budget.time is not None and probes * plans.cheap_seconds > FLOOR_SHARE * budget.time
     few = budget.trials is not None and budget.trials < PROBED_TRIALS
-    chosen = "round_to" in options.model_fields_set
-    rounding = options.round_to if chosen or slow or few else ROUNDINGS
-    return options.model_copy(update={"epochs": options.epochs or plans.epochs, "round_to": rounding})
+    wanted = {} if slow or few else {"round_to": ROUNDINGS, "compare": True}
+    free = {name: value for name, value in wanted.items() if name not in options.model_fields_set}
+    return options.model_copy(update={"epochs": options.epochs or plans.epochs, **free})
 
 
 def _next_seconds(plans: Forecast, plan: Plan, done: list[Trial]) -> float:

@@ -76,6 +76,10 @@ class NumpyBackend:
         """Return the coupled channels."""
         return find_groups(model, example)
 
+    def blocks(self, model: Any, example: Arrays) -> tuple[str, ...]:
+        """Find no block: nothing of this backend is called as one."""
+        return ()
+
     def keep(self, model: NumpyNet, groups: Groups, kept: Mapping[str, NDArray[np.int64]]) -> NumpyNet:
         """Return a net with only the units `kept[group.name]` of every group named there."""
         return cut(model, groups, kept)

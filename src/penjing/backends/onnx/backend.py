@@ -97,6 +97,10 @@ class OnnxBackend:
         """Refuse: channels are pruned before a model becomes ONNX."""
         raise _no_pruning()
 
+    def blocks(self, model: Any, example: Arrays) -> tuple[str, ...]:
+        """Find no block: nothing of this backend is called as one."""
+        return ()
+
     def keep(self, model: OnnxModel, groups: Groups, kept: Mapping[str, NDArray[np.int64]]) -> OnnxModel:
         """Refuse: channels are pruned before a model becomes ONNX."""
         raise _no_pruning()

@@ -9,7 +9,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.backends.torch import check, cut, masks, observe, onnx_file, operations, sensitivity, tensors
+from penjing.backends.torch import (
+    blocks,
+    check,
+    cut,
+    masks,
+    observe,
+    onnx_file,
+    operations,
+    sensitivity,
+    tensors,
+)
 from penjing.backends.torch.capture import capture
 from penjing.backends.torch.flow import TorchGroups, label
 from penjing.backends.torch.verify import check_capture
@@ -49,6 +59,10 @@ class TorchBackend:
         captured = capture(model, example)
         check_capture(model, captured)
         return label(model, captured)
+
+    def blocks(self, model: Model, example: Arrays) -> tuple[str, ...]:
+        """Name the blocks that could be taken out; see `blocks.find_blocks`."""
+        return tuple(blocks.find_blocks(model, example).found)
 
     def keep(self, model: Model, groups: Groups, kept: Mapping[str, NDArray[np.int64]]) -> Model:
         """Return a copy with only the kept units; see `cut.keep`."""
