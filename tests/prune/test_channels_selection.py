@@ -149,10 +149,11 @@ def test_floors_and_ceilings_by_layer(net, task):
     }
     assert widths(applied.model)["stem"] == 15, "0.9 of 16 rounded up"
     reasons = {c.layer: c.reason for c in applied.changes}
-    assert reasons["one.a"] == "the floor keeps 20% of the channels"
+    assert reasons["one.a"] == "the floor keeps 20% of 24 channels"
     limited = cut(net, task, 0.05, ceiling=(("one.a", 0.5),))
     assert widths(limited.model)["one.a"] == 12
     assert widths(limited.model)["two.a"] == 38
+    assert {c.layer: c.reason for c in limited.changes}["one.a"] == "the ceiling keeps 50% of 24 channels"
 
 
 def test_a_share_that_cannot_go_is_refused_with_the_largest_that_can(net, task):
@@ -264,6 +265,17 @@ def test_a_group_that_a_score_cannot_see_is_skipped_with_the_reason(score, task)
     assert widths(applied.model) == {"a": 8, "b": 4, "c": 4, "d": 3}
     reasons = {c.layer: c.reason for c in applied.changes}
     assert reasons["a"] == f"no score {score}: {SCORES[score].absent}"
+
+
+def test_a_transposed_convolution_is_reported_with_outputs_and_inputs_in_their_places():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ConvTranspose2d(8, 12, 3), nn.Flatten(), nn.Linear(432, 3))
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(96, 1, 6, 6)).astype("float32"), rng.integers(0, 3, 96)
+    images = pj.Task(train=(x, y), valid=(x[:32] + 1, y[:32]), test=(x[32:64] + 2, y[32:64]))
+    applied = apply(model.eval(), pj.PruneChannels(0.5, round_to=1), images)
+    detail = {c.layer: c.detail for c in applied.changes}["1"]
+    assert detail == {"out_before": 12, "out_after": 6, "in_before": 8, "in_after": 4}
 
 
 def test_kinds_of_units_that_are_not_named_stay(net, task):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from penjing.arrays.ranking import Kept, Ranking, bounds, classes, smallest_cut
+from penjing.arrays.ranking import Bounds, Kept, Ranking, bounds, classes, smallest_cut
 from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -35,9 +35,11 @@ def prune_channels(model: Model, method: PruneChannels, context: Context) -> Out
         scored = [group for group in chosen if group.name in scores]
         ranking = _ranking(scored, scores, method, before)
         result, kept = _cut(model, method, context, (groups, ranking, before))
-        by_group |= {group.name: report.why_width(group, kept, method) for group in scored}
-    after = context.backend.layers(result)
-    return Outcome(result, report.changes(before, after, report.by_layer(groups, by_group), context))
+        for group in scored:
+            width = len(kept.get(group.name, range(group.size)))
+            by_group[group.name] = report.why_width(group, width, _allowed(group, method), method)
+    reasons = report.by_layer(groups, by_group)
+    return Outcome(result, report.changes(before, context.backend.layers(result), groups, reasons, context))
 
 
 def _groups(model: Model, method: PruneChannels, context: Context) -> Groups:
@@ -49,11 +51,13 @@ def _ranking(
     groups: list[Group], scores: dict[str, Any], method: PruneChannels, layers: tuple[Layer, ...]
 ) -> Ranking:
     kinds = {layer.name: layer.kind for layer in layers}
-    allowed = {
-        g.name: bounds(g, method.round_to, method.floor_of(g.layers), method.ceiling_of(g.layers))
-        for g in groups
-    }
+    allowed = {group.name: _allowed(group, method) for group in groups}
     return Ranking(classes(groups, kinds, method.selection), scores, allowed)
+
+
+def _allowed(group: Group, method: PruneChannels) -> Bounds:
+    floor, ceiling = method.floor_of(group.layers), method.ceiling_of(group.layers)
+    return bounds(group, method.round_to, floor, ceiling)
 
 
 def _cut(

@@ -6,15 +6,17 @@ from collections.abc import Mapping
 from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
+from penjing.arrays.ranking import Bounds
 from penjing.arrays.scores import SCORES
+from penjing.arrays.selection import kept_width
 from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.method import Change
 from penjing.prune.channels.method import PruneChannels
 
 _KINDS = ("conv", "depthwise", "linear")
+_UNITS = {"head width": "positions in heads", "hidden": "hidden channels"}
 
 
 def why_left_out(group: Group, method: PruneChannels, context: Context) -> str:
@@ -32,20 +34,22 @@ def why_unscored(method: PruneChannels) -> str:
     return f"no score {method.score}: {SCORES[method.score].absent}"
 
 
-def why_width(group: Group, kept: Mapping[str, NDArray[np.int64]], method: PruneChannels) -> str:
-    """Say why a scored group keeps all units, or more than the ratio asks for; nothing otherwise."""
-    width = len(kept.get(group.name, range(group.size)))
+def why_width(group: Group, width: int, allowed: Bounds, method: PruneChannels) -> str:
+    """Say why a scored group keeps all units, or more or fewer than the ratio asks for; nothing otherwise."""
+    units = _UNITS.get(group.kind, f"{group.kind}s")
+    multiple = f"{method.round_to} channels" if allowed.step == method.round_to else f"{allowed.step} {units}"
     uniform = method.of == "units" and method.selection == "local"
+    wanted = kept_width(group.size, method.ratio, len(np.unique(group.blocks)), allowed.step)
+    if uniform and width != wanted:
+        bound, share = ("floor", method.floor_of) if width > wanted else ("ceiling", method.ceiling_of)
+        return f"the {bound} keeps {share(group.layers):.0%} of {group.size} {units}"
     if width == group.size:
-        if uniform or group.size <= method.round_to:
-            return f"{group.size} {group.kind}s, rounded to a multiple of {method.round_to}, stay whole"
-        return f"all {group.size} {group.kind}s rank above those that go"
-    if not uniform or group.size * (1 - method.ratio) >= width / 2:
-        return ""
-    floor = method.floor_of(group.layers)
-    if width > method.round_to and width - method.round_to < floor * group.size:
-        return f"the floor keeps {floor:.0%} of the {group.kind}s"
-    return f"the ratio would leave less than one multiple of {method.round_to} channels"
+        if uniform or group.size <= allowed.step:
+            return f"{group.size} {units}, rounded to a multiple of {multiple}, stay whole"
+        return f"all {group.size} {units} rank above those that go"
+    if uniform and group.size * (1 - method.ratio) < width / 2:
+        return f"the ratio would leave less than one multiple of {multiple}"
+    return ""
 
 
 def by_layer(groups: Groups, by_group: Mapping[str, str]) -> dict[str, str]:
@@ -59,23 +63,33 @@ def by_layer(groups: Groups, by_group: Mapping[str, str]) -> dict[str, str]:
 
 
 def changes(
-    before: tuple[Layer, ...], after: tuple[Layer, ...], reasons: Mapping[str, str], context: Context
+    before: tuple[Layer, ...],
+    after: tuple[Layer, ...],
+    groups: Groups,
+    reasons: Mapping[str, str],
+    context: Context,
 ) -> list[Change]:
     """Return a change for every convolution and linear layer that the plan covers or that lost inputs.
 
     Other layers (embeddings, attention in one module) are listed where they shrank.
     """
-    new = {layer.name: layer for layer in after}
+    new, turned = {layer.name: layer for layer in after}, _turned(groups)
     found = []
     for layer in before:
-        change = _change(layer, new[layer.name], reasons.get(layer.name, ""))
+        change = _change(layer, new[layer.name], layer.name in turned, reasons.get(layer.name, ""))
         if change.done or (layer.kind in _KINDS and context.covers(layer.name)):
             found.append(change)
     return found
 
 
-def _change(before: Layer, after: Layer, reason: str) -> Change:
-    (out, columns), (new_out, new_columns) = _widths(before), _widths(after)
+def _turned(groups: Groups) -> set[str]:
+    """Return the layers whose weight has inputs on its first axis (transposed convolutions, tables)."""
+    slots = [slot for group in groups.groups for slot in group.slots if slot.tensor == "weight"]
+    return {slot.layer for slot in slots if slot.axis == (0 if slot.role == "in" else 1)}
+
+
+def _change(before: Layer, after: Layer, turned: bool, reason: str) -> Change:
+    (out, columns), (new_out, new_columns) = _widths(before, turned), _widths(after, turned)
     detail: dict[str, float | int | str] = {
         "out_before": out, "out_after": new_out, "in_before": columns, "in_after": new_columns,
     }  # fmt: skip
@@ -86,8 +100,8 @@ def _change(before: Layer, after: Layer, reason: str) -> Change:
     )  # fmt: skip
 
 
-def _widths(layer: Layer) -> tuple[int, int]:
-    """Return rows and columns of a layer's largest matrix; 0, 0 where it has none."""
+def _widths(layer: Layer, turned: bool) -> tuple[int, int]:
+    """Return outputs and inputs of a layer's largest matrix; 0, 0 where it has none."""
     matrices = [shape for shape in layer.shapes.values() if len(shape) > 1]
-    largest = layer.shapes.get("weight") if layer.kind in _KINDS else max(matrices, key=prod, default=None)
-    return (0, 0) if largest is None or len(largest) < 2 else (largest[0], largest[1])
+    shape = max(matrices, key=prod, default=(0, 0))
+    return (shape[1], shape[0]) if turned else (shape[0], shape[1])

@@ -86,9 +86,9 @@ def _inputs(
     slots = [slot for group in groups for slot in consumers(group)]
     # Attention in one module has several inputs, and its weights names of their own.
     wanted = list(dict.fromkeys(slot.layer for slot in slots if slot.tensor == "weight"))
-    seen = [layer for layer in wanted if _observed(model, [layer], context)]
-    if _observed(model, wanted, context):
-        seen = wanted
+    seen = wanted
+    if not _observed(model, wanted, context):
+        seen = [layer for layer in wanted if _observed(model, [layer], context)]
     data = islice(context.task.train.batches(method.size, context.seed), method.batches)
     for batch in context.backend.observe(model, seen, data):
         yield {layer: x for layer, (x, _) in batch.items()}
