@@ -9,7 +9,7 @@ from torch import nn  # noqa: E402
 
 import penjing as pj  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
-from penjing.backends.torch.blocks import PassThrough  # noqa: E402
+from penjing.backends.torch.pass_through import PassThrough  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -117,3 +117,32 @@ def test_a_regression_is_judged_by_its_error(task):
         full, model = pair_net()(x), pair_net()
         model[0][1] = nn.Identity()
         assert alone == pytest.approx(float((model(x) - full).square().sum() / full.square().sum()), abs=1e-5)
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+
+    def forward(self, x):
+        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+
+
+def test_depth_then_width_then_integers_is_delivered(tmp_path):
+    pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(96, 1, 8, 8)).astype("float32"), rng.integers(0, 3, 96)
+    task = pj.Task(train=(x, y), valid=(x[:32], y[:32]), test=(x[32:64], y[32:64]))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.Sequential(*[Residual(16) for _ in range(3)]),
+                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))  # fmt: skip
+    plan = pj.chain(pj.RemoveBlocks(count=1), pj.PruneChannels(0.5), pj.ReestimateBatchNorm(batches=1),
+                    pj.Int8Static(calibration=32))  # fmt: skip
+    float_model = pj.apply(model, plan[:-1], task).model
+    convolutions = [m for m in float_model.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.weight.shape[0] for m in convolutions] == [8] * 5
+    applied = pj.apply(model, plan, task)
+    pj.deliver(applied.model, plan, pj.Target(), tmp_path / "a", example=(x[:1],))
+    found, wanted = pj.load(tmp_path / "a")(x), BACKEND.run(float_model, (x,))
+    assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from penjing import Refused
 from penjing.backends.torch import BACKEND
-from penjing.backends.torch.blocks import PassThrough, find_blocks, take_out
+from penjing.backends.torch.blocks import find_blocks, take_out
 from penjing.backends.torch.history import history
+from penjing.backends.torch.pass_through import PassThrough
 from penjing.backends.torch.shortened import Shortened
 
 IMAGE = (np.random.default_rng(0).normal(size=(2, 3, 8, 8)).astype("float32"),)

@@ -12,8 +12,9 @@ from torch import nn
 
 from penjing.arrays.block_influence import block_influence, divergence
 from penjing.backends.torch.batch_statistics import batchnorms, normalizing_by_batch
-from penjing.backends.torch.blocks import Blocks, Call, main_input, main_output, run_watched, without
+from penjing.backends.torch.blocks import Blocks
 from penjing.backends.torch.observe import run
+from penjing.backends.torch.pass_through import Call, main_input, main_output, run_watched, without
 from penjing.backends.torch.tensors import evaluating, select_output, to_inputs, to_numpy
 from penjing.core.backend import Arrays
 
