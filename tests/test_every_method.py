@@ -87,6 +87,7 @@ WRONG_LAYERWISE = WRONG_SPARSITY | {
     "batch_size": [0, 1.5],
     "sequential": ["perhaps"],
 }
+WRONG_CORRECTED = WRONG_LAYERWISE | {"compensate": ["perhaps"], "allocation": ["best"]}
 INTEGERS = ("onnx", "torch", "numpy")
 EVERYWHERE = ("numpy", "torch", "onnx")
 
@@ -189,12 +190,12 @@ ROWS = {
     ),
     "magnitude-2:4": Row(pj.PruneMagnitude(pattern="2:4"), EVERYWHERE, {}, kinds=WEIGHTED),
     "wanda": Row(pj.PruneWanda(0.5, **FEW), EVERYWHERE, WRONG_LAYERWISE, kinds=WEIGHTED),
-    "sparsegpt": Row(pj.PruneSparseGPT(0.5, **FEW), EVERYWHERE, WRONG_LAYERWISE, kinds=WEIGHTED),
-    "obc": Row(
-        pj.PruneOBC(0.5, **FEW), EVERYWHERE, WRONG_LAYERWISE | {"allocation": ["best"]}, kinds=WEIGHTED
+    "sparsegpt": Row(pj.PruneSparseGPT(0.5, **FEW), EVERYWHERE, WRONG_CORRECTED, kinds=WEIGHTED),
+    "obc": Row(pj.PruneOBC(0.5, **FEW), EVERYWHERE, WRONG_CORRECTED, kinds=WEIGHTED),
+    "alps": Row(pj.PruneALPS(0.5, **FEW), EVERYWHERE, WRONG_CORRECTED, kinds=WEIGHTED),
+    "alps-global": Row(
+        pj.PruneALPS(0.5, allocation="global", compensate=True, **FEW), EVERYWHERE, {}, kinds=WEIGHTED
     ),
-    "obc-global": Row(pj.PruneOBC(0.5, allocation="global", **FEW), EVERYWHERE, {}, kinds=WEIGHTED),
-    "alps": Row(pj.PruneALPS(0.5, **FEW), EVERYWHERE, WRONG_LAYERWISE, kinds=WEIGHTED),
     "batchnorm": Row(
         pj.ReestimateBatchNorm(batches=2, size=40),
         ("numpy", "torch"),

@@ -106,7 +106,7 @@ def test_positions_are_drawn_where_there_are_many(monkeypatch):
 def test_inputs_of_linear_layers_on_sequences_are_rows():
     gram = calibration._empty(Layer("l", "linear", {"weight": (2, 4)}))
     x = RNG.normal(size=(3, 5, 4)).astype("float32")
-    calibration.add_rows(gram, Layer("l", "linear", {"weight": (2, 4)}), x, 100, RNG)
+    calibration.add_rows(gram, Layer("l", "linear", {"weight": (2, 4)}), [x], 100, RNG)
     rows = x.reshape(15, 4).astype(float)
     np.testing.assert_allclose(gram.mean[0], rows.T @ rows / 15, rtol=1e-12)
 

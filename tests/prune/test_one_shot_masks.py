@@ -101,6 +101,25 @@ def test_the_error_reported_is_that_of_the_layers_outputs(images):
     assert change.detail["relative_error"] == pytest.approx(measured, rel=1e-3)
 
 
+def test_compensation_makes_up_for_the_layers_before(images):
+    """With the classifier left out, the last pruned layer's outputs are what the rest of the network gets."""
+    model, found = network(), {}
+    x = np.tile(images, (3, 1, 1, 1))
+    for compensate in (False, True):
+        method = pj.only("0|2|4", pj.PruneALPS(0.7, compensate=compensate, calibration=200))
+        small = pj.apply(model, method, task(x)).model
+        found[compensate] = distance(model[:5], small[:5], images)
+    assert found[True] < 0.9 * found[False]
+
+
+def test_shares_of_the_allocation_hold_for_every_method(images):
+    shares = [
+        {c.layer: c.detail["sparsity"] for c in pj.apply(network(), method, task(images)).changes}
+        for method in (kind(0.7, allocation="global", **FEW) for kind in (pj.PruneOBC, pj.PruneALPS))
+    ]
+    assert shares[0] == pytest.approx(shares[1], abs=0.06)
+
+
 def test_later_layers_see_what_earlier_ones_became(images):
     model = network()
     plan = pj.chain(pj.only("0", pj.PruneSparseGPT(0.8, **FEW)), pj.only("4", pj.PruneSparseGPT(0.8, **FEW)))
@@ -197,8 +216,9 @@ def test_a_layer_with_fewer_observations_than_inputs_stays(images):
 def test_zeros_that_are_there_already(images):
     model = network()
     once = pj.apply(model, pj.PruneMagnitude(0.6, scope="layer"), task(images)).model
-    with pytest.raises(pj.Refused, match=r"already 6\d\.\d% of its weights are zero"):
-        pj.apply(once, pj.PruneMagnitude(0.5), task(images))
+    for scope, whose in (("layer", "its weights"), ("global", "the weights of these layers together")):
+        with pytest.raises(pj.Refused, match=rf"already \d\d\.\d% of {whose} are zero"):
+            pj.apply(once, pj.PruneMagnitude(0.5, scope=scope), task(images))
     more = pj.apply(once, pj.PruneMagnitude(0.8, scope="layer"), task(images)).model
     assert all(value > 0.75 for value in zeros(more).values())
     for name, mask in masks_of(more).items():

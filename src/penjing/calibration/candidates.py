@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +68,9 @@ def candidates(model: Model, method: Sparse, context: Context) -> tuple[list[Can
             skips.append(skipped(method, layer.name, reason))
         else:
             found.append(candidate)
-    return found, skips
+    by_itself = method.alike or method.zeros.group
+    reason = "" if by_itself else _sparse_enough([c.weight for c in found], method)
+    return ([], skips + [skipped(method, c.name, reason) for c in found]) if reason else (found, skips)
 
 
 def _unfit(layer: Layer) -> str:
@@ -89,10 +92,17 @@ def _reason(
     twin = next((other.name for other in others if _same(other.weight, weight)), "")
     if twin:
         return f"its weight is that of {twin}"
-    zeros = weight.size - np.count_nonzero(weight)
-    if zeros and zeros >= weight.size - kept_count(weight.size, method.share) and not pattern.group:
-        return f"already {zeros / weight.size:.1%} of its weights are zero"
-    return ""
+    return _sparse_enough([weight], method) if method.alike and not pattern.group else ""
+
+
+def _sparse_enough(weights: Sequence[NDArray[Any]], method: Sparse) -> str:
+    """Say that weights together have as many zeros already as a method would make; else empty."""
+    size = sum(weight.size for weight in weights)
+    zeros = size - sum(int(np.count_nonzero(weight)) for weight in weights)
+    if not zeros or zeros < size - kept_count(size, method.share):
+        return ""
+    whose = "its weights" if method.alike else "the weights of these layers together"
+    return f"already {zeros / size:.1%} of {whose} are zero"
 
 
 def _same(a: NDArray[Any], b: NDArray[Any]) -> bool:

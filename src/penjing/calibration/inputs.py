@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -97,11 +98,22 @@ def _inputs(backend: Backend, model: Model, layers: Sequence[str], inputs: Array
 
 
 def input_grams(
-    backend: Backend, model: Model, layers: Sequence[Layer], batches: Sequence[Batch], seed: int
+    backend: Backend,
+    model: Model,
+    layers: Sequence[Layer],
+    batches: Sequence[Batch],
+    seed: int,
+    dense: Model | None = None,
 ) -> dict[str, Gram]:
     """Return the second moments of the inputs of layers, in one pass over the batches.
 
     Memory: see `Gram`, for each layer, beside the layers' inputs for one batch.
+
+    Args:
+        backend, model, layers: what is observed.
+        batches: inputs of the model.
+        seed: of the positions drawn.
+        dense: a model with the same layers, whose inputs of them are the wanted ones.
 
     Raises:
         Refused: an input is NaN or infinite.
@@ -109,9 +121,12 @@ def input_grams(
     grams = {layer.name: _empty(layer) for layer in layers}
     examples = sum(len(targets) for _, targets in batches)
     rng = np.random.default_rng(seed)
-    for seen in backend.observe(model, list(grams), iter(batches)):
+    observed = backend.observe(model, list(grams), iter(batches))
+    wanted = repeat({}) if dense is None else backend.observe(dense, list(grams), iter(batches))
+    for seen, aim in zip(observed, wanted, strict=False):
         for layer in layers:
-            add_rows(grams[layer.name], layer, seen[layer.name][0], ROWS // examples, rng)
+            inputs = [found[layer.name][0] for found in (seen, aim) if found]
+            add_rows(grams[layer.name], layer, inputs, ROWS // examples, rng)
     for name, gram in grams.items():
         if not np.isfinite(gram.total).all():
             raise Refused("inputs of layers are finite", value="NaN or infinite", place=name,
@@ -130,22 +145,28 @@ def _empty(layer: Layer) -> Gram:
     return Gram(groups, math.prod(layer.shapes["weight"][1:]))
 
 
-def add_rows(gram: Gram, layer: Layer, x: NDArray[Any], limit: int, rng: np.random.Generator) -> None:
+def add_rows(
+    gram: Gram, layer: Layer, inputs: Sequence[NDArray[Any]], limit: int, rng: np.random.Generator
+) -> None:
     """Add what each output of a layer is computed from.
 
     Args:
         gram: takes the rows.
         layer: a convolution with its window, or a linear layer.
-        x: input `[n, in, *spatial]` of a convolution, `[n, ..., in]` of a linear layer.
+        inputs: `[n, in, *spatial]` of a convolution, `[n, ..., in]` of a linear layer; then, maybe, the
+            wanted ones.
         limit: about so many positions of each example, drawn (at least one).
         rng: of the draw.
     """
     w = layer.window
-    seen = x if w is None else windows(x, w.kernel, w.stride, w.padding, w.dilation, w.mode)
-    shape = seen.shape[:-1] if w is None else seen.shape[: x.ndim - 1]
-    total, wanted = math.prod(shape), len(x) * max(limit, 1)
+    views = list(inputs)
+    if w is not None:
+        views = [windows(x, w.kernel, w.stride, w.padding, w.dilation, w.mode) for x in inputs]
+    seen = views[0]
+    shape = seen.shape[:-1] if w is None else seen.shape[: inputs[0].ndim - 1]
+    total, wanted = math.prod(shape), len(seen) * max(limit, 1)
     chosen = np.arange(total) if total <= wanted else np.sort(rng.choice(total, wanted, replace=False))
     step = max(1, CHUNK_BYTES // (8 * math.prod(seen.shape[len(shape) :])))
     for start in range(0, len(chosen), step):
         index = np.unravel_index(chosen[start : start + step], shape)
-        gram.add(seen[index].reshape(len(index[0]), -1))
+        gram.add(*(view[index].reshape(len(index[0]), -1) for view in views))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -53,6 +53,11 @@ class Sparse(Method):
         return pattern_of(self.pattern)
 
     @property
+    def alike(self) -> bool:
+        """Whether every layer gets this share of zeros, so that one that has it already is done."""
+        return True
+
+    @property
     def share(self) -> float:
         """The share of zeros."""
         assert self.sparsity is not None
@@ -72,3 +77,31 @@ class LayerWise(Sparse):
     calibration: int = Field(default=512, ge=1, le=1_000_000)
     batch_size: int = Field(default=64, ge=1)
     sequential: bool = True
+
+
+class Corrected(LayerWise):
+    """What methods say that correct the weights that stay.
+
+    Attributes:
+        compensate: aim at the outputs that each layer had in the dense model on its dense inputs, so that
+            errors of the layers before it are made up for; else at its own outputs on the inputs that it
+            has. Needs `sequential`.
+        allocation: `uniform`: the same share of zeros in every layer; `global`: shares by the error that each
+            level of sparsity causes, relative to the layer's outputs, for the least sum over layers. N:M
+            leaves nothing to allocate.
+    """
+
+    compensate: bool = False
+    allocation: Literal["uniform", "global"] = "uniform"
+
+    @property
+    def alike(self) -> bool:
+        """Whether every layer gets the same share of zeros."""
+        return self.allocation == "uniform"
+
+    @field_validator("compensate")
+    @classmethod
+    def _in_sequence(cls, compensate: bool, info: ValidationInfo) -> bool:
+        if compensate and info.data.get("sequential") is False:
+            raise ValueError("to compensate for layers before, be sequential")
+        return compensate

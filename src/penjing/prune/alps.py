@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from penjing.arrays.sparsity.alps import alps
-from penjing.calibration.layerwise import prepare, prune_layers
-from penjing.calibration.settings import LayerWise
+from penjing.calibration.allocation import prune_corrected
+from penjing.calibration.settings import Corrected
 from penjing.core.context import Context
 from penjing.core.method import Model, Outcome, handles
 
 
-class PruneALPS(LayerWise):
+class PruneALPS(Corrected):
     """Find each layer's sparse weights whose outputs are nearest to the dense ones, by operator splitting.
 
     Meng et al. 2024, "ALPS: improved optimization for highly sparse one-shot pruning for large language
@@ -20,4 +20,4 @@ class PruneALPS(LayerWise):
 @handles(PruneALPS)
 def prune_alps(model: Model, method: PruneALPS, context: Context) -> Outcome:
     """Prune layer by layer; one change for every layer with a weight matrix."""
-    return prune_layers(prepare(model, method, context), alps)
+    return prune_corrected(model, method, context, alps)

@@ -31,6 +31,11 @@ class PruneMagnitude(Sparse):
     scope: Literal["global", "layer"] = "global"
     floor: float = Field(default=0.02, ge=0, lt=1)
 
+    @property
+    def alike(self) -> bool:
+        """Whether every layer gets the same share of zeros."""
+        return self.scope == "layer"
+
 
 @handles(PruneMagnitude)
 def prune_magnitude(model: Model, method: PruneMagnitude, context: Context) -> Outcome:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from penjing.arrays.sparsity.sparsegpt import sparsegpt
-from penjing.calibration.layerwise import prepare, prune_layers
-from penjing.calibration.settings import LayerWise
+from penjing.calibration.allocation import prune_corrected
+from penjing.calibration.settings import Corrected
 from penjing.core.context import Context
 from penjing.core.method import Model, Outcome, handles
 
 
-class PruneSparseGPT(LayerWise):
+class PruneSparseGPT(Corrected):
     """Prune each layer column by column, the columns that follow correcting the outputs.
 
     Frantar & Alistarh 2023, "SparseGPT: Massive language models can be accurately pruned in one-shot".
@@ -19,4 +19,4 @@ class PruneSparseGPT(LayerWise):
 @handles(PruneSparseGPT)
 def prune_sparsegpt(model: Model, method: PruneSparseGPT, context: Context) -> Outcome:
     """Prune layer by layer; one change for every layer with a weight matrix."""
-    return prune_layers(prepare(model, method, context), sparsegpt)
+    return prune_corrected(model, method, context, sparsegpt)

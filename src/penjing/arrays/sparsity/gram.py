@@ -15,35 +15,44 @@ DAMPING = 0.01
 
 
 class Gram:
-    """The mean of x xᵀ over rows, accumulated in double precision.
+    """The mean of x xᵀ over rows, and of z xᵀ for wanted inputs z, accumulated in double precision.
 
-    Memory: `groups * columns**2 * 8` bytes, whatever the number of rows.
+    Memory: `groups * columns**2 * 8` bytes, whatever the number of rows; twice that with wanted inputs.
 
     Attributes:
-        total: the sum, `[groups, columns, columns]`.
+        total: the sum of x xᵀ, `[groups, columns, columns]`.
+        crossed: the sum of z xᵀ; None where no z was given.
         rows: how many were added.
     """
 
     def __init__(self, groups: int, columns: int) -> None:
         self.total: NDArray[np.float64] = np.zeros((groups, columns, columns))
+        self.crossed: NDArray[np.float64] | None = None
         self.rows = 0
 
-    def add(self, x: NDArray[Any]) -> None:
-        """Add rows `[rows, groups * columns]`."""
+    def add(self, x: NDArray[Any], wanted: NDArray[Any] | None = None) -> None:
+        """Add rows `[rows, groups * columns]`, and what they should have been."""
+        self.rows += len(x)
+        x = self._split(x)
+        # One matrix on both sides of a product: it is symmetric, and half the work.
+        self.total += x.transpose(0, 2, 1) @ x if len(x) > 1 else x[0].T @ x[0]
+        if wanted is not None:
+            self.crossed = np.zeros_like(self.total) if self.crossed is None else self.crossed
+            self.crossed += self._split(wanted).transpose(0, 2, 1) @ x
+
+    def _split(self, x: NDArray[Any]) -> NDArray[np.float64]:
         groups, columns, _ = self.total.shape
-        x = x.astype(np.float64).reshape(len(x), groups, columns)
-        if groups == 1:
-            # One matrix on both sides: the product is symmetric, and half the work.
-            self.total[0] += x[:, 0].T @ x[:, 0]
-        else:
-            x = np.ascontiguousarray(x.transpose(1, 0, 2))
-            self.total += x.transpose(0, 2, 1) @ x
-        self.rows += x.shape[1] if groups > 1 else len(x)
+        return np.ascontiguousarray(x.astype(np.float64).reshape(len(x), groups, columns).transpose(1, 0, 2))
 
     @property
     def mean(self) -> NDArray[np.float64]:
         """`[groups, columns, columns]`; zeros before anything was added."""
         return self.total / max(self.rows, 1)
+
+    @property
+    def drift(self) -> NDArray[np.float64] | None:
+        """The mean of (z − x) xᵀ, `[groups, columns, columns]`; None where no z was given."""
+        return None if self.crossed is None else (self.crossed - self.total) / max(self.rows, 1)
 
 
 def damped(gram: Array, share: float = DAMPING) -> Array:
@@ -59,6 +68,21 @@ def damped(gram: Array, share: float = DAMPING) -> Array:
     mean = xp.mean(xp.linalg.diagonal(gram))
     extra = xp.where(mean > 0, share * mean, xp.ones_like(mean))
     return gram + extra * xp.eye(gram.shape[0], dtype=gram.dtype)
+
+
+def compensated(weight: Array, gram: Array, drift: Array) -> Array:
+    """Return the weight whose outputs on the inputs at hand are nearest to the old one's on wanted inputs.
+
+    The minimum of E‖Vx − Wz‖² + damping ‖V − W‖² over V: W + W E[(z − x) xᵀ] G⁻¹. What a layer aims at when
+    layers before it have changed its inputs (the asymmetric calibration of Li et al. 2025, GPTAQ).
+
+    Args:
+        weight: W, `[rows, columns]`.
+        gram: damped mean of x xᵀ, `[columns, columns]`.
+        drift: mean of (z − x) xᵀ, `[columns, columns]`.
+    """
+    xp = array_namespace(weight, gram)
+    return weight + xp.matrix_transpose(xp.linalg.solve(gram, xp.matrix_transpose(weight @ drift)))
 
 
 def output_error(change: Array, gram: Array) -> float:
