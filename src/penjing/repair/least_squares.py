@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,7 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from penjing.arrays.least_squares import RIDGES, Fit, NormalEquations, best_bias, cross_checked
+from penjing.arrays.least_squares import (
+    RIDGES,
+    Fit,
+    NormalEquations,
+    best_bias,
+    cross_checked,
+    relative_error,
+)
 from penjing.core.context import Context
 from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
 
@@ -25,6 +32,8 @@ GRAM_BYTES = 2**28
 EXACT = 1e-9
 """A layer whose relative squared error is below this computes what the original computes."""
 
+EQUAL = "its outputs are those of the original"
+
 HELD_OUT = 4
 """One in so many runs of observations judges the fit on the others."""
 
@@ -34,8 +43,8 @@ class LeastSquares(Method):
 
     Layer by layer in the order of the model: over training data, the weights are found whose outputs are
     nearest to the original's on the channels that are left, given the inputs that the layer has now, behind
-    the layers that were refitted before it. A BatchNorm layer that takes nothing but a refitted layer's
-    output gets the mean and variance of that output. Masked weights stay zero. Labels are not used.
+    the layers that were refitted before it. A BatchNorm layer that takes nothing but such a layer's output
+    gets the mean and variance of that output. Masked weights stay zero. Labels are not used.
 
     Ridge regression around the present weights (for channels: He, Zhang & Sun 2017, "Channel pruning for
     accelerating very deep neural networks"; for masks: the refit of Frantar & Alistarh 2022 and Meng et al.
@@ -61,7 +70,10 @@ Sums = tuple[NormalEquations, NormalEquations]
 
 @dataclass
 class _Work:
-    """What the hooks of one pass share; `changes` is what they leave behind."""
+    """What the hooks of one pass share; `changes` is what they leave behind.
+
+    `differing` names the layers whose outputs were not those of the original.
+    """
 
     model: Model
     method: LeastSquares
@@ -70,6 +82,7 @@ class _Work:
     original: Pass
     masks: dict[str, NDArray[np.bool_]]
     changes: dict[str, Change]
+    differing: set[str] = field(default_factory=set)
 
     def batchnorm_after(self, layer: str) -> str:
         """Return the BatchNorm layer that takes the layer's output and that the plan covers, or nothing."""
@@ -105,28 +118,40 @@ def least_squares(model: Model, method: LeastSquares, context: Context) -> Outco
 
 def _refitted(name: str, work: _Work, module: Any, x: Any) -> None:
     """Refit a layer on its input, unless that would not bring its outputs nearer to the original's."""
-    refused, sums = _sums(name, work, module, x)
-    if refused or sums is None:
-        work.changes[name] = _skipped(name, refused)
+    reason, sums = _sums(name, work, module, x)
+    if sums is None:
+        work.changes[name] = _skipped(name, reason)
         return
     own = work.context.backend.read(work.model, name)
     weight, bias = own["weight"].reshape(len(own["weight"]), -1), own.get("bias")
+    reason = _unneeded(sums, weight, bias)
+    if reason != EQUAL:
+        work.differing.add(name)
+    if reason:
+        work.changes[name] = _skipped(name, reason)
+        return
     # BatchNorm takes the mean away: without a bias of its own the layer then has to fit only what varies.
     free = bias is None and bool(work.batchnorm_after(name))
-    start = best_bias(sums[0], weight) if free else bias
     support = work.masks.get(f"{name}.weight".lstrip("."))
     ridges = RIDGES if work.method.ridge is None else (work.method.ridge,)
-    fit = cross_checked(*sums, weight, start, ridges, support)
-    if fit.before <= EXACT:
-        work.changes[name] = _skipped(name, "its outputs are those of the original")
-    elif not fit.helps:
+    fit = cross_checked(*sums, weight, best_bias(sums[0], weight) if free else bias, ridges, support)
+    if not fit.helps:
         work.changes[name] = _skipped(name, "a fit would not bring its outputs nearer to the original's")
-    else:
-        tensors = {"weight": fit.weight.reshape(own["weight"].shape).astype(own["weight"].dtype)}
-        if bias is not None and fit.bias is not None:
-            tensors["bias"] = fit.bias.astype(bias.dtype)
-        work.context.backend.write(work.model, name, tensors)
-        work.changes[name] = _done(name, sum(part.count for part in sums), fit)
+        return
+    tensors = {"weight": fit.weight.reshape(own["weight"].shape).astype(own["weight"].dtype)}
+    if bias is not None and fit.bias is not None:
+        tensors["bias"] = fit.bias.astype(bias.dtype)
+    work.context.backend.write(work.model, name, tensors)
+    work.changes[name] = _done(name, sums[0].count + sums[1].count, fit)
+
+
+def _unneeded(sums: Sums, weight: NDArray[Any], bias: NDArray[Any] | None) -> str:
+    """Return why a layer is not refitted, or nothing."""
+    seen, inputs = sums[0].count + sums[1].count, weight.shape[1]
+    if relative_error(sums[0] + sums[1], weight, bias) <= EXACT:
+        return EQUAL
+    few = sums[0].count <= inputs or not sums[1].count
+    return f"{seen} observations are too few for {inputs} inputs" if few else ""
 
 
 def _sums(name: str, work: _Work, module: Any, x: Any) -> tuple[str, Sums | None]:
@@ -147,14 +172,12 @@ def _sums(name: str, work: _Work, module: Any, x: Any) -> tuple[str, Sums | None
     fit, check = (NormalEquations(blocks, inputs, outputs // blocks) for _ in range(2))
     for number, (seen, made) in enumerate(rows):
         (check if number % HELD_OUT == HELD_OUT - 1 else fit).add(seen, made)
-    if fit.count <= inputs or not check.count:
-        return f"{fit.count + check.count} observations are too few for {inputs} inputs", None
     return "", (fit, check)
 
 
 def _renormalized(source: str, work: _Work, module: Any, x: Any) -> None:
     """Give the BatchNorm layer behind a refitted layer the statistics of what it now takes."""
-    if not work.changes[source].done:
+    if source not in work.differing:
         return
     name = work.comparison.batchnorm[source]
     axes = [axis for axis in range(x.ndim) if axis != 1]

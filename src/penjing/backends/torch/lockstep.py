@@ -161,6 +161,8 @@ class Pass:
 
     def _pause(self, name: str) -> Any:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
+            if threading.current_thread() is not self._thread:
+                return
             self._found.put((name, select_output(output)))
             self._go.acquire()
             if self._over:
