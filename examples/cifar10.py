@@ -108,7 +108,8 @@ def normalised(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     return (images.astype(np.float32) / np.float32(255) - MEAN) / STD
 
 
-def _data_folder() -> Path:
+def data_folder() -> Path:
+    """Return the folder that PENJING_DATA names."""
     folder = os.environ.get("PENJING_DATA")
     if not folder or not (Path(folder) / "cv" / "cifar10_jpeg.npz").is_file():
         raise pj.Refused("the data are there", value=folder or "PENJING_DATA is not set", place="cifar10.py",
@@ -122,7 +123,7 @@ def images() -> dict[str, NDArray]:
     if not path.is_file():
         from PIL import Image
 
-        with np.load(_data_folder() / "cv" / "cifar10_jpeg.npz") as stored:
+        with np.load(data_folder() / "cv" / "cifar10_jpeg.npz") as stored:
             found = {}
             for part in ("train", "test"):
                 data, ends = stored[f"{part}_jpeg"].tobytes(), stored[f"{part}_offsets"]
@@ -150,7 +151,7 @@ def task() -> pj.Task:
 def published() -> ResNet:
     """Return the network with its published weights."""
     net = ResNet(DEPTH)
-    weights = load_file(_data_folder() / "weights" / f"cifar10_resnet{DEPTH}.safetensors")
+    weights = load_file(data_folder() / "weights" / f"cifar10_resnet{DEPTH}.safetensors")
     net.load_state_dict(weights, strict=False)
     return net
 

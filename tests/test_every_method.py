@@ -154,6 +154,28 @@ ROWS = {
         )
         for score in ("taylor", "fisher", "output_fisher", "hessian")
     },
+    "second-order": Row(
+        pj.PruneSecondOrder(0.5, examples=48, stages=2),
+        ("torch",),
+        WRONG_SPARSITY
+        | {
+            "examples": [0, 7, 2.5],
+            "batch_size": [0],
+            "stages": [0, 1.5],
+            "ridge": [0, -1, math.inf],
+            "iterations": [-1],
+            "floor": [-0.1, 1],
+        },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+    ),
+    "kfac": Row(
+        pj.PruneKFAC(0.5, **FEW),
+        ("torch",),
+        WRONG_LAYERWISE | {"compensate": ["perhaps"]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+    ),
     "gradual": Row(
         pj.PruneGradually(0.5, **TRAIN, updates=3),
         ("torch",),

@@ -35,6 +35,8 @@ _NAMES = {
     "PruneChannels": "penjing.prune.channels",
     "PruneMagnitude": "penjing.prune.magnitude",
     "PruneGradually": "penjing.prune.gradual",
+    "PruneSecondOrder": "penjing.prune.second_order",
+    "PruneKFAC": "penjing.prune.kfac",
     "PruneWanda": "penjing.prune.wanda",
     "PruneSparseGPT": "penjing.prune.sparsegpt",
     "PruneOBC": "penjing.prune.obc",
@@ -87,8 +89,10 @@ if TYPE_CHECKING:
     from penjing.prune.blocks import RemoveBlocks as RemoveBlocks
     from penjing.prune.channels import PruneChannels as PruneChannels
     from penjing.prune.gradual import PruneGradually as PruneGradually
+    from penjing.prune.kfac import PruneKFAC as PruneKFAC
     from penjing.prune.magnitude import PruneMagnitude as PruneMagnitude
     from penjing.prune.obc import PruneOBC as PruneOBC
+    from penjing.prune.second_order import PruneSecondOrder as PruneSecondOrder
     from penjing.prune.sparsegpt import PruneSparseGPT as PruneSparseGPT
     from penjing.prune.wanda import PruneWanda as PruneWanda
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic

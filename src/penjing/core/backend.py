@@ -190,6 +190,15 @@ class GradientBackend(Backend, Protocol):
     def gate_gradients(self, model: Model, layers: Sequence[str], sample: Sample) -> Iterator[GateGradients]:
         """Yield, batch by batch, how each example's loss depends on gates on the inputs of layers."""
 
+    def output_slopes(
+        self, model: Model, layers: Sequence[str], batches: Sequence[Batch], centred: bool, seed: int
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return for each layer `[out]` the mean squared derivative of the model's outputs by its outputs.
+
+        Summed over positions and over the model's outputs; `centred`: of outputs less their mean over the
+        last axis, which softmax does not see.
+        """
+
     def hessian_diagonals(self, model: Model, sample: Sample) -> Iterator[dict[str, dict[str, NDArray[Any]]]]:
         """Yield, batch by batch, an unbiased estimate of the diagonal of the mean loss's Hessian."""
 

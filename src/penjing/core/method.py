@@ -111,6 +111,8 @@ METHOD_MODULES = (
     "penjing.prune.channels",
     "penjing.prune.magnitude",
     "penjing.prune.gradual",
+    "penjing.prune.second_order",
+    "penjing.prune.kfac",
     "penjing.prune.wanda",
     "penjing.prune.sparsegpt",
     "penjing.prune.obc",

@@ -55,6 +55,11 @@ class PruneGradually(Sparse, Recipe):
     rounds: int = Field(default=1, ge=1, le=100)
     alpha: float = Field(default=0.0, ge=0, le=1)
 
+    @property
+    def alike(self) -> bool:
+        """Whether every layer gets the same share of zeros."""
+        return self.scope == "layer"
+
     @field_validator("end")
     @classmethod
     def _after_begin(cls, end: float, info: ValidationInfo) -> float:

@@ -22,6 +22,7 @@ from penjing.backends.torch import (
 )
 from penjing.backends.torch.capture import capture
 from penjing.backends.torch.flow import TorchGroups, label
+from penjing.backends.torch.output_slopes import output_slopes
 from penjing.backends.torch.verify import check_capture
 from penjing.core.backend import Arrays, GateGradients, Groups, Layer, Sample
 from penjing.core.measurement import Operations
@@ -99,6 +100,13 @@ class TorchBackend:
     def set_masks(self, model: Model, masks_: Mapping[str, NDArray[np.bool_]]) -> None:
         """Mask tensors and zero what the masks remove."""
         masks.set_masks(model, masks_)
+
+    def output_slopes(
+        self, model: Model, layers: Sequence[str], batches: Sequence[Batch], centred: bool, seed: int
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return the mean squared derivatives of the model's outputs by those of layers."""
+        modules = {name: tensors.layer_module(model, name) for name in layers}
+        return output_slopes(model, modules, batches, centred, seed)
 
     def operations(self, model: Model, example: Arrays) -> Operations:
         """Count parameters and multiply-adds for one example."""

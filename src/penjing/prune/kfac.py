@@ -1,0 +1,86 @@
+"""Prune a whole network by Kronecker-factored curvature: what each weight costs at the outputs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationInfo, field_validator
+
+from penjing.arrays.sparsity.gram import damped
+from penjing.arrays.sparsity.kronecker import network_masks
+from penjing.arrays.sparsity.obc import removals
+from penjing.calibration.candidates import matrices, unpacked
+from penjing.calibration.layerwise import Work, prepare, refit_layers, too_few
+from penjing.calibration.settings import LayerWise
+from penjing.core.backend import GradientBackend
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Model, Outcome, handles
+
+
+class PruneKFAC(LayerWise):
+    """Remove the weights of all layers together that cost least at the network's outputs, others corrected.
+
+    Each row of a weight loses its weights in the order of the optimal brain surgeon (Frantar et al. 2022),
+    whose errors are known at every level; rows of all layers compete, each with its error times the squared
+    derivatives of the network's outputs by the row's output: the curvature is factored as in K-FAC (Martens
+    & Grosse 2015; for pruning Wang et al. 2019, "EigenDamage"). Then the weights that stay are fitted, layer
+    by layer. Labels are not used.
+
+    Attributes:
+        compensate: fit each layer to the outputs that it gave on the inputs that it had, so that errors of
+            the layers before it are made up for; else to its outputs on the inputs that it has now. Needs
+            `sequential`.
+    """
+
+    compensate: bool = Field(default=True)
+
+    @property
+    def alike(self) -> bool:
+        """Whether every layer gets the same share of zeros."""
+        return False
+
+    @field_validator("compensate")
+    @classmethod
+    def _in_sequence(cls, compensate: bool, info: ValidationInfo) -> bool:
+        if compensate and info.data.get("sequential") is False:
+            raise ValueError("to compensate for layers before, be sequential")
+        return compensate
+
+
+@handles(PruneKFAC, "torch")
+def prune_kfac(model: Model, method: PruneKFAC, context: Context) -> Outcome:
+    """Choose masks on the model as it is, then fit; one change for every layer with a weight matrix.
+
+    Raises:
+        Refused: no training data, or inputs of a layer that are not finite.
+    """
+    work = prepare(model, method, context)
+    masks = _masks(work)
+    if method.compensate:
+        work = replace(work, dense=context.backend.copy(model))
+    return refit_layers(work, masks)
+
+
+def _masks(work: Work) -> dict[str, NDArray[np.bool_]]:
+    backend, context, pattern = work.context.backend, work.context, work.method.zeros
+    if not isinstance(backend, GradientBackend):
+        raise Refused("a handler with gradients has a backend that has them", value=backend.name)
+    found = {}
+    for names in work.in_passes(list(work.layers)):
+        for name, gram in work.grams(names).items():
+            candidate = work.layers[name]
+            if too_few(candidate, gram):
+                continue
+            order = pattern.column_order(candidate.weight.shape)
+            parts = zip(matrices(candidate, order), gram.mean[:, order][:, :, order], strict=True)
+            found[name] = [removals(weight, damped(moments), pattern) for weight, moments in parts]
+    if not found:
+        return {}
+    centred = context.task.loss == "cross_entropy"
+    slopes = backend.output_slopes(work.model, list(found), work.batches, centred, context.seed)
+    masks = network_masks(found, slopes, work.method.share, pattern)
+    orders = {name: pattern.column_order(work.layers[name].weight.shape) for name in masks}
+    return {name: unpacked(work.layers[name], np.stack(parts), orders[name]) for name, parts in masks.items()}
