@@ -66,6 +66,22 @@ def test_the_order_of_torch_layers_is_that_of_the_data_not_of_the_module():
     ]
 
 
+def test_a_layer_called_on_several_shapes_cannot_be_observed():
+    torch = pytest.importorskip("torch", reason="the extra torch is not installed")
+    from penjing.backends.torch import BACKEND
+
+    class Pyramid(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Conv1d(3, 2, 1)
+
+        def forward(self, x):
+            return self.head(x).mean(2) + self.head(x[:, :, ::2]).mean(2)
+
+    x = (RNG.normal(size=(2, 3, 6)).astype("float32"),)
+    assert "inputs of one shape" in called(BACKEND, Pyramid(), ["head"], x)["head"]
+
+
 def conv_net(groups):
     node = Node("conv", "conv2d", ("x",), {"padding": 1, "stride": 2, "groups": groups})
     return NumpyNet(("x",), (node,), {"conv": {"weight": RNG.normal(size=(4, 4 // groups, 3, 3))}})

@@ -49,7 +49,7 @@ def called(backend: Backend, model: Model, layers: Sequence[str], inputs: Arrays
         try:
             _inputs(backend, model, [layer], inputs)
         except Refused as refusal:
-            reasons[layer] = f"{refusal.rule}: it is not"
+            reasons[layer] = f"cannot be observed: `{refusal.rule}` does not hold"
     return reasons
 
 
