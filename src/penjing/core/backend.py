@@ -7,7 +7,7 @@ import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from penjing.core.task import Batch, Split, Task
 
 Arrays = tuple[NDArray[Any], ...]
+
+Heads = Literal["whole", "width"]
+"""How attention goes: by whole heads, or by positions of the width of all heads at once."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,12 @@ class Backend(Protocol):
     def write(self, model: Model, layer: str, tensors: Mapping[str, NDArray[Any]]) -> None:
         """Replace tensors of a layer by arrays of the same shapes."""
 
-    def groups(self, model: Model, example: Arrays) -> Groups:
-        """Return the coupled channels of the model, by propagating dimensions through its graph."""
+    def groups(self, model: Model, example: Arrays, heads: Heads = "whole") -> Groups:
+        """Return the coupled channels of the model, by propagating dimensions through its graph.
+
+        Attention goes by whole heads, or with `heads="width"` by positions of the width of all of a layer's
+        heads; a backend without attention takes either.
+        """
 
     def blocks(self, model: Model, example: Arrays) -> tuple[str, ...]:
         """Name the whole blocks that could be taken out, in the order in which they run."""

@@ -221,19 +221,15 @@ class Mixing(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.soft, self.grouped, self.layer, self.sort, self.index, self.free = (
-            nn.Conv2d(3, 8, 1) for _ in range(6)
-        )
-        self.group_norm, self.layer_norm = nn.GroupNorm(2, 8), nn.LayerNorm(8)
-        self.out = nn.Linear(8 * 4 + 1 + 8, 2)
+        self.soft, self.sort, self.index, self.run, self.free = (nn.Conv2d(3, 8, 1) for _ in range(5))
+        self.out = nn.Linear(8 * 4 + 1, 2)
 
     def forward(self, x):
         parts = [
             torch.softmax(self.soft(x), 1).mean((2, 3)),
-            self.group_norm(self.grouped(x)).mean((2, 3)),
-            self.layer_norm(self.layer(x).mean((2, 3))),
             torch.sort(self.sort(x).mean((2, 3)), 1)[0],
-            self.index(x)[:, 3:4].mean((2, 3)) * self.index(x).mean(1).mean((1, 2)).unsqueeze(1),
+            self.index(x).argmax(1).float().mean((1, 2)).unsqueeze(1),
+            self.run(x).cumsum(1).mean((2, 3)),
             self.free(x).mean((2, 3)),
         ]
         return self.out(torch.cat(parts, 1))
@@ -243,10 +239,11 @@ def test_what_mixes_channels_is_frozen_with_a_reason(halve, settled, images):
     model = settled(Mixing())
     small, kept, groups = halve(model, images)
     assert [g.layers for g in groups.groups] == [("free",)]
-    assert {"soft", "grouped", "layer", "sort", "index", "out"} == set(groups.frozen)
+    assert {"soft", "sort", "index", "run", "out"} == set(groups.frozen)
     assert "softmax" in groups.frozen["soft"]
     assert "test_cut.py" in groups.frozen["soft"]
     assert "without a rule" in groups.frozen["sort"]
+    assert "chosen among" in groups.frozen["index"]
     assert "output of the model" in groups.frozen["out"]
     assert close(BACKEND.run(small, images), masked(model, images, groups, kept))
 

@@ -14,7 +14,7 @@ from penjing.backends.numpy.evaluate import evaluate
 from penjing.backends.numpy.export import export
 from penjing.backends.numpy.flow import cut, find_groups, is_depthwise
 from penjing.backends.numpy.net import OPERATORS, Node, NumpyNet
-from penjing.core.backend import Arrays, Groups, Layer, Window, without_choice
+from penjing.core.backend import Arrays, Groups, Heads, Layer, Window, without_choice
 from penjing.core.errors import Refused, nearest
 from penjing.core.measurement import Operations
 from penjing.core.task import Batch
@@ -72,7 +72,7 @@ class NumpyBackend:
                 raise Refused("a written tensor is finite", place=place)
         own.update({name: np.array(array, np.float32) for name, array in tensors.items()})
 
-    def groups(self, model: NumpyNet, example: Arrays) -> Groups:
+    def groups(self, model: NumpyNet, example: Arrays, heads: Heads = "whole") -> Groups:
         """Return the coupled channels."""
         return find_groups(model, example)
 

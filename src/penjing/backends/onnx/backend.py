@@ -35,7 +35,7 @@ from penjing.backends.onnx.model import (
 from penjing.backends.onnx.normalize import normalize
 from penjing.backends.onnx.operations import count_operations
 from penjing.backends.onnx.safety import check_proto
-from penjing.core.backend import Arrays, Backend, Groups, Layer
+from penjing.core.backend import Arrays, Backend, Groups, Heads, Layer
 from penjing.core.errors import Refused
 from penjing.core.files import write_bytes
 from penjing.core.measurement import Operations
@@ -93,7 +93,7 @@ class OnnxBackend:
         replace_constants(model.proto, fresh)
         model.__dict__.pop("session", None)
 
-    def groups(self, model: OnnxModel, example: Arrays) -> Groups:
+    def groups(self, model: OnnxModel, example: Arrays, heads: Heads = "whole") -> Groups:
         """Refuse: channels are pruned before a model becomes ONNX."""
         raise _no_pruning()
 

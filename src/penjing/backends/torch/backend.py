@@ -24,7 +24,7 @@ from penjing.backends.torch.capture import capture
 from penjing.backends.torch.flow import TorchGroups, label
 from penjing.backends.torch.output_slopes import output_slopes
 from penjing.backends.torch.verify import check_capture
-from penjing.core.backend import Arrays, GateGradients, Groups, Layer, Sample
+from penjing.core.backend import Arrays, GateGradients, Groups, Heads, Layer, Sample
 from penjing.core.measurement import Operations
 from penjing.core.method import Model
 from penjing.core.task import Batch, Split
@@ -51,15 +51,19 @@ class TorchBackend:
         """Replace tensors of a layer by arrays of the same shapes."""
         tensors.write(model, layer, tensors_)
 
-    def groups(self, model: Model, example: Arrays) -> TorchGroups:
+    def groups(self, model: Model, example: Arrays, heads: Heads = "whole") -> TorchGroups:
         """Return the coupled channels; the result also holds the graph, which `keep` needs.
+
+        With grouped queries a whole head is one of the keys with all queries that it serves. Weights on the
+        meta device have a graph too.
 
         Raises:
             Refused: the model cannot be captured, or its graph computes something else than it.
         """
         captured = capture(model, example)
-        check_capture(model, captured)
-        return label(model, captured)
+        if tensors.device_of(model).type != "meta":
+            check_capture(model, captured)
+        return label(model, captured, heads)
 
     def blocks(self, model: Model, example: Arrays) -> tuple[str, ...]:
         """Name the blocks that could be taken out; see `blocks.find_blocks`."""

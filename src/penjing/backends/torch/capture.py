@@ -18,7 +18,9 @@ import numpy as np
 import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
+from torch.utils import _pytree as pytree
 
+from penjing.backends.torch.nested import inlined
 from penjing.backends.torch.tensors import evaluating, input_names, to_inputs
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
@@ -33,6 +35,8 @@ class Capture:
 
     Attributes:
         program: what torch.export returned.
+        graph: its fx graph, with harmless nested graphs written out; never changed.
+        outputs: nodes whose values the model returns, in order.
         tensors: parameters and buffers, placeholder name to name in the module.
         constants: placeholder name to (name in the module, tensor) for tensors that are neither.
         inputs: placeholder names of the model's inputs, in order.
@@ -42,6 +46,8 @@ class Capture:
     """
 
     program: Any
+    graph: Any
+    outputs: tuple[Any, ...]
     tensors: dict[str, str]
     constants: dict[str, tuple[str, Any]]
     inputs: tuple[str, ...]
@@ -50,14 +56,20 @@ class Capture:
     dynamic: bool
 
     @property
-    def graph(self) -> Any:
-        """The fx graph; never changed after the capture."""
-        return self.program.graph
+    def structure(self) -> str:
+        """The containers that the model returns, as torch's JSON; empty for one tensor.
 
-    @property
-    def output(self) -> Any:
-        """The node whose value the model returns."""
-        return next(n for n in reversed(self.graph.nodes) if n.op == "output").args[0][0]
+        Raises:
+            Refused: a container that torch cannot write down.
+        """
+        spec = self.program.call_spec.out_spec
+        if spec.is_leaf():
+            return ""
+        try:
+            return str(pytree.treespec_dumps(spec))
+        except (NotImplementedError, TypeError, ValueError) as error:
+            raise Refused("the outputs' containers can be written down", value=error, place="model",
+                          fix="name the output that counts in task.output") from error  # fmt: skip
 
 
 def capture(model: nn.Module, example: Arrays) -> Capture:
@@ -72,17 +84,31 @@ def capture(model: nn.Module, example: Arrays) -> Capture:
     """
     arrays = tuple(np.repeat(x[:1], BATCH, axis=0) for x in example)
     examples = to_inputs(model, arrays)
-    with evaluating(model), quiet(), torch.random.fork_rng(devices=[]):
+    with evaluating(model), quiet(), _plain_attention(), torch.random.fork_rng(devices=[]):
         try:
             program = torch.export.export(model, examples, dynamic_shapes=_shapes(model, examples))
         except Exception as error:
             # Whatever the user's code or torch.export raises, the model cannot be captured.
             raise _uncapturable(error) from error
-    outputs = next(n for n in reversed(program.graph.nodes) if n.op == "output").args[0]
-    if len(outputs) != 1 or not isinstance(outputs[0], fx.Node):
-        raise Refused("the model returns one tensor", value=f"{len(outputs)} outputs", place="model",
-                      fix="name the output that counts in task.output")  # fmt: skip
     return _read_signature(model, program, examples)
+
+
+@contextlib.contextmanager
+def _plain_attention() -> Iterator[None]:
+    """Let nn.MultiheadAttention compute by plain operators, not by one of its own without a rule."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
+
+
+def require_one_output(captured: Capture) -> None:
+    """Refuse a model that returns several tensors where only one can be used."""
+    if len(captured.outputs) != 1:
+        raise Refused("the model returns one tensor", value=f"{len(captured.outputs)} outputs", place="model",
+                      fix="name the output that counts in task.output")  # fmt: skip
 
 
 def _shapes(model: nn.Module, examples: tuple[Any, ...]) -> Any:
@@ -103,10 +129,15 @@ def _read_signature(model: nn.Module, program: Any, examples: tuple[Any, ...]) -
             constants[name] = (spec.target, program.constants[spec.target])
         else:
             inputs.append(name)
+    trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    parameters = {placeholder for placeholder, name in tensors.items() if name in trained}
+    graph = inlined(program.graph_module, parameters)
+    returned = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
+    outputs = tuple(n for n in returned if isinstance(n, fx.Node) and isinstance(n.meta["val"], torch.Tensor))
     values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
     dynamic = all(varies(v.shape[0]) for v in values if v.ndim)
     names = tuple(input_names(model, len(inputs)))
-    return Capture(program, tensors, constants, tuple(inputs), names, examples, dynamic)
+    return Capture(program, graph, outputs, tensors, constants, tuple(inputs), names, examples, dynamic)
 
 
 def require_dynamic(captured: Capture) -> None:
@@ -126,8 +157,11 @@ def varies(size: Any) -> bool:
 
 
 def sizes(value: Any) -> tuple[int, ...]:
-    """Return the shape of a captured value, symbolic dimensions as in the captured batch."""
-    return tuple(int(d.node.hint) if isinstance(d, torch.SymInt) else int(d) for d in value.shape)
+    """Return the shape of a captured value, symbolic dimensions as in the captured batch.
+
+    A dimension that depends on the data (`nonzero`) counts 1: nothing can be said of it.
+    """
+    return tuple(int(d.node.hint or 1) if isinstance(d, torch.SymInt) else int(d) for d in value.shape)
 
 
 def bind(captured: Capture, model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:

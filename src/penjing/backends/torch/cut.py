@@ -16,7 +16,7 @@ from penjing.backends.torch.flow import TorchGroups
 from penjing.backends.torch.history import record, trace
 from penjing.backends.torch.masks import sliced as slice_masks
 from penjing.backends.torch.rewrite import exported_net
-from penjing.backends.torch.tensors import CONVOLUTIONS, tensors_of
+from penjing.backends.torch.tensors import CONVOLUTIONS, device_of, tensors_of
 from penjing.backends.torch.verify import Proof
 from penjing.core.backend import Group, Groups
 from penjing.core.errors import Refused
@@ -41,6 +41,9 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
     """
     if not isinstance(groups, TorchGroups) or groups.flow is None:
         raise Refused("groups come from the torch backend", value=type(groups).__name__, place="keep")
+    if device_of(model).type == "meta":
+        raise Refused("a model that is cut has its weights", value="tensors on the meta device", place="keep",
+                      fix="load the weights first")  # fmt: skip
     by_name = {group.name: group for group in groups.groups}
     units = {name: _check_units(by_name, name, chosen) for name, chosen in kept.items()}
     proof = Proof(model, groups.flow, units)
@@ -58,7 +61,8 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
                 fix="prune fewer layers with only(...), and report the model",
             )
     cut = {name: [int(unit) for unit in chosen] for name, chosen in units.items()}
-    record(result, model, {"keep": cut})
+    view = {} if groups.flow.heads == "whole" else {"heads": groups.flow.heads}
+    record(result, model, {"keep": cut, **view})
     return result
 
 
@@ -154,13 +158,20 @@ def _fix_attributes(module: nn.Module) -> None:
             module.groups = rows // (module.out_channels // module.in_channels)
         module.in_channels, module.out_channels = columns * module.groups, rows
     elif isinstance(module, nn.modules.conv._ConvTransposeNd):
-        module.in_channels, module.out_channels = module.weight.shape[0], module.weight.shape[1]
+        rows, columns = module.weight.shape[:2]
+        if 1 < module.groups == module.in_channels:
+            module.groups = rows
+        module.in_channels, module.out_channels = rows, columns * module.groups
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = module.weight.shape
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         tensors = [t for t in (module.weight, module.bias, module.running_mean) if t is not None]
         module.num_features = len(tensors[0])
-    elif isinstance(module, nn.Embedding):
+    elif isinstance(module, nn.Embedding | nn.EmbeddingBag):
         module.embedding_dim = module.weight.shape[1]
+    elif isinstance(module, nn.LayerNorm | nn.RMSNorm):
+        module.normalized_shape = tuple(module.weight.shape)
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)

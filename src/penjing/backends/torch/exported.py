@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 NAMES: dict[str, Any] = {
     "torch": torch,
@@ -47,15 +48,20 @@ class ExportedNet(nn.Module):  # type: ignore[misc]
 
     Parameters, buffers and submodules have the names of the user's module; convolutions, linear layers and
     BatchNorm are called as modules, so that modes and hooks work. It trains, copies and exports again.
+    `structure` is torch's JSON of the containers that the module returns; empty for one tensor.
     """
 
-    def __init__(self, like: nn.Module, code: Code, names: tuple[str, ...]) -> None:
+    def __init__(self, like: nn.Module, code: Code, names: tuple[str, ...], structure: str = "") -> None:
         super().__init__()
         # The user's own attributes come along: tensors that are no buffers are read from there.
         self.__dict__.update({k: v for k, v in like.__dict__.items() if k not in ("forward", "input_names")})
         self._penjing_code = code
+        self._penjing_structure = structure
         self.input_names = names
 
     def forward(self, *inputs: Any) -> Any:
-        """Run the graph."""
-        return self._penjing_code(self, *inputs)
+        """Run the graph and return its outputs in the containers of the user's module."""
+        outputs = self._penjing_code(self, *inputs)
+        if not self._penjing_structure:
+            return outputs
+        return pytree.tree_unflatten(outputs, pytree.treespec_loads(self._penjing_structure))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penjing.backends.torch.capture import capture, quiet, require_dynamic
+from penjing.backends.torch.capture import capture, quiet, require_dynamic, require_one_output
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import write_bytes
@@ -30,6 +30,7 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
 
     captured = capture(model, example)
     require_dynamic(captured)
+    require_one_output(captured)
     with quiet():
         try:
             program = torch.onnx.export(

@@ -78,7 +78,9 @@ def _multiply_adds(node: Any) -> int | None:
         return math.prod(_shape(node)) * math.prod(_shape(node.args[1])[1:])
     if name.startswith("conv_transpose"):
         return math.prod(_shape(node.args[0])) * math.prod(_shape(node.args[1])[1:])
-    if name in ("linear", "matmul", "mm", "bmm"):
+    if name == "einsum":
+        return _einsum(node)
+    if name in ("linear", "matmul", "mm", "bmm", "mv", "dot"):
         return math.prod(_shape(node)) * _shape(node.args[0])[-1]
     if name in ("addmm", "baddbmm", "addbmm"):
         return math.prod(_shape(node)) * _shape(node.args[1])[-1]
@@ -86,6 +88,17 @@ def _multiply_adds(node: Any) -> int | None:
         query, key, value = (_shape(a) for a in node.args[:3])
         return math.prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
     return 0 if known(node.target) or name in _FREE else None
+
+
+def _einsum(node: Any) -> int | None:
+    """Return the product of the sizes of all letters; None for an equation with an ellipsis."""
+    words = node.args[0].replace(" ", "").split("->")[0].split(",")
+    if any("." in word for word in words):
+        return None
+    lengths: dict[str, int] = {}
+    for word, operand in zip(words, node.args[1], strict=True):
+        lengths |= zip(word, _shape(operand), strict=True)
+    return math.prod(lengths.values())
 
 
 def _shape(node: Any) -> tuple[int, ...]:

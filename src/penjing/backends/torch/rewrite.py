@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx, nn
 
 from penjing.backends.torch.capture import require_dynamic
 from penjing.backends.torch.exported import NAMES, Code, ExportedNet
 from penjing.backends.torch.flow import Flow
-from penjing.backends.torch.resize import RESIZE, Cut
+from penjing.backends.torch.resize import RESIZE, Constant, Cut, Scaled
 from penjing.backends.torch.steps import operator_name
-from penjing.backends.torch.tensors import CONVOLUTIONS
+from penjing.backends.torch.tensors import CONVOLUTIONS, device_of
 from penjing.core.errors import Refused
 
 
@@ -38,7 +40,7 @@ def exported_net(model: nn.Module, sliced: nn.Module, flow: Flow, kept: Mapping[
     if foreign:
         raise Refused("the graph can be written as code", value=", ".join(foreign), place="model",
                       fix="replace these functions in forward by torch operators")  # fmt: skip
-    net = ExportedNet(sliced, Code(code.src), flow.capture.names)
+    net = ExportedNet(sliced, Code(code.src), flow.capture.names, flow.capture.structure)
     for name, tensor in constants.items():
         net.register_buffer(name, tensor.clone(), persistent=False)
     return net
@@ -65,7 +67,9 @@ class _Builder:
             elif node.op == "get_attr":
                 raise Refused("the graph can be written as code", value=str(node.target), place="model",
                               fix="remove control flow and gradient modes from forward")  # fmt: skip
-        self.graph.output(self.new[capture.output])
+        returned = next(n for n in reversed(capture.graph.nodes) if n.op == "output").args[0]
+        returned = fx.node.map_arg(returned, self.new.get)
+        self.graph.output(returned if capture.structure else returned[0])
         self.graph.eliminate_dead_code(is_impure_node=_is_impure)
         return self.graph, self.constants
 
@@ -75,8 +79,14 @@ class _Builder:
             return self.graph.get_attr(capture.tensors[node.name])
         name, tensor = capture.constants[node.name]
         owner, _, attribute = name.rpartition(".")
-        if self._has(owner, attribute):
+        kept = [self.cut.kept(node, axis) for axis in range(tensor.ndim)]
+        if self._has(owner, attribute) and all(stays.all() for stays in kept):
             return self.graph.get_attr(name)
+        for axis, stays in enumerate(kept):
+            tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(stays)).to(tensor.device))
+        return self._constant(tensor)
+
+    def _constant(self, tensor: Any) -> Any:
         names = (f"_penjing_constant_{number}" for number in itertools.count())
         constant = next(n for n in names if n not in self.constants and not hasattr(self.model, n))
         self.constants[constant] = tensor
@@ -96,10 +106,21 @@ class _Builder:
         if isinstance(node.target, torch._ops.OpOverload) and name in RESIZE:
             resized = RESIZE[name](self.cut, node)
             if resized is not None:
-                target, args = resized
-                return self.graph.call_function(target, *fx.node.map_arg((args, node.kwargs), self.new.get))
+                target, args, *kwargs = resized
+                found = fx.node.map_aggregate((args, *(kwargs or [node.kwargs])), self._argument)
+                return self.graph.call_function(target, *found)
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.new.get)
         return self.graph.call_function(node.target, self._with_mode(name, args), dict(kwargs))
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return self.new[argument]
+        if isinstance(argument, Constant):
+            return self._constant(torch.from_numpy(argument.values).to(device_of(self.model)))
+        if isinstance(argument, Scaled):
+            batch = self.graph.call_function(torch.ops.aten.sym_size.int, (self.new[argument.batch], 0))
+            return self.graph.call_function(operator.mul, (batch, argument.times))
+        return argument
 
     def _with_mode(self, name: str, args: Any) -> Any:
         """Let functional dropout and BatchNorm, captured in evaluation mode, follow the module's mode."""
@@ -156,7 +177,7 @@ def _does(module: nn.Module, node: Any, name: str) -> bool:
         return False
     spatial = len(module.kernel_size)
     defaults = ([1] * spatial, [0] * spatial, [1] * spatial, 1)
-    stride, padding, dilation, groups = (*node.args[3:], *defaults[len(node.args) - 3 :])[:4]
+    stride, padding, dilation, groups = (*node.args[3:], *defaults[max(len(node.args) - 3, 0) :])[:4]
     same_padding = padding == module.padding if isinstance(padding, str) else tuple(padding) == module.padding
     same_steps = tuple(stride) == module.stride and tuple(dilation) == module.dilation
     return bool(same_steps and same_padding and groups == module.groups)

@@ -1,224 +1,156 @@
-"""Rules of operators that move channels without mixing them: reshapes, slices, joins, padding."""
+"""Rules of operators that move whole axes: reshapes, transpositions, joins, repetitions, padding."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
-
 import numpy as np
-import torch
 
-from penjing.arrays.coupling import Labels, fixed
+from penjing.arrays.labels import Labels, joined, on_axis, reshaped, varying
 from penjing.backends.torch.capture import varies
-from penjing.backends.torch.steps import Rule, Step, Value
+from penjing.backends.torch.steps import Rule, Step, Value, agree, part
 
 
 def reshape(step: Step) -> Value:
-    """Follow channels through a reshape: they repeat where axes merge, and tie up where one splits."""
+    """Follow labels: they repeat where axes merge, and vary on all axes that one splits into."""
+    x: Value = step.args[0]
+    if x.shape == step.shape:
+        return x
+    data = None if x.data is None else x.data.reshape(step.shape)
+    value = step.value([reshaped(f, x.shape, step.shape) for f in x.factors], weight=x.weight)
+    return Value(value.shape, value.factors, weight=x.weight, data=data)
+
+
+def _permuted(step: Step, order: list[int]) -> Value:
     x = step.args[0]
-    dynamic = [varies(d) for d in step.node.args[0].meta["val"].shape]
-    before = tuple(map(len, x.dims))
-    dims: list[Labels] = []
-    for axes, shape in segments(before, step.shape):
-        if len(axes) == 1 and len(shape) == 1:
-            dims.append(x.dims[axes[0]])
-            continue
-        merged = _merge(step, [x.dims[a] for a in axes], any(dynamic[a] for a in axes))
-        dims.extend(_split(step, merged, shape))
-    return Value(tuple(dims), x.source if tuple(map(len, dims)) == before else None)
-
-
-def segments(
-    before: tuple[int, ...], after: tuple[int, ...]
-) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Cut two shapes of one size into the smallest runs of equal product.
-
-    Yields:
-        Axes of `before`, and the sizes of `after` that they become.
-
-    >>> list(segments((3, 8, 4, 4), (3, 128)))
-    [((0,), (3,)), ((1, 2, 3), (128,))]
-    >>> list(segments((3, 8), (3, 8, 1, 1)))
-    [((0,), (3,)), ((1,), (8, 1, 1))]
-    """
-    i = j = 0
-    while i < len(before) or j < len(after):
-        start_i, start_j = i, j
-        left = right = 1
-        if i < len(before):
-            left, i = before[i], i + 1
-        if j < len(after):
-            right, j = after[j], j + 1
-        while left != right:
-            if left < right:
-                left, i = left * before[i], i + 1
-            else:
-                right, j = right * after[j], j + 1
-        only_ones_left = {1} >= {*before[i:], *after[j:]}
-        if only_ones_left and len(before) - i != len(after) - j:
-            i, j = len(before), len(after)
-        yield tuple(range(start_i, i)), after[start_j:j]
-
-
-def _merge(step: Step, dims: list[Labels], dynamic: bool) -> Labels:
-    channels = [d for d in dims if (d >= 0).any()]
-    if len(channels) > 1 or (channels and dynamic):
-        for dim in channels:
-            step.freeze(dim, "is merged with another axis")
-        return fixed(math.prod(map(len, dims)))
-    shape = [len(d) for d in dims]
-    merged = fixed(math.prod(shape)).reshape(shape)
-    for axis, dim in enumerate(dims):
-        if (dim >= 0).any():
-            merged = np.broadcast_to(np.expand_dims(dim, [a for a in range(len(dims)) if a != axis]), shape)
-    return merged.reshape(-1).copy()
-
-
-def _split(step: Step, labels: Labels, shape: tuple[int, ...]) -> list[Labels]:
-    """Give the labels to one of the new axes: where they vary, else to the first, tied along the others."""
-    if not shape:
-        step.freeze(labels, "is squeezed away")
-        return []
-    whole = labels.reshape(shape)
-    wide = [axis for axis, n in enumerate(shape) if n > 1] or [0]
-    exact = (axis for axis in wide if _varies_only(whole, axis))
-    target = next(exact, wide[0])
-    first = np.moveaxis(whole, target, 0).reshape(shape[target], -1)
-    for column in first.T[1:]:
-        step.unite(first[:, 0], column, "is split into several axes")
-    return [first[:, 0].copy() if axis == target else fixed(n) for axis, n in enumerate(shape)]
-
-
-def _varies_only(whole: Labels, axis: int) -> bool:
-    lines = np.moveaxis(whole, axis, 0).reshape(whole.shape[axis], -1)
-    return bool((lines == lines[:, :1]).all())
+    return Value(step.shape, tuple(f.transpose(order) for f in x.factors), weight=x.weight)
 
 
 def permute(step: Step) -> Value:
     """Reorder axes."""
-    x = step.args[0]
-    order = step.arg(1, "dims") or range(len(x.dims))
-    dims = tuple(x.dims[a] for a in order)
-    return Value(dims, x.source if list(order) == list(range(len(dims))) else _transposed(x))
+    rank = len(step.shape)
+    return _permuted(step, [axis % rank for axis in step.arg(1, "dims")])
 
 
 def transpose(step: Step) -> Value:
     """Exchange two axes."""
-    x, dims = step.args[0], list(step.args[0].dims)
-    a, b = step.arg(1, "dim0"), step.arg(2, "dim1")
-    dims[a], dims[b] = dims[b], dims[a]
-    return Value(tuple(dims), _transposed(x))
+    order = list(range(len(step.shape)))
+    if order:
+        a, b = step.arg(1, "dim0"), step.arg(2, "dim1")
+        order[a], order[b] = order[b], order[a]
+    return _permuted(step, order)
 
 
 def turn(step: Step) -> Value:
-    """Reverse the axes of a matrix (`t`, `numpy_T`, `mT`)."""
-    x = step.args[0]
-    return Value(tuple(reversed(x.dims)), _transposed(x)) if len(x.dims) <= 2 else _give_up(step)
+    """Reverse the axes of a matrix (`t`, `numpy_T`)."""
+    return _permuted(step, list(reversed(range(len(step.shape)))))
 
 
-def _transposed(x: Value) -> tuple[str, str] | None:
-    return x.source if len(x.dims) == 2 else None
+def turn_matrices(step: Step) -> Value:
+    """Exchange the last two axes (`mT`, `adjoint`)."""
+    *batches, rows, columns = range(len(step.shape))
+    return _permuted(step, [*batches, columns, rows])
 
 
-def _give_up(step: Step) -> Value:
-    for dim in step.args[0].dims:
-        step.freeze(dim, "is reordered")
-    return Value(tuple(fixed(n) for n in step.shape))
+def movedim(step: Step) -> Value:
+    """Move axes to new places."""
+    rank = len(step.shape)
+    given, places = step.arg(1, "source"), step.arg(2, "destination")
+    sources = [axis % rank for axis in (given if isinstance(given, list | tuple) else [given])]
+    targets = [axis % rank for axis in (places if isinstance(places, list | tuple) else [places])]
+    rest = [axis for axis in range(rank) if axis not in sources]
+    order = [-1] * rank
+    for source, target in zip(sources, targets, strict=True):
+        order[target] = source
+    return _permuted(step, [axis if axis >= 0 else rest.pop(0) for axis in order])
 
 
 def concatenate(step: Step) -> Value:
     """Join labels along one axis; the other axes belong together."""
-    parts = [part for part in step.args[0] if len(part.dims) == len(step.shape)]
-    axis = step.arg(1, "dim", 0) % len(step.shape)
-    dims = []
-    for i in range(len(step.shape)):
-        labels = [part.dims[i] for part in parts]
-        if i == axis:
-            dims.append(np.concatenate(labels))
-            continue
-        for other in labels[1:]:
-            step.unite(labels[0], other, "is joined with a tensor whose channels are fixed")
-        dims.append(labels[0])
-    return Value(tuple(dims))
+    parts = [p for p in step.args[0] if len(p.shape) == len(step.shape)]
+    return _joined(step, parts, step.arg(1, "dim", 0) % len(step.shape))
 
 
 def stack(step: Step) -> Value:
     """A new axis over tensors whose axes belong together."""
-    parts, axis = step.args[0], step.arg(1, "dim", 0) % len(step.shape)
-    for part in parts[1:]:
-        for first, other in zip(parts[0].dims, part.dims, strict=True):
-            step.unite(first, other, "is stacked with a tensor whose channels are fixed")
-    dims = list(parts[0].dims)
-    dims.insert(axis, fixed(len(parts)))
-    return Value(tuple(dims))
+    axis = step.arg(1, "dim", 0) % len(step.shape)
+    parts = [
+        Value(
+            (*p.shape[:axis], 1, *p.shape[axis:]),
+            tuple(np.expand_dims(f, axis) for f in p.factors),
+            weight=p.weight,
+        )
+        for p in step.args[0]
+    ]
+    return _joined(step, parts, axis)
+
+
+def _joined(step: Step, parts: list[Value], axis: int) -> Value:
+    rank, reason = len(step.shape), "is joined with a tensor whose channels are fixed"
+    others = [part(_without(p, axis), range(rank), rank) for p in parts]
+    factors = list(agree(step, others, reason))
+    crossing = [f for p in parts for f in p.factors if f.shape[axis] > 1]
+    if crossing:
+        axes = sorted({axis, *(a for f in crossing for a in varying(f))})
+        # Labels that vary over other axes too say more than those that agree on these axes alone.
+        factors = [f for f in factors if not set(axes).intersection(varying(f))]
+        none = np.full((1,) * rank, -1, np.int64)
+        factors.append(joined([(_most(p, axes, none), p.shape) for p in parts], axis, axes))
+    return step.value(factors, weight=all(p.weight for p in parts))
+
+
+def _without(value: Value, axis: int) -> Value:
+    """Return a value seen on the other axes only."""
+    shape = tuple(1 if a == axis else n for a, n in enumerate(value.shape))
+    return Value(shape, tuple(f for f in value.factors if f.shape[axis] == 1))
+
+
+def _most(value: Value, axes: list[int], none: Labels) -> Labels:
+    """Return the factor of a value that says most about some axes."""
+    found = [f for f in value.factors if set(axes).intersection(varying(f))]
+    return max(found, key=lambda f: len(varying(f)), default=none)
 
 
 def expand(step: Step) -> Value:
-    """Repeat axes of size 1."""
-    x, missing = step.args[0], len(step.shape) - len(step.args[0].dims)
-    dims = [fixed(n) for n in step.shape[:missing]]
-    for labels, length in zip(x.dims, step.shape[missing:], strict=True):
-        dims.append(labels if len(labels) == length else fixed(length))
-        if len(labels) != length:
-            step.freeze(labels, "is broadcast over channels")
-    return Value(tuple(dims))
+    """Repeat axes of size 1: there may be as many copies as what they meet has channels."""
+    x, rank = step.args[0], len(step.shape)
+    new = (1,) * (rank - len(x.shape))
+    sizes = step.node.meta["val"].shape
+    copies = [
+        on_axis(step.coupling.fresh(n, (step.node.name, axis)), axis, rank)
+        for axis, n in enumerate(step.shape)
+        if n > 1 and (new + x.shape)[axis] == 1 and not varies(sizes[axis])
+    ]
+    return step.value([*(f.reshape(new + f.shape) for f in x.factors), *copies], weight=x.weight)
 
 
 def repeat(step: Step) -> Value:
-    """Tile axes."""
-    x, times = step.args[0], step.arg(1, "repeats")
-    dims = [fixed(1)] * (len(times) - len(x.dims)) + list(x.dims)
-    if any(isinstance(t, torch.fx.Node) for t in times):
-        return _give_up(step)
-    return Value(tuple(np.tile(d, t) for d, t in zip(dims, times, strict=True)))
+    """Lay copies of a tensor side by side; channels repeat with them (`repeat`, `tile`)."""
+    x, new = step.args[0], len(step.shape) - len(step.args[0].shape)
+    times = [n // m for n, m in zip(step.shape, (1,) * new + x.shape, strict=True)]
+    wide = [f.reshape((1,) * new + f.shape) for f in x.factors]
+    tiles = [[n if f.shape[axis] > 1 else 1 for axis, n in enumerate(times)] for f in wide]
+    return step.value([np.tile(f, tile) for f, tile in zip(wide, tiles, strict=True)], weight=x.weight)
 
 
-def slicing(step: Step) -> Value:
-    """Slice labels as the values are sliced; a stride along channels freezes them."""
-    x, axis = step.args[0], step.arg(1, "dim", 0) % len(step.args[0].dims)
-    start, stop, stride = step.arg(2, "start") or 0, step.arg(3, "end"), step.arg(4, "step", 1)
-    symbolic = not all(isinstance(n, int | None) for n in (start, stop))
-    dims = list(x.dims)
-    if stride != 1 or symbolic:
-        step.freeze(dims[axis], "is sliced with a stride or a varying bound")
-        dims[axis] = fixed(step.shape[axis])
-    else:
-        dims[axis] = dims[axis][start:stop]
-    return Value(tuple(dims))
+def repeat_interleave(step: Step) -> Value:
+    """Repeat every index of an axis."""
+    x, times, axis = step.args[0], step.args[1], step.arg(2, "dim")
+    if not isinstance(times, int) or axis is None:
+        left = step.freeze_axes(x, range(len(x.shape)), "is repeated a varying number of times")
+        return step.value(left)
+    return step.value([np.repeat(f, times, axis) if f.shape[axis] > 1 else f for f in x.factors])
 
 
-def narrow(step: Step) -> Value:
-    """Slice by start and length; the rewriter does not know it, so channels are frozen."""
-    x, axis = step.args[0], step.arg(1, "dim") % len(step.args[0].dims)
-    dims = list(x.dims)
-    step.freeze(dims[axis], "is narrowed")
-    dims[axis] = fixed(step.shape[axis])
-    return Value(tuple(dims))
+def flip(step: Step) -> Value:
+    """Turn axes around; what is left of the channels turns around in the same way."""
+    x, rank = step.args[0], len(step.shape)
+    axes = [axis % rank for axis in step.arg(1, "dims")]
+    return Value(step.shape, tuple(np.flip(f, tuple(axes)) for f in x.factors), weight=x.weight)
 
 
-def select(step: Step) -> Value:
-    """Take one index of an axis."""
-    x = step.args[0]
-    axis = step.arg(1, "dim") % len(x.dims)
-    step.freeze(x.dims[axis], "is indexed by a number")
-    return Value(tuple(d for i, d in enumerate(x.dims) if i != axis))
-
-
-def unbind(step: Step) -> list[Value]:
-    """Take an axis apart."""
-    x = step.args[0]
-    axis = step.arg(1, "dim", 0) % len(x.dims)
-    step.freeze(x.dims[axis], "is taken apart")
-    return [Value(tuple(d for i, d in enumerate(x.dims) if i != axis)) for _ in step.shape]
-
-
-def split(step: Step) -> list[Value]:
-    """Cut one axis into runs (`split`, `split_with_sizes`, `chunk`)."""
-    x = step.args[0]
-    axis = step.arg(2, "dim", 0) % len(x.dims)
-    bounds = np.cumsum([shape[axis] for shape in step.shape])[:-1]
-    pieces = np.split(x.dims[axis], bounds)
-    return [Value((*x.dims[:axis], piece, *x.dims[axis + 1 :])) for piece in pieces]
+def roll(step: Step) -> Value:
+    """Shift positions; channels that shift are frozen."""
+    x, axes = step.args[0], step.arg(2, "dims", [])
+    return step.value(step.freeze_axes(x, axes or range(len(x.shape)), "is shifted along its channels"))
 
 
 def pad(step: Step) -> Value:
@@ -227,19 +159,101 @@ def pad(step: Step) -> Value:
     mode = step.arg(2, "mode", "constant")
     # The third argument of constant_pad_nd is a number.
     constant = mode == "constant" or not isinstance(mode, str)
-    dims = list(x.dims)
+    rank, factors = len(x.shape), list(x.factors)
     for number in range(len(amounts) // 2):
-        axis = len(dims) - 1 - number
-        left, right = amounts[2 * number : 2 * number + 2]
-        if left == right == 0:
+        axis = rank - 1 - number
+        sides = amounts[2 * number : 2 * number + 2]
+        hit = next((f for f in factors if f.shape[axis] > 1), None)
+        if list(sides) == [0, 0] or hit is None:
             continue
-        if not constant or left < 0 or right < 0 or not (dims[axis] >= 0).any():
-            step.freeze(dims[axis], "is padded with other channels or cropped")
-            dims[axis] = fixed(step.shape[axis])
+        rest = [f for f in factors if f is not hit]
+        if not constant or min(sides) < 0:
+            step.freeze(hit, "is padded with other channels or cropped")
+            factors = rest
         else:
-            fresh = step.coupling.fresh
-            dims[axis] = np.concatenate([fresh(left), dims[axis], fresh(right)])
-    return Value(tuple(dims))
+            factors = [*rest, _padded(step, hit, axis, sides)]
+    return step.value(factors)
+
+
+def _padded(step: Step, factor: Labels, axis: int, sides: list[int]) -> Labels:
+    ends = []
+    for side, length in enumerate(sides):
+        shape = tuple(length if a == axis else n for a, n in enumerate(factor.shape))
+        if varying(factor) == (axis,):
+            atoms = step.coupling.fresh(length, (step.node.name, axis, side))
+            ends.append(on_axis(atoms, axis, factor.ndim))
+        else:
+            ends.append(np.full(shape, -1, np.int64))
+    return np.concatenate([ends[0], factor, ends[1]], axis)
+
+
+def pixel_shuffle(step: Step) -> Value:
+    """Channels become pixels: the ones that make the pixels of one channel belong together."""
+    x, factor = step.args[0], step.args[1]
+    *batch, channels, height, width = x.shape
+    split = (*batch, channels // factor**2, factor, factor, height, width)
+    factors = []
+    for f in x.factors:
+        wide = reshaped(f, x.shape, split)
+        for axis in (-3, -4):
+            first = wide.take([0], axis)
+            step.unite(np.broadcast_to(first, wide.shape), wide, "makes pixels of one channel")
+            wide = first
+        factors.append(wide.reshape([*wide.shape[: len(batch) + 1], *wide.shape[-2:]]))
+    return step.value(factors)
+
+
+def pixel_unshuffle(step: Step) -> Value:
+    """Pixels become channels: every channel repeats."""
+    x, factor = step.args[0], step.args[1]
+    left = step.freeze_axes(x, (-1, -2), "is not its channel axis")
+    return step.value([np.repeat(f, factor**2, -3) if f.shape[-3] > 1 else f for f in left])
+
+
+def unfold_image(step: Step) -> Value:
+    """Windows of an image as columns (`im2col`): every channel repeats for the pixels of a window."""
+    x = step.args[0]
+    left = step.freeze_axes(x, (-1, -2), "is not its channel axis")
+    times = step.shape[-2] // x.shape[-3]
+    return step.value([(np.repeat(f, times, -3) if f.shape[-3] > 1 else f)[..., 0] for f in left])
+
+
+def fold_image(step: Step) -> Value:
+    """Columns become windows of an image again (`col2im`): all pixels of a window are one channel."""
+    x = step.args[0]
+    left = step.freeze_axes(x, (-1,), "is not its channel axis")
+    channels, factors = step.shape[-3], []
+    for f in left:
+        if f.shape[-2] > 1:
+            wide = f.reshape(*f.shape[:-2], channels, -1, 1)
+            first = wide.take([0], -2)
+            step.unite(np.broadcast_to(first, wide.shape), wide, "makes pixels of one channel")
+            factors.append(first)
+        else:
+            factors.append(f[..., None])
+    return step.value(factors)
+
+
+def unfold(step: Step) -> Value:
+    """Windows along an axis become a last axis."""
+    x = step.args[0]
+    left = step.freeze_axes(x, [step.args[1]], "is not its channel axis")
+    return step.value([f[..., None] for f in left])
+
+
+def as_complex(step: Step) -> Value:
+    """Pairs of the last axis become complex numbers, so that both go together."""
+    factors = []
+    for f in step.args[0].factors:
+        first = f.take([0], -1)
+        step.unite(np.broadcast_to(first, f.shape), f, "is half of a complex number")
+        factors.append(first[..., 0])
+    return step.value(factors)
+
+
+def as_real(step: Step) -> Value:
+    """Complex numbers become pairs on a new last axis."""
+    return step.value([f[..., None] for f in step.args[0].factors])
 
 
 RULES: dict[str, Rule] = {
@@ -248,14 +262,21 @@ RULES: dict[str, Rule] = {
     "permute": permute,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
     **dict.fromkeys(("t", "numpy_T"), turn),
+    **dict.fromkeys(("mT", "adjoint", "matrix_H"), turn_matrices),
+    **dict.fromkeys(("movedim", "moveaxis"), movedim),
     **dict.fromkeys(("cat", "concat", "concatenate"), concatenate),
     "stack": stack,
     **dict.fromkeys(("expand", "expand_as", "broadcast_to"), expand),
-    "repeat": repeat,
-    "slice": slicing,
-    "narrow": narrow,
-    "select": select,
-    "unbind": unbind,
-    **dict.fromkeys(("split", "split_with_sizes", "chunk"), split),
+    **dict.fromkeys(("repeat", "tile"), repeat),
+    "repeat_interleave": repeat_interleave,
+    "flip": flip,
+    "roll": roll,
     **dict.fromkeys(("pad", "constant_pad_nd"), pad),
+    "pixel_shuffle": pixel_shuffle,
+    "pixel_unshuffle": pixel_unshuffle,
+    "im2col": unfold_image,
+    "col2im": fold_image,
+    "unfold": unfold,
+    "view_as_complex": as_complex,
+    "view_as_real": as_real,
 }  # fmt: skip
