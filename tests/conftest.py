@@ -66,3 +66,49 @@ def torch_twin():
             return values[self.net.nodes[-1].name]
 
     return Twin
+
+
+@pytest.fixture(scope="session")
+def tiny_transformer():
+    """A function that builds a transformer of two layers for images [n, 1, 8, 8], a row being a token."""
+    torch = pytest.importorskip("torch", reason="the extra torch is not installed")
+    nn = torch.nn
+
+    class Layer(nn.Module):
+        def __init__(self, width, inner, head_width):
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+            self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+            self.project, self.head_width = nn.Linear(width, width), head_width
+            self.up, self.down = nn.Linear(width, inner), nn.Linear(inner, width)
+
+        def forward(self, x):
+            n, t, _ = x.shape
+            y = self.norm1(x)
+            q, k, v = (
+                part(y).view(n, t, -1, self.head_width).transpose(1, 2)
+                for part in (self.query, self.key, self.value)
+            )
+            y = nn.functional.scaled_dot_product_attention(q, k, v)
+            x = x + self.project(y.transpose(1, 2).reshape(n, t, -1))
+            return x + self.down(nn.functional.gelu(self.up(self.norm2(x))))
+
+    class Transformer(nn.Module):
+        def __init__(self, width, inner, head_width):
+            super().__init__()
+            self.embed, self.places = nn.Linear(8, width), nn.Parameter(torch.randn(8, width) / 4)
+            self.body = nn.ModuleList(Layer(width, inner, head_width) for _ in range(2))
+            self.norm, self.fc = nn.LayerNorm(width), nn.Linear(width, 10)
+
+        def forward(self, image):
+            x = self.embed(image.flatten(1, 2)) + self.places
+            for layer in self.body:
+                x = layer(x)
+            return self.fc(self.norm(x).mean(1))
+
+    def build(width=32, inner=64, head_width=8, seed=0):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return Transformer(width, inner, head_width).eval()
+
+    return build

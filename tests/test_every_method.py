@@ -154,6 +154,23 @@ ROWS = {
         )
         for score in ("taylor", "fisher", "output_fisher", "hessian")
     },
+    "prune-transformer": Row(
+        pj.PruneTransformer(0.2, examples=64, round_to=8),
+        ("torch",),
+        {
+            "ratio": [0, 1, -0.1, 1.5, math.nan, "half", None],
+            "of": ["units", "size", 3],
+            "labels": ["perhaps"],
+            "examples": [0, 31, 2.5],
+            "size": [0],
+            "round_to": [0, 2.5],
+            "rearrange": ["perhaps"],
+            "target": ["tpu", {"threads": 0}],
+        },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        one="body.1.*",
+    ),
     "second-order": Row(
         pj.PruneSecondOrder(0.5, examples=48, stages=2),
         ("torch",),
@@ -362,18 +379,19 @@ def network_of_blocks():
     return net.eval()
 
 
-SPECIAL = {pj.RemoveBlocks: "blocks"}
+SPECIAL = {pj.RemoveBlocks: "blocks", pj.PruneTransformer: "transformer"}
 """Methods whose work the common network does not have, and the network that has it."""
 
 
 @pytest.fixture(scope="module")
-def models(torch_twin, tmp_path_factory):
+def models(torch_twin, request, tmp_path_factory):
     """The same network on every backend whose packages are there."""
     net = network()
     found = {"numpy": net}
     if not missing("torch"):
         found["torch"] = torch_twin(net)
         found["torch blocks"] = network_of_blocks()
+        found["torch transformer"] = request.getfixturevalue("tiny_transformer")()
     if not missing("onnx"):
         path = tmp_path_factory.mktemp("onnx") / "net.onnx"
         NUMPY.export(net, (np.zeros((1, 1, 8, 8), np.float32),), path)

@@ -33,6 +33,7 @@ _NAMES = {
     "Verdict": "penjing.core.verdict",
     "RemoveBlocks": "penjing.prune.blocks",
     "PruneChannels": "penjing.prune.channels",
+    "PruneTransformer": "penjing.prune.transformer",
     "PruneMagnitude": "penjing.prune.magnitude",
     "PruneGradually": "penjing.prune.gradual",
     "PruneSecondOrder": "penjing.prune.second_order",
@@ -94,6 +95,7 @@ if TYPE_CHECKING:
     from penjing.prune.obc import PruneOBC as PruneOBC
     from penjing.prune.second_order import PruneSecondOrder as PruneSecondOrder
     from penjing.prune.sparsegpt import PruneSparseGPT as PruneSparseGPT
+    from penjing.prune.transformer import PruneTransformer as PruneTransformer
     from penjing.prune.wanda import PruneWanda as PruneWanda
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static

@@ -109,6 +109,7 @@ _HANDLERS: dict[tuple[type[Method], str], Handler] = {}
 METHOD_MODULES = (
     "penjing.prune.blocks",
     "penjing.prune.channels",
+    "penjing.prune.transformer",
     "penjing.prune.magnitude",
     "penjing.prune.gradual",
     "penjing.prune.second_order",
