@@ -253,7 +253,7 @@ ROWS = {
         },
         refused={"numpy": NO_HANDLER, "onnx": IN_FRAMEWORK},
         after=(pj.PruneChannels(0.5),),
-        kinds=WEIGHTED,
+        kinds=(*WEIGHTED, "batchnorm"),
     ),
     "match-statistics": Row(
         pj.MatchStatistics(examples=128),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from penjing.backends.torch.comparison import Comparison
     from penjing.backends.torch.lockstep import Pass
 
-KINDS = ("conv", "depthwise", "linear")
+KINDS = ("conv", "depthwise", "linear", "batchnorm")
 GRAM_BYTES = 2**28
 """Sums of products of a layer's inputs and outputs take at most this much; there are two sets of them."""
 
@@ -33,6 +33,8 @@ EXACT = 1e-9
 """A layer whose relative squared error is below this computes what the original computes."""
 
 EQUAL = "its outputs are those of the original"
+ELSEWHERE = "the original computes it in another order or at other positions"
+UNTRACKED = "it keeps no running statistics"
 
 HELD_OUT = 4
 """One in so many runs of observations judges the fit on the others."""
@@ -43,8 +45,8 @@ class LeastSquares(Method):
 
     Layer by layer in the order of the model: over training data, the weights are found whose outputs are
     nearest to the original's on the channels that are left, given the inputs that the layer has now, behind
-    the layers that were refitted before it. A BatchNorm layer that takes nothing but such a layer's output
-    gets the mean and variance of that output. Masked weights stay zero. Labels are not used.
+    the layers that were refitted before it. A BatchNorm layer whose outputs are not the original's gets the
+    mean and variance of what it takes now. Masked weights stay zero. Labels are not used.
 
     Ridge regression around the present weights (for channels: He, Zhang & Sun 2017, "Channel pruning for
     accelerating very deep neural networks"; for masks: the refit of Frantar & Alistarh 2022 and Meng et al.
@@ -70,10 +72,7 @@ Sums = tuple[NormalEquations, NormalEquations]
 
 @dataclass
 class _Work:
-    """What the hooks of one pass share; `changes` is what they leave behind.
-
-    `differing` names the layers whose outputs were not those of the original.
-    """
+    """What the hooks of one pass share; `changes` is what they leave behind."""
 
     model: Model
     method: LeastSquares
@@ -82,13 +81,11 @@ class _Work:
     original: Pass
     masks: dict[str, NDArray[np.bool_]]
     changes: dict[str, Change]
-    differing: set[str] = field(default_factory=set)
 
-    def batchnorm_after(self, layer: str) -> str:
-        """Return the BatchNorm layer that takes the layer's output and that the plan covers, or nothing."""
+    def centred_behind(self, layer: str) -> bool:
+        """Tell whether a BatchNorm layer takes nothing but the layer's output and gets new statistics."""
         name = self.comparison.batchnorm.get(layer, "")
-        statistics = name and self.model.get_submodule(name).running_mean is not None
-        return name if statistics and self.context.covers(name) else ""
+        return name in self.comparison.layers and self.model.get_submodule(name).running_mean is not None
 
 
 @handles(LeastSquares, "torch")
@@ -102,16 +99,16 @@ def least_squares(model: Model, method: LeastSquares, context: Context) -> Outco
     from penjing.backends.torch.lockstep import Pass, hooked
     from penjing.backends.torch.masks import masks_of
 
-    layers = [x.name for x in context.backend.layers(model) if x.kind in KINDS and context.covers(x.name)]
+    kinds = {layer.name: layer.kind for layer in context.backend.layers(model)}
+    layers = [name for name, kind in kinds.items() if kind in KINDS and context.covers(name)]
     if not layers:
-        return Outcome(model, [_skipped("", "no convolution or linear layer")])
+        return Outcome(model, [_skipped("", "no convolution, linear or BatchNorm layer")])
     found = compare(model, layers, method.examples, context)
     changes = {name: _skipped(name, found.reasons.get(name, "")) for name in layers}
     with Pass(found.original, found.layers, found.inputs) as original:
         work = _Work(model, method, context, found, original, masks_of(model), changes)
-        hooks = {name: partial(_refitted, name, work) for name in found.layers}
-        hooks |= {work.batchnorm_after(name): partial(_renormalized, name, work) for name in found.layers}
-        hooks.pop("", None)
+        repairs = {"batchnorm": _renormalized}
+        hooks = {name: partial(repairs.get(kinds[name], _refitted), name, work) for name in found.layers}
         hooked(model, hooks, found.inputs)
     return Outcome(model, list(changes.values()))
 
@@ -125,13 +122,11 @@ def _refitted(name: str, work: _Work, module: Any, x: Any) -> None:
     own = work.context.backend.read(work.model, name)
     weight, bias = own["weight"].reshape(len(own["weight"]), -1), own.get("bias")
     reason = _unneeded(sums, weight, bias)
-    if reason != EQUAL:
-        work.differing.add(name)
     if reason:
         work.changes[name] = _skipped(name, reason)
         return
     # BatchNorm takes the mean away: without a bias of its own the layer then has to fit only what varies.
-    free = bias is None and bool(work.batchnorm_after(name))
+    free = bias is None and work.centred_behind(name)
     support = work.masks.get(f"{name}.weight".lstrip("."))
     ridges = RIDGES if work.method.ridge is None else (work.method.ridge,)
     fit = cross_checked(*sums, weight, best_bias(sums[0], weight) if free else bias, ridges, support)
@@ -165,25 +160,34 @@ def _sums(name: str, work: _Work, module: Any, x: Any) -> tuple[str, Sums | None
         return f"sums over {inputs} inputs take {needed >> 20} MiB, the limit is {GRAM_BYTES >> 20} MiB", None
     wanted, kept = work.original.output(name), work.comparison.kept[name]
     if wanted is None:
-        return "the original reaches it in another order", None
+        return ELSEWHERE, None
     rows = observations(module, x, wanted, kept, work.method.observations, random_of(work.context, name))
     if rows is None:
-        return "its outputs are at other positions than the original's", None
+        return ELSEWHERE, None
     fit, check = (NormalEquations(blocks, inputs, outputs // blocks) for _ in range(2))
     for number, (seen, made) in enumerate(rows):
         (check if number % HELD_OUT == HELD_OUT - 1 else fit).add(seen, made)
     return "", (fit, check)
 
 
-def _renormalized(source: str, work: _Work, module: Any, x: Any) -> None:
-    """Give the BatchNorm layer behind a refitted layer the statistics of what it now takes."""
-    if source not in work.differing:
+def _renormalized(name: str, work: _Work, module: Any, x: Any) -> None:
+    """Give a BatchNorm layer the statistics of what it now takes, unless its output is the original's."""
+    wanted = work.original.output(name)
+    if wanted is None or wanted.shape[0] != x.shape[0] or wanted.shape[2:] != x.shape[2:]:
+        work.changes[name] = _skipped(name, ELSEWHERE)
         return
-    name = work.comparison.batchnorm[source]
+    goal = wanted[:, work.comparison.kept[name]]
+    error = float((module.forward(x) - goal).square().mean() / goal.var().clamp(min=1e-30))
+    if module.running_mean is None or error <= EXACT:
+        work.changes[name] = _skipped(name, EQUAL if module.running_mean is not None else UNTRACKED)
+        return
     axes = [axis for axis in range(x.ndim) if axis != 1]
     module.running_mean.copy_(x.double().mean(axes))
     module.running_var.copy_(x.double().var(axes))
-    detail: dict[str, float | int | str] = {"observations": x.numel() // x.shape[1]}
+    detail: dict[str, float | int | str] = {
+        "error_before": round(error, 6),
+        "observations": x.numel() // x.shape[1],
+    }
     work.changes[name] = Change(method="LeastSquares", layer=name, status="done", detail=detail)
 
 
