@@ -92,6 +92,38 @@ def test_cifar10_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cifar.task()
 
 
+def test_minilm_pads_sentences_and_its_mask_hides_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+    import torch
+
+    minilm = imported("minilm")
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 20, 70)
+    mask = (np.arange(minilm.LENGTH["sst2"]) < lengths[:, None]).astype(np.int64)
+    ids = rng.integers(0, minilm.VOCABULARY, mask.shape) * mask
+    labels = rng.integers(0, 2, 70)
+    parts = {part: (ids, mask, np.roll(labels, i)) for i, part in enumerate(("train", "valid", "test"))}
+    monkeypatch.setattr(minilm, "encoded", lambda data: parts)
+    assert [x.shape for x in minilm.task("sst2").valid[0]] == [ids.shape, mask.shape]
+    torch.manual_seed(0)
+    net = minilm.MiniLM(2).eval()
+    assert sum(p.numel() for p in net.encoder.parameters()) == 6 * 1_774_464
+    with torch.no_grad():
+        whole = net(torch.from_numpy(ids[:4]), torch.from_numpy(mask[:4]))
+        short = net(torch.from_numpy(ids[:4, :20]), torch.from_numpy(mask[:4, :20]))
+    torch.testing.assert_close(whole, short, rtol=1e-4, atol=1e-4)
+    batches = list(minilm._of_similar_length(lengths, rng))
+    assert sorted(np.concatenate(batches).tolist()) == list(range(70))
+
+
+def test_minilm_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    minilm = imported("minilm")
+    monkeypatch.setattr(minilm, "CACHE", tmp_path)
+    monkeypatch.delenv("PENJING_DATA", raising=False)
+    with pytest.raises(Exception, match="PENJING_DATA"):
+        minilm.rows("sst2")
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.skipif(not DATA, reason="PENJING_DATA is not set")
