@@ -30,11 +30,11 @@ from penjing.backends.torch.blocks import find_blocks
 from penjing.backends.torch.shortened import Shortened
 from penjing.measuring.measure import measure_all
 
-COUNTS = {20: (1, 2, 3, 4), 56: (4, 8, 12)}
+COUNTS = {20: (1, 2, 3, 4), 56: (5, 10)}
 EXAMPLES = {20: (128, 128), 56: (128,)}
 """Batches that shortened networks are judged on."""
 
-EVALUATIONS = {20: 200, 56: 70}
+EVALUATIONS = {20: 200, 56: 60}
 """Networks judged for each number of blocks."""
 
 CHOICES = ("joint", "additive", "influence")
@@ -78,7 +78,7 @@ def choices(model: Any, task: pj.Task, depth: int, counts: list[int]) -> list[Ch
 def plans(choice: Choice, refit: bool) -> dict[str, pj.Method | tuple[pj.Method, ...]]:
     """Return what is done with a choice, by the column that shows it."""
     remove = pj.only("|".join(choice.names), pj.RemoveBlocks(count=choice.count, score="influence"))
-    statistics = pj.ReestimateBatchNorm(batches=8)
+    statistics = pj.ReestimateBatchNorm(batches=6)
     if choice.how != "joint":
         return {"bn": pj.chain(remove, statistics)}
     found = {

@@ -146,6 +146,18 @@ def test_the_loaded_module_has_real_layers_and_goes_on(tmp_path):
     np.testing.assert_array_equal(pj.load(folder)(*X), BACKEND.run(small, X))
 
 
+def test_names_of_modules_may_be_numbers_and_words_with_hyphens(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Sequential(nn.Linear(144, 4))
+    ).eval()
+    model[3].add_module("drop-path", nn.Sequential(nn.Linear(4, 4)))
+    folder = delivered(model, tmp_path / "a")
+    np.testing.assert_array_equal(pj.load(folder)(*X), BACKEND.run(model, X))
+    names = [name for name, _ in load_module(folder).named_parameters()]
+    assert names == [name for name, _ in model.named_parameters()]
+
+
 def test_masks_come_back_without_the_class(tmp_path):
     from penjing.backends.torch.masks import masks_of, set_masks
 

@@ -33,7 +33,7 @@ _PRIVATE = frozenset({"_unsafe_view", "_softmax", "_log_softmax", "_to_copy", "_
 _HANDLES = ("Storage", "Stream", "Generator", "ScriptObject")
 _ALIASES = {"__and__": "bitwise_and", "__or__": "bitwise_or", "__xor__": "bitwise_xor",
             "__lshift__": "bitwise_left_shift", "__rshift__": "bitwise_right_shift"}  # fmt: skip
-_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*", re.ASCII)
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9_]+", re.ASCII)
 _DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _LAYOUTS = {"strided": torch.strided}
@@ -49,7 +49,7 @@ _TABLES: dict[str, dict[str, Any]] = {
 
 
 def check_name(name: Any, what: str) -> str:
-    """Return a dotted name of letters, digits and underscores.
+    """Return a dotted name of letters, digits, underscores and hyphens.
 
     Raises:
         Refused: anything else, or a part with two underscores in front.
