@@ -90,9 +90,9 @@ def best_sparse(quadratic: Quadratic, weights: Floats, choose: Choose, iteration
     best = best_on_support(quadratic, weights, choose(weights))
     value = quadratic.value(best - weights)
     for _ in range(iterations):
-        step = quadratic.step(best - weights) - (best - weights)
+        step: Floats = quadratic.step(best - weights) - (best - weights)
         for factor in LENGTHS:
-            mask = choose(best + np.float32(factor) * step)
+            mask = choose(np.asarray(best + np.float32(factor) * step, np.float32))
             if not mask[best != 0].all():
                 fresh = best_on_support(quadratic, weights, mask)
                 reached = quadratic.value(fresh - weights)
