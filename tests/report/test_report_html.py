@@ -76,6 +76,7 @@ def test_every_part_of_the_record_is_shown(record: dict[str, Any]) -> None:
         "5.0 times faster than PyTorch eager", "On 899 test examples that the search never saw",
         "A drop of more than 1.00 points is ruled out", "11: 7 from right to wrong, 4 from wrong to right",
         "the worker was killed (signal 9, probably out of memory)", "What each step bought",
+        "Every method is a step of its own, repair too", "ReestimateBatchNorm() 93.00",
         "Int8Static() on conv*", "the classes are the output", "Example CPU", "Time spent: 54 s",
         "import penjing as pj", "trials/5/artefact')", "test was made from half of valid",
         "not measured", "the process ended before its peak was read", "0.87× (slower)",

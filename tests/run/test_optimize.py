@@ -69,7 +69,9 @@ def test_what_was_delivered_is_really_smaller(finished):
     assert record["verdict"]["limits"]["size"]["status"] == "reached"
     assert any(change["status"] == "done" for change in record["changes"])
     assert next(row["step"] for row in record["ablation"]).startswith("float")
-    assert len(record["ablation"]) == len(record["plan"]) + 1
+    steps = record["ablation"][1:]
+    assert [row["step"].partition("(")[0] for row in steps] == [entry["method"] for entry in record["plan"]]
+    assert all(row["quality"]["kind"] == "estimate" for row in steps), "each step has a quality of its own"
 
 
 def test_quality_is_certified_on_data_that_the_search_never_saw(finished):
