@@ -135,8 +135,8 @@ def _line(row: dict[str, Any], seconds: float) -> str:
     return f"{row['name']:<26} {words}  [{seconds:.0f} s]{failure}"
 
 
-def run(names: list[str], ratios: list[float], onnx: bool) -> list[dict[str, Any]]:
-    """Examine architectures at ratios one after the other, and show each row when it is there."""
+def run(names: list[str], ratios: list[float], onnx: bool, file: Path | None) -> list[dict[str, Any]]:
+    """Examine architectures at ratios one after the other; show and save each row when it is there."""
     if not names:
         sys.exit("no architecture matches")
     torch.set_num_threads(1)
@@ -147,7 +147,17 @@ def run(names: list[str], ratios: list[float], onnx: bool) -> list[dict[str, Any
             start = time.perf_counter()
             rows.append(one_row(ARCHITECTURES[name], ratio, onnx))
             print(_line(rows[-1], time.perf_counter() - start), file=sys.stderr, flush=True)
+            if file is not None:
+                file.write_text(json.dumps(_merged(file, rows), indent=1), encoding="utf-8")
     return rows
+
+
+def _merged(file: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of a file and new ones, which replace old ones of the same name and ratio, in order."""
+    old = json.loads(file.read_text(encoding="utf-8")) if file.exists() else []
+    by_key = {(row["name"], row["ratio"]): row for row in (*old, *rows)}
+    order = {name: number for number, name in enumerate(ARCHITECTURES)}
+    return [by_key[key] for key in sorted(by_key, key=lambda key: (order.get(key[0], -1), key[1]))]
 
 
 def main() -> int:
@@ -158,16 +168,14 @@ def main() -> int:
     parser.add_argument("--only", default="*", help="names, with wildcards and | between several")
     parser.add_argument("--ratio", type=float, nargs="+", default=[0.3, 0.7])
     parser.add_argument("--no-onnx", action="store_true", help="leave out the export, which takes longest")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    parser.add_argument("--json", type=Path, help="file that the rows are added to, or replaced in")
     parser.add_argument("--read", type=Path, help="take the rows from such a file and run nothing")
     parser.add_argument("--markdown", action="store_true", help="print the table of the documentation")
     arguments = parser.parse_args()
     if arguments.read:
         rows = json.loads(arguments.read.read_text(encoding="utf-8"))
     else:
-        rows = run(selected(arguments.only), arguments.ratio, not arguments.no_onnx)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
+        rows = run(selected(arguments.only), arguments.ratio, not arguments.no_onnx, arguments.json)
     if arguments.markdown:
         print(markdown(rows))
     bad = [r for r in rows if r["reason"] and EXPECTED.get(r["name"], "\0") not in r["reason"]]
