@@ -145,6 +145,9 @@ def test_a_consumer_that_is_not_seen_leaves_its_group_out():
     assert fisher_score([chain()], [batch]) == {}
     assert output_fisher_score([chain()], [batch]) == {}
     assert activation_score([chain()], TENSORS, [{"x": np.ones((1, 2))}]) == {}
+    nobody = Group("a", 2, chain().slots[:2], ("a",), np.zeros(2, int))
+    assert fisher_score([nobody], [batch]) == output_fisher_score([nobody], [batch]) == {}
+    assert activation_score([nobody], TENSORS, [{"b": np.ones((1, 2))}]) == {}
     narrow = GateGradients(1, {"b": np.ones((1, 3))}, {"b": np.ones((1, 3))})
     assert fisher_score([chain()], [narrow]) == {}, "three channels for two units"
 

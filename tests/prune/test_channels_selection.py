@@ -283,6 +283,71 @@ def test_kinds_of_units_that_are_not_named_stay(net, task):
         cut(net, task, 0.5, units=("head",))
 
 
+class Encoder(nn.Module):
+    """One transformer layer of 4 heads of width 6 on a stream of width 16, by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(16, 24),
+                                          nn.Linear(24, 16))  # fmt: skip
+        self.embed, self.norm, self.up, self.down = (
+            nn.Linear(6, 16),
+            nn.LayerNorm(16),
+            nn.Linear(16, 40),
+            (nn.Linear(40, 16)),
+        )
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x):
+        x = self.norm(self.embed(x.flatten(1, 2)))
+        q, k, v = (f(x).unflatten(-1, (-1, 6)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        heads = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        x = x + self.o(heads.flatten(2))
+        return self.fc((x + self.down(self.up(x).relu())).mean(1))
+
+
+def test_heads_neurons_and_hidden_widths_go_when_they_are_named(task):
+    torch.manual_seed(0)
+    model = Encoder().eval()
+    for score in ("l2", "fisher", "activation"):
+        small = cut(model, task, 0.5, score=score).model
+        assert [getattr(small, name).out_features for name in ("q", "v", "up", "embed")] == [12, 12, 20, 16]
+    applied = cut(model, task, 0.5, units=("head",))
+    assert [getattr(applied.model, name).out_features for name in ("q", "v", "up", "embed")] == [
+        12,
+        12,
+        40,
+        16,
+    ]
+    reasons = {c.layer: c.reason for c in applied.changes}
+    assert "kind 'channel', which PruneChannels.units does not name" in reasons["up"]
+    assert "kind 'hidden'" in reasons["embed"]
+    hidden = cut(model, task, 0.5, units=("hidden",)).model
+    assert [getattr(hidden, name).out_features for name in ("q", "up", "embed", "o")] == [24, 40, 8, 8]
+
+
+def test_head_width_is_another_view_of_attention(task):
+    torch.manual_seed(0)
+    model = Encoder().eval()
+    small = cut(model, task, 0.34, units=("head width",)).model
+    assert [getattr(small, name).out_features for name in ("q", "k", "v", "up")] == [16, 16, 16, 40]
+    applied = cut(model, task, 0.34, units=("head width",), score="fisher")
+    assert [getattr(applied.model, name).out_features for name in ("q", "v")] == [24, 16]
+    assert "no score fisher" in {c.layer: c.reason for c in applied.changes}["q"], "no layer takes q as input"
+
+
+def test_a_share_of_multiply_adds_counts_what_no_layer_multiplies(task):
+    """Attention's own products are not in the prediction; the cut still removes what was asked for."""
+    torch.manual_seed(0)
+    model = Encoder().eval()
+    example = task.valid.example()
+    before = BACKEND.operations(model, example)
+    assert sum(before.by_layer.values()) < before.multiply_adds
+    applied = cut(model, task, 0.4, of="multiply_adds")
+    removed = 1 - BACKEND.operations(applied.model, example).multiply_adds / before.multiply_adds
+    assert 0.4 <= removed < 0.46
+
+
 def test_random_scores_follow_the_seed(net, task):
     def stem(seed):
         context = Context(task=task, backend=BACKEND, original=net, seed=seed)

@@ -68,7 +68,7 @@ class Score:
     absent: str = ""
 
 
-_NOT_OBSERVED = "a layer that takes its units is not called as a module on inputs with the batch first"
+_NOT_OBSERVED = "its units are not seen as inputs of layers that are called as modules, with the batch first"
 
 SCORES: dict[ScoreName, Score] = {
     "l1": Score("weights", l1_score, comparable=False),

@@ -27,7 +27,8 @@ def activation_score(
             channels last of others; walked once.
 
     Returns:
-        By group name, shape `[group.size]`, at least 0; without the groups of which a consumer is missing.
+        By group name, shape `[group.size]`, at least 0; without groups that have no consumer or of
+        which one is missing.
     """
     ranks = {s.layer: tensors[s.layer][s.tensor].ndim for g in groups for s in consumers(g)}
     squares: dict[str, Floats] = defaultdict(lambda: np.zeros(1))
@@ -40,7 +41,7 @@ def activation_score(
     found = {}
     for group in groups:
         slots = consumers(group)
-        if all(s.layer in norms and len(norms[s.layer]) == len(s.units) for s in slots):
+        if slots and all(len(norms.get(s.layer, ())) == len(s.units) for s in slots):
             total = np.zeros(group.size)
             for s in slots:
                 weights = sum_by_index(np.abs(tensors[s.layer][s.tensor]), s)

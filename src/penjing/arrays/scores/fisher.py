@@ -22,7 +22,8 @@ def fisher_score(groups: Sequence[Group], gates: Iterable[GateGradients]) -> dic
         gates: batch by batch, what `GradientBackend.gate_gradients` yields; walked once.
 
     Returns:
-        By group name, shape `[group.size]`, at least 0; without the groups of which a consumer is missing.
+        By group name, shape `[group.size]`, at least 0; without groups that have no consumer or of
+        which one is missing.
     """
     total = {group.name: np.zeros(group.size) for group in groups}
     examples, missing = 0, set()
@@ -30,7 +31,7 @@ def fisher_score(groups: Sequence[Group], gates: Iterable[GateGradients]) -> dic
         examples += batch.examples
         for group in groups:
             slots = consumers(group)
-            if not all(len(s.units) == batch.width(s.layer) for s in slots):
+            if not slots or any(len(s.units) != batch.width(s.layer) for s in slots):
                 missing.add(group.name)
                 continue
             derivative = sum(to_units(batch.sums[s.layer], s, group.size) for s in slots)

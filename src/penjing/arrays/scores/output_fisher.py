@@ -22,17 +22,18 @@ def output_fisher_score(groups: Sequence[Group], gates: Iterable[GateGradients])
         gates: batch by batch, what `GradientBackend.gate_gradients` yields; walked once.
 
     Returns:
-        By group name, shape `[group.size]`, at least 0; without the groups of which a consumer is missing.
+        By group name, shape `[group.size]`, at least 0; without groups that have no consumer or of
+        which one is missing.
     """
     total = {group.name: np.zeros(group.size) for group in groups}
     examples, missing = 0, set()
     for batch in gates:
         examples += batch.examples
         for group in groups:
-            for slot in consumers(group):
-                if len(slot.units) != batch.width(slot.layer):
-                    missing.add(group.name)
-                    break
-                squares = batch.squares[slot.layer].sum(axis=0)
-                total[group.name] += to_units(squares, slot, group.size) / 2
+            slots = consumers(group)
+            if not slots or any(len(s.units) != batch.width(s.layer) for s in slots):
+                missing.add(group.name)
+                continue
+            for s in slots:
+                total[group.name] += to_units(batch.squares[s.layer].sum(axis=0), s, group.size) / 2
     return {name: score / max(examples, 1) for name, score in total.items() if name not in missing}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penjing.arrays.ranking import Bounds, Kept, Ranking, bounds, classes, smallest_cut
-from penjing.core.backend import Group, Groups, Layer
+from penjing.core.backend import Group, Groups, Heads, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Model, Outcome, handles
@@ -43,8 +43,8 @@ def prune_channels(model: Model, method: PruneChannels, context: Context) -> Out
 
 
 def _groups(model: Model, method: PruneChannels, context: Context) -> Groups:
-    backend, example = context.backend, context.task.valid.example()
-    return backend.groups(model, example)
+    heads: Heads = "width" if method.units == ("head width",) else "whole"
+    return context.backend.groups(model, context.task.valid.example(), heads)
 
 
 def _ranking(
