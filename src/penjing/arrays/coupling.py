@@ -176,7 +176,9 @@ class Coupling:
     def groups(self) -> Groups:
         """Gather units with the same slots into groups, and say for every frozen layer why."""
         self._demands.frozen.extend(self._kept)
-        self._solution = solve(self._components(), list(self._axes.values()), self._demands)
+        place = {layer: n for n, layer in enumerate(dict.fromkeys(a.layer for a in self._axes.values()))}
+        axes = sorted(self._axes.values(), key=lambda axis: place[axis.layer])
+        self._solution = solve(self._components(), axes, self._demands)
         return Groups(self._solution.groups, self._solution.frozen)
 
     def frozen(self) -> NDArray[np.bool_]:
