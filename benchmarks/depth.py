@@ -30,12 +30,15 @@ from penjing.backends.torch.blocks import find_blocks
 from penjing.backends.torch.shortened import Shortened
 from penjing.measuring.measure import measure_all
 
-COUNTS = {20: (1, 2, 3, 4), 56: (5, 10)}
+COUNTS = {20: (1, 2, 3), 56: (5, 10)}
 EXAMPLES = {20: (128, 128), 56: (128,)}
 """Batches that shortened networks are judged on."""
 
 EVALUATIONS = {20: 200, 56: 60}
 """Networks judged for each number of blocks."""
+
+SECONDS = 20.0
+"""For the rounds of latency, all networks together."""
 
 CHOICES = ("joint", "additive", "influence")
 WHOLE = "whole"
@@ -96,18 +99,20 @@ def measured(model: Any, task: pj.Task, found: list[Choice], refit: bool) -> dic
     wanted = {WHOLE: (), f"{WHOLE} int8": pj.chain(pj.Int8Static(calibration=256))}
     for choice in found:
         for column, plan in plans(choice, refit).items():
-            wanted[f"{choice.count} {choice.how} {column}"] = plan
+            wanted[f"{short(choice.names)} {column}"] = plan
     entries, operations, example = {}, {}, task.valid.example()
+    numbers = itertools.count()
     with tempfile.TemporaryDirectory() as folder:
         for name, plan in wanted.items():
             result = pj.apply(model, plan, task).model if plan else model
             if isinstance(result, torch.nn.Module):
                 operations[name] = BACKEND.operations(result, example)
-            pj.deliver(result, plan, pj.Target(), Path(folder) / name.replace(" ", "-"), example=example)
-            entries[name] = (Path(folder) / name.replace(" ", "-"), pj.Target(), None)
+            place = Path(folder) / str(next(numbers))
+            pj.deliver(result, plan, pj.Target(), place, example=example)
+            entries[name] = (place, pj.Target(), None)
         return {
             name: one.measurement
-            for name, one in measure_all(entries, task, "valid", WHOLE, operations, seconds=40).items()
+            for name, one in measure_all(entries, task, "valid", WHOLE, operations, seconds=SECONDS).items()
         }
 
 
@@ -131,7 +136,7 @@ def table(found: list[Choice], of: dict[str, Any]) -> str:
             ("0", "", "", "", accuracy(WHOLE), "", "", f"{integers.quality.value:.2%}", millions, "1",
              ratio(f"{WHOLE} int8"))]  # fmt: skip
     for choice in found:
-        name = f"{choice.count} {choice.how}"
+        name = short(choice.names)
         millions = f"{of[f'{name} bn'].operations.macs / 1e6:.1f} M"
         rows.append((
             str(choice.count), choice.how, short(choice.names), f"{choice.divergence:.3f}",

@@ -85,7 +85,7 @@ def _amount(method: RemoveBlocks, covered: int, blocks: int) -> int:
     """Return how many blocks go.
 
     Raises:
-        Refused: none, more than the plan covers, or all of the model's.
+        Refused: none, more than the plan covers, or all of the model's; too few evaluations for them.
     """
     if method.count is not None:
         count, place, value = method.count, "RemoveBlocks.count", str(method.count)
@@ -98,6 +98,9 @@ def _amount(method: RemoveBlocks, covered: int, blocks: int) -> int:
         raise Refused("at least one block goes and at least one stays", value=value, place=place,
                       fix=f"of {blocks} blocks the plan covers {covered}: from 1 to {most} of them can go"
                       if most else "the model has one block only: leave the step out")  # fmt: skip
+    if method.score == "joint" and method.evaluations <= covered:
+        raise Refused("more networks may be measured than there are blocks", value=method.evaluations,
+                      place="RemoveBlocks.evaluations", fix=f"allow {covered + 1} or more")  # fmt: skip
     return count
 
 
@@ -129,9 +132,6 @@ def _choose(
     if method.score == "influence":
         chosen = additive_choice({i: influences[name] for i, name in enumerate(covered)}, count)
         return [covered[i] for i in chosen], {}
-    if method.evaluations <= len(covered):
-        raise Refused("more networks may be measured than there are blocks", value=method.evaluations,
-                      place="RemoveBlocks.evaluations", fix=f"allow {len(covered) + 1} or more")  # fmt: skip
     judge = Judge(lambda numbers: shortened.divergence([covered[i] for i in numbers]), method.evaluations)
     for i in range(len(covered)):
         judge((i,))

@@ -39,9 +39,8 @@ def write(module: torch.nn.Module, example: Arrays, folder: Path, weights: Path)
         (folder / GRAPH).write_text(json.dumps(data, separators=(",", ":"), allow_nan=False), "utf-8")
         if constants:
             save_file(constants, folder / CONSTANTS)
-        inputs = probes(captured)
-        found, wanted = (_leaves(run_quietly(net, inputs)) for net in (read(folder, weights), module))
-        _compare(found, wanted)
+        _compare(_outputs(read(folder, weights), tuple(x.cpu() for x in probes(captured))),
+                 _outputs(module, probes(captured)))  # fmt: skip
     except Refused as refusal:
         for name in (GRAPH, CONSTANTS):
             (folder / name).unlink(missing_ok=True)
@@ -68,6 +67,15 @@ def read(folder: Path, weights: Path) -> ExportedNet:
     except (SafetensorError, OSError, RuntimeError) as error:
         raise Refused("the weights fit the stored graph", value=error, place=str(weights)) from error
     return net
+
+
+def _outputs(module: torch.nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
+    try:
+        return [leaf.cpu() for leaf in _leaves(run_quietly(module, inputs))]
+    except Exception as error:
+        # Code of the user, or a graph that was made for another device, runs here.
+        raise Refused("the stored graph runs", value=f"{type(error).__name__}: {error}"[:200],
+                      place="model") from error  # fmt: skip
 
 
 def _compare(found: list[Any], wanted: list[Any]) -> None:

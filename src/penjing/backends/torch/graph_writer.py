@@ -86,6 +86,9 @@ class _Writer:
                 self._call(node, owner)
 
     def reference(self, node: Any) -> Any:
+        if node not in self._values:
+            raise Refused("a stored graph consists of known operators of aten", value=str(node.target),
+                          place="model", fix="take control flow out of forward")  # fmt: skip
         return self._values[node]
 
     def _placeholder(self, node: Any) -> Any:
