@@ -155,6 +155,20 @@ CASES = {
             torch.stack([self.a(x).mean(1), self.a(x).amax(1)], 1)).sigmoid())),
         lambda: {"a": conv(3, 8), "m": conv(2, 1, 3, padding=1), "head": nn.Linear(8, 2)}, {"a": 8}, True,
     ),
+    "split into an image": (
+        lambda self, x: self.head(pooled(self.up(self.a(x.flatten(1)).relu().unflatten(1, (8, 3, 3))))),
+        lambda: {"a": nn.Linear(192, 72), "up": nn.ConvTranspose2d(8, 4, 2), "head": nn.Linear(4, 2)},
+        {"a": 8, "up": 4}, False,
+    ),
+    "numbers in a row": (
+        lambda self, x: self.head((y := pooled(self.a(x))) * torch.arange(1, y.shape[1] + 1) / 8),
+        lambda: {"a": conv(3, 8), "head": nn.Linear(8, 2)}, {"a": 8}, False,
+    ),
+    "chosen by a tensor": (
+        lambda self, x: self.head(torch.gather(self.a(x).flatten(2), 2,
+            self.b(x).flatten(2).argsort(-1)[:, :1, :4].expand(-1, 8, -1)).mean(2)),
+        lambda: {"a": conv(3, 8), "b": conv(3, 8), "head": nn.Linear(8, 2)}, {"a": 8}, False,
+    ),
     "einsum": (
         lambda self, x: self.head(torch.einsum("nchw,nchw->nc", self.a(x), self.b(x)) @ self.m),
         lambda: {"a": conv(3, 6), "b": conv(3, 6), "head": nn.Linear(5, 2)}, {"a": 6, "": 5}, True,

@@ -83,10 +83,7 @@ def _by_heads(step: Step, p: Part, letters: _Letters) -> Part:
         inside = [axis for axis in axes if axis not in letters.batches]
         over = [axis for axis in axes if axis in letters.batches]
         if inside and over:
-            for axis in inside if step.heads == "whole" else over:
-                first = factor.take([0], axis)
-                step.unite(np.broadcast_to(first, factor.shape), factor, "is one head")
-                factor = first
+            factor = step.tied(factor, inside if step.heads == "whole" else over, "is one head")
         factors.append(factor)
     return Part(tuple(factors), p.full)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from penjing.arrays.labels import Labels, varying
-from penjing.backends.torch.steps import Rule, Step, Value
+from penjing.backends.torch.steps import Rule, Step, Value, agree, part
 
 
 def _taken(step: Step, indices: Any, axis: int, shape: tuple[int, ...]) -> Value:
@@ -119,6 +119,18 @@ def index_select(step: Step) -> Value:
     return _taken(step, index.data.reshape(-1), axis, step.shape)
 
 
+def gather(step: Step) -> Value:
+    """Choose along one axis, differently for every index of the others: these belong together."""
+    x, chosen = step.args[0], step.args[2]
+    axis, rank = step.args[1] % max(len(x.shape), 1), len(x.shape)
+    parts = []
+    for value in (x, chosen):
+        left = step.freeze_axes(value, [axis], "is chosen from by a tensor")
+        shape = tuple(1 if a == axis else n for a, n in enumerate(value.shape))
+        parts.append(part(Value(shape, left), range(rank), rank))
+    return step.value(agree(step, parts, "is chosen by a tensor of fixed channels"))
+
+
 def index(step: Step) -> Value:
     """Index one axis by a constant, or any axes by tensors, which then hold no channels that can go."""
     x, indices = step.args[0], step.args[1]
@@ -150,4 +162,5 @@ RULES: dict[str, Rule] = {
     "glu": glu,
     "index_select": index_select,
     "index": index,
+    **dict.fromkeys(("gather", "take_along_dim"), gather),
 }

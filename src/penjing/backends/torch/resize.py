@@ -20,7 +20,7 @@ from penjing.backends.torch.flow import Flow
 class Constant:
     """Numbers that an operator needs in the new graph, to become a tensor of the module."""
 
-    values: NDArray[np.int64]
+    values: NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,16 @@ def _resize_slice(cut: Cut, node: Any) -> Any:
     begin, end, _ = slice(start, stop).indices(len(kept))
     before = int(kept[:begin].sum())
     return node.target, (x, axis, before, before + int(kept[begin:end].sum()))
+
+
+def _resize_row(cut: Cut, node: Any) -> Any:
+    """Numbers in a row have gaps after a cut: those that stay become a constant."""
+    kept = cut.kept(node, 0)
+    if kept.all():
+        return None
+    with torch.no_grad():
+        row = node.target(*node.args, **node.kwargs)
+    return Constant(row.cpu().numpy()[kept])
 
 
 def _selection(x: Any, axis: int, kept: NDArray[np.bool_], chosen: NDArray[np.int64]) -> Any:
@@ -190,6 +200,7 @@ def _resize_attention(cut: Cut, node: Any) -> Any:
 
 RESIZE: dict[str, Callable[[Cut, Any], Any]] = {
     **dict.fromkeys(("zeros", "ones", "full"), _resize_first),
+    **dict.fromkeys(("arange", "linspace"), _resize_row),
     **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "new_zeros", "new_ones",
                      "new_full"), _resize_second),
     "unflatten": _resize_unflatten,

@@ -105,6 +105,8 @@ class _Builder:
         name = operator_name(node.target)
         if isinstance(node.target, torch._ops.OpOverload) and name in RESIZE:
             resized = RESIZE[name](self.cut, node)
+            if isinstance(resized, Constant):
+                return self._argument(resized)
             if resized is not None:
                 target, args, *kwargs = resized
                 found = fx.node.map_aggregate((args, *(kwargs or [node.kwargs])), self._argument)

@@ -274,7 +274,7 @@ def embedding_bag(step: Step) -> list[Value]:
 
 
 def factory(step: Step) -> Value:
-    """A tensor of one constant: any of its channels can go."""
+    """A tensor of one constant, or of numbers in a row: any of its channels can go."""
     dynamic, rank = [varies(d) for d in step.node.meta["val"].shape], len(step.shape)
     factors = [
         on_axis(step.coupling.fresh(n, (step.node.name, axis)), axis, rank)
@@ -325,9 +325,9 @@ def _table() -> dict[str, Rule]:
                     "any all"),
         (cosine, "cosine_similarity"),
         (embedding, "embedding"), (embedding_bag, "embedding_bag"),
-        (factory, "zeros ones full new_zeros new_ones new_full"),
+        (factory, "zeros ones full new_zeros new_ones new_full arange linspace"),
         (nothing, "sym_size sym_numel sym_stride _assert_scalar _assert_tensor_metadata sym_constrain_range "
-                  "sym_constrain_range_for_size arange linspace scalar_tensor"),
+                  "sym_constrain_range_for_size scalar_tensor"),
     ]  # fmt: skip
     for rule, names in entries:
         table |= dict.fromkeys(names.split(), rule)

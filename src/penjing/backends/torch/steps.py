@@ -75,12 +75,27 @@ class Step:
         self.coupling.freeze(labels.reshape(-1), self.why(reason))
 
     def freeze_axes(self, value: Value, axes: Iterable[int], reason: str) -> tuple[Labels, ...]:
-        """Freeze what varies along some axes; return the other factors."""
+        """Let no index of some axes go; return the factors that are left.
+
+        What varies along these axes only is frozen. What varies along others too is one along these.
+        """
         chosen = {axis % max(len(value.shape), 1) for axis in axes}
-        gone = [f for f in value.factors if chosen.intersection(varying(f))]
-        for factor in gone:
-            self.freeze(factor, reason)
-        return tuple(f for f in value.factors if not chosen.intersection(varying(f)))
+        left = []
+        for factor in value.factors:
+            inside = chosen.intersection(varying(factor))
+            if inside == set(varying(factor)):
+                self.freeze(factor, reason)
+                continue
+            left.append(self.tied(factor, inside, reason))
+        return tuple(left)
+
+    def tied(self, factor: Labels, axes: Iterable[int], reason: str) -> Labels:
+        """Unite a factor along some axes; return it without them."""
+        for axis in sorted(axes):
+            first = factor.take([0], axis)
+            self.unite(np.broadcast_to(first, factor.shape), factor, reason)
+            factor = first
+        return factor
 
     def unite(self, first: Labels | None, second: Labels | None, reason: str) -> None:
         """Unite labels; what meets a fixed coordinate is frozen; what is open yet (None) waits."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from penjing.arrays.labels import Labels, joined, on_axis, reshaped, varying
@@ -117,9 +119,14 @@ def expand(step: Step) -> Value:
     copies = [
         on_axis(step.coupling.fresh(n, (step.node.name, axis)), axis, rank)
         for axis, n in enumerate(step.shape)
-        if n > 1 and (new + x.shape)[axis] == 1 and not varies(sizes[axis])
+        if n > 1 and (new + x.shape)[axis] == 1 and not _is_batch(sizes[axis])
     ]
     return step.value([*(f.reshape(new + f.shape) for f in x.factors), *copies], weight=x.weight)
+
+
+def _is_batch(size: Any) -> bool:
+    """Tell whether a size is that of the batch itself, no multiple of it (batch and heads in one axis)."""
+    return varies(size) and bool(size.node.expr.is_symbol)
 
 
 def repeat(step: Step) -> Value:
@@ -195,10 +202,8 @@ def pixel_shuffle(step: Step) -> Value:
     factors = []
     for f in x.factors:
         wide = reshaped(f, x.shape, split)
-        for axis in (-3, -4):
-            first = wide.take([0], axis)
-            step.unite(np.broadcast_to(first, wide.shape), wide, "makes pixels of one channel")
-            wide = first
+        rank = wide.ndim
+        wide = step.tied(wide, (rank - 3, rank - 4), "makes pixels of one channel")
         factors.append(wide.reshape([*wide.shape[: len(batch) + 1], *wide.shape[-2:]]))
     return step.value(factors)
 
@@ -226,9 +231,7 @@ def fold_image(step: Step) -> Value:
     for f in left:
         if f.shape[-2] > 1:
             wide = f.reshape(*f.shape[:-2], channels, -1, 1)
-            first = wide.take([0], -2)
-            step.unite(np.broadcast_to(first, wide.shape), wide, "makes pixels of one channel")
-            factors.append(first)
+            factors.append(step.tied(wide, [wide.ndim - 2], "makes pixels of one channel"))
         else:
             factors.append(f[..., None])
     return step.value(factors)
@@ -245,9 +248,7 @@ def as_complex(step: Step) -> Value:
     """Pairs of the last axis become complex numbers, so that both go together."""
     factors = []
     for f in step.args[0].factors:
-        first = f.take([0], -1)
-        step.unite(np.broadcast_to(first, f.shape), f, "is half of a complex number")
-        factors.append(first[..., 0])
+        factors.append(step.tied(f, [f.ndim - 1], "is half of a complex number")[..., 0])
     return step.value(factors)
 
 
