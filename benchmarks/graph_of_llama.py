@@ -53,7 +53,7 @@ def main() -> None:
     seconds, processor = time.perf_counter() - start, time.process_time() - spent
     print(f"{parameters:,} parameters, {options.layers} layers, weights on the meta device")
     print(f"{seconds:.1f} s ({processor:.1f} s of processor time)")
-    print(f"peak memory {peak_mib():.0f} MiB, {peak_mib() - before:.0f} MiB beyond the libraries and the model")
+    print(f"peak memory {peak_mib():.0f} MiB, of which {peak_mib() - before:.0f} MiB for the graph")
     for kind in dict.fromkeys(group.kind for group in groups.groups):
         mine = [group for group in groups.groups if group.kind == kind]
         print(f"{len(mine)} groups of kind {kind}, {sum(group.size for group in mine):,} units")
