@@ -160,9 +160,11 @@ def _match(row: Row, model: Any, small: Any, groups: Any, kept: Any, example: An
 
 
 def _normalized(model: Any, group: Any) -> bool:
-    norms = (torch.nn.GroupNorm, torch.nn.LayerNorm, torch.nn.RMSNorm)
-    layers = {slot.layer for slot in group.slots}
-    return group.kind == "hidden" or any(isinstance(model.get_submodule(layer), norms) for layer in layers)
+    """Tell whether a norm takes its statistics over the units of a group; classes of libraries go by name."""
+    layers = [model.get_submodule(slot.layer) for slot in group.slots]
+    each = torch.nn.modules.batchnorm._NormBase
+    norms = [layer for layer in layers if "Norm" in type(layer).__name__ and not isinstance(layer, each)]
+    return group.kind == "hidden" or bool(norms)
 
 
 def _zero(model: Any, groups: Any, kept: Mapping[str, np.ndarray]) -> None:

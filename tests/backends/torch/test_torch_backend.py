@@ -207,8 +207,16 @@ def test_a_selected_output_is_cut_and_exported(images, halve, settled, tmp_path)
         BACKEND.run(small, inputs),
         atol=1e-5,
     )
-    with pytest.raises(Refused, match=r"returns one tensor.*2 outputs"):
-        BACKEND.export(Heads(), inputs, tmp_path / "m.onnx")
+
+
+def test_several_outputs_are_exported_in_their_order(images, settled, tmp_path):
+    model, inputs = settled(Heads()), (*images, np.ones((2, 1), "float32"))
+    BACKEND.export(model, inputs, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert [o.name for o in session.get_outputs()] == ["output0", "output1"]
+    found = session.run(None, dict(zip(["picture", "scale"], inputs, strict=True)))
+    for array, name in zip(found, ("logits", "aux"), strict=True):
+        assert np.allclose(array, BACKEND.run(Selected(model, name), inputs), atol=1e-5)
 
 
 def test_export_names_opset_and_dynamic_batch(shortcut, images, tmp_path, capfd):

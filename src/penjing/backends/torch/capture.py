@@ -104,13 +104,6 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def require_one_output(captured: Capture) -> None:
-    """Refuse a model that returns several tensors where only one can be used."""
-    if len(captured.outputs) != 1:
-        raise Refused("the model returns one tensor", value=f"{len(captured.outputs)} outputs", place="model",
-                      fix="name the output that counts in task.output")  # fmt: skip
-
-
 def _shapes(model: nn.Module, examples: tuple[Any, ...]) -> Any:
     specs = tuple({0: torch.export.Dim.AUTO} if x.ndim else None for x in examples)
     parameters = list(inspect.signature(model.forward).parameters.values())

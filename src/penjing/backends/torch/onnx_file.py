@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penjing.backends.torch.capture import capture, quiet, require_dynamic, require_one_output
+from penjing.backends.torch.capture import capture, quiet, require_dynamic
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import write_bytes
@@ -19,8 +19,9 @@ OPSET = 18
 def export(model: nn.Module, example: Arrays, path: Path) -> None:
     """Write a module, in evaluation mode, as a checked ONNX file whose batch is dynamic.
 
-    Inputs are named as the arguments of forward, the output `output`, initializers as the module's
-    parameters, the first axis of all of them `batch`. Weights are inside the file.
+    Inputs are named as the arguments of forward, the output `output`, several `output0`, `output1` and so on
+    in the order in which the module returns them, initializers as the module's parameters, the first axis of
+    inputs and outputs `batch`. Weights are inside the file.
 
     Raises:
         Refused: torch cannot capture or export the model, its code fixes the batch size, or the file does
@@ -30,7 +31,7 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
 
     captured = capture(model, example)
     require_dynamic(captured)
-    require_one_output(captured)
+    several = len(captured.outputs) > 1
     with quiet():
         try:
             program = torch.onnx.export(
@@ -39,7 +40,7 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(captured.names),
-                output_names=["output"],
+                output_names=[f"output{i}" for i in range(len(captured.outputs))] if several else ["output"],
                 external_data=False,
                 verbose=False,
             )
