@@ -1,4 +1,4 @@
-"""Perplexity of small language models with half of their weights zero, by five methods, without training.
+"""Perplexity of small language models with half of their weights zero, by several methods, without training.
 
     python benchmarks/sparse_lm.py [--models stories characters] [--rows 50% 2:4 70%] [--json FILE]
 
@@ -16,8 +16,9 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -32,20 +33,20 @@ from language_models import characters, stories
 from penjing.arrays.bootstrap import Resampled, bootstrap
 
 MODELS = {"stories": stories, "characters": characters}
-METHODS = {
-    "magnitude": pj.PruneMagnitude,
+METHODS: dict[str, Callable[..., pj.Method]] = {
+    "magnitude": partial(pj.PruneMagnitude, scope="layer"),
     "Wanda": pj.PruneWanda,
     "SparseGPT": pj.PruneSparseGPT,
     "OBC": pj.PruneOBC,
     "ALPS": pj.PruneALPS,
+    "ALPS, compensated": partial(pj.PruneALPS, compensate=True),
 }
+"""All give every layer the same share of zeros, as their papers do."""
 ROWS: dict[str, dict[str, Any]] = {
     "50%": {"sparsity": 0.5},
     "2:4": {"pattern": "2:4"},
     "70%": {"sparsity": 0.7},
 }
-UNIFORM = {"magnitude": {"scope": "layer"}}
-"""All methods give every layer the same share of zeros, as their papers do."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def judge(name: str, rows: list[str], steps: list[str]) -> Iterator[Line]:
     yield Line(name, "0", "dense", *numbers(dense), 1.0, (1.0, 1.0), 0.0)
     for row in rows:
         before: tuple[str, np.ndarray] | None = None
-        for method, kind in METHODS.items():
+        for method, made in METHODS.items():
             start = time.process_time()
-            small = pj.apply(model, kind(**ROWS[row], **UNIFORM.get(method, {})), task).model
+            small = pj.apply(model, made(**ROWS[row]), task).model
             seconds = time.process_time() - start
             found = losses(small, evaluation)
             yield Line(name, row, method, *numbers(found), *numbers(found - dense), seconds)
