@@ -172,6 +172,8 @@ def _sums(name: str, work: _Work, module: Any, x: Any) -> tuple[str, Sums | None
 
 def _renormalized(name: str, work: _Work, module: Any, x: Any) -> None:
     """Give a BatchNorm layer the statistics of what it now takes, unless its output is the original's."""
+    from penjing.backends.torch.comparison import renew_statistics
+
     wanted = work.original.output(name)
     if wanted is None or wanted.shape[0] != x.shape[0] or wanted.shape[2:] != x.shape[2:]:
         work.changes[name] = _skipped(name, ELSEWHERE)
@@ -181,9 +183,7 @@ def _renormalized(name: str, work: _Work, module: Any, x: Any) -> None:
     if module.running_mean is None or error <= EXACT:
         work.changes[name] = _skipped(name, EQUAL if module.running_mean is not None else UNTRACKED)
         return
-    axes = [axis for axis in range(x.ndim) if axis != 1]
-    module.running_mean.copy_(x.double().mean(axes))
-    module.running_var.copy_(x.double().var(axes))
+    renew_statistics(module, x)
     detail: dict[str, float | int | str] = {
         "error_before": round(error, 6),
         "observations": x.numel() // x.shape[1],

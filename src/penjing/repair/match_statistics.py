@@ -102,10 +102,10 @@ def _unsuited(module: Any, method: MatchStatistics) -> str:
 
 def _renormalized(method: MatchStatistics, module: Any, x: Any) -> None:
     """Give a BatchNorm layer the statistics of what it takes, so that training starts from true ones."""
+    from penjing.backends.torch.comparison import renew_statistics
+
     if method.variance:
-        axes = [axis for axis in range(x.ndim) if axis != 1]
-        module.running_mean.copy_(x.double().mean(axes))
-        module.running_var.copy_(x.double().var(axes))
+        renew_statistics(module, x)
 
 
 def _matched(name: str, work: _Work, module: Any, output: Any) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -91,6 +92,13 @@ def compare(model: nn.Module, layers: Sequence[str], examples: int, context: Con
 def random_of(context: Context, layer: str) -> np.random.Generator:
     """Return random numbers for a layer that do not depend on which other layers are chosen."""
     return np.random.default_rng([context.seed, zlib.crc32(layer.encode())])
+
+
+def renew_statistics(batchnorm: nn.Module, x: Any) -> None:
+    """Set the running statistics of a BatchNorm layer to mean and unbiased variance of its input `x`."""
+    variance, mean = torch.var_mean(x.double(), [axis for axis in range(x.ndim) if axis != 1])
+    batchnorm.running_mean.copy_(mean)
+    batchnorm.running_var.copy_(variance)
 
 
 def _reason(model: nn.Module, name: str, here: Call, there: Call | None) -> str:
