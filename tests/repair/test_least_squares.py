@@ -273,3 +273,14 @@ def test_nothing_to_repair_is_refused():
     flat = nn.Sequential(nn.Flatten(), nn.LayerNorm(98))
     with pytest.raises(pj.Refused, match="no convolution, linear or BatchNorm layer"):
         repaired(flat, flat, task)
+
+
+def test_a_transformer_that_lost_heads_and_neurons_comes_nearer_to_the_original(tiny_transformer):
+    model, task = tiny_transformer(), task_of((1, 8, 8), n=128)
+    small = pj.apply(model, pj.PruneChannels(0.5, units=("head", "channel"), round_to=1), task).model
+    applied = repaired(small, model, task, pj.LeastSquares(examples=128))
+    shifted = [np.square(outputs(m, task) - outputs(model, task)).mean() for m in (small, applied.model)]
+    assert shifted[1] < 0.5 * shifted[0]
+    done = {c.layer for c in applied.changes if c.done}
+    assert {"body.0.project", "body.0.down", "body.1.project", "body.1.down", "fc"} <= done
+    assert "embed" not in done
