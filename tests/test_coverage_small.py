@@ -14,12 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from architectures import ARCHITECTURES  # noqa: E402
 from coverage_pruning import EXPECTED, markdown, selected  # noqa: E402
+from penjing.backends.torch import BACKEND  # noqa: E402
 from penjing.backends.torch.tensors import to_inputs  # noqa: E402
 from pruning_examination import Row, examine, fresh, leaves  # noqa: E402
 
 HAND_WRITTEN = [name for name in ARCHITECTURES if not name.startswith("hf-")]
-CUT = ("alexnet", "shufflenet-v2", "ghostnet", "unet-transposed", "convnext", "vit-separate-qkv", "gpt",
-       "textcnn", "deepfm")  # fmt: skip
+CUT = ("alexnet", "shufflenet-v2", "detector-fpn", "unet-pixelshuffle", "vit-fused-qkv",
+       "llama-stories", "textcnn", "dlrm")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +80,19 @@ def test_a_failure_is_a_row_with_its_step_and_reason_and_stands_in_the_table() -
     row = examine(type(architecture)("broken", "vision", broken, architecture.example), 0.5)
     assert (row.stage, row.reason) == ("build", "RuntimeError: no weights here")
     assert "`broken` at 0.5, build: RuntimeError: no weights here" in markdown([row.plain()])
+
+
+def test_a_cut_of_other_units_than_those_chosen_does_not_match(monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = BACKEND.keep
+
+    def wrong(model, groups, kept):
+        sizes = {group.name: group.size for group in groups.groups}
+        return keep(model, groups, {n: np.setdiff1d(np.arange(sizes[n]), units) for n, units in kept.items()})
+
+    monkeypatch.setattr(BACKEND, "keep", wrong)
+    row = examine(ARCHITECTURES["ncf"], 0.5, onnx=False)
+    assert row.stage == "match", (row.stage, row.reason)
+    assert "shrunk differs from zeroed weights" in row.reason
 
 
 def test_other_inputs_are_of_the_same_kind() -> None:
