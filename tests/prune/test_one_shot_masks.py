@@ -7,7 +7,10 @@ torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 from torch import nn  # noqa: E402
 
 import penjing as pj  # noqa: E402
+from penjing.backends.torch import BACKEND  # noqa: E402
 from penjing.backends.torch.masks import masks_of  # noqa: E402
+from penjing.calibration import layerwise  # noqa: E402
+from penjing.core.context import Context  # noqa: E402
 
 FEW = {"calibration": 64, "batch_size": 32}
 LAYERWISE = [
@@ -211,6 +214,23 @@ def test_a_layer_with_fewer_observations_than_inputs_stays(images):
     assert reasons["1"].startswith("64 observations of 300 inputs")
     assert reasons["3"] == ""
     assert all(c.done for c in pj.apply(model, pj.PruneWanda(0.5, **FEW), task(images)).changes)
+
+
+def test_memory_bounds_how_many_layers_share_a_pass(images, monkeypatch):
+    method = pj.PruneALPS(0.5, sequential=False, **FEW)
+    whole = pj.apply(network(), method, task(images))
+    moments = {"0": 27**2 * 8, "2": 8 * 9**2 * 8, "4": 2 * 36**2 * 8, "8": 16**2 * 8}
+    monkeypatch.setattr(layerwise, "GRAM_BYTES", moments["2"] + moments["0"])
+    said: list[str] = []
+    prepared = task(images).prepare()
+    context = Context(task=prepared, backend=BACKEND, original=None, say=said.append)
+    parts = pj.apply(network(), method, prepared, context=context)
+    reasons = {c.layer: c.reason for c in parts.changes if not c.done}
+    assert list(reasons) == ["4"]
+    assert "GiB" in reasons["4"]
+    assert said == ["PruneALPS: 0, 2 (1 of 2)", "PruneALPS: 8 (2 of 2)"]
+    for layer in (0, 2, 8):
+        assert torch.equal(parts.model[layer].weight, whole.model[layer].weight)
 
 
 def test_zeros_that_are_there_already(images):

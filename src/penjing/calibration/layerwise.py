@@ -48,6 +48,7 @@ class Work:
         waves: names of layers that one pass over the data serves, in the order of the data.
         changes: of layers that are left out.
         dense: a copy of the model as it was, where its inputs are aimed at.
+        observed: the model whose inputs count: the one that changes, or, not in sequence, the dense one.
     """
 
     model: Model
@@ -57,12 +58,13 @@ class Work:
     batches: Sequence[Batch]
     waves: Sequence[Sequence[str]]
     changes: Sequence[Change]
-    dense: Model | None = None
+    dense: Model | None
+    observed: Model
 
     def grams(self, names: Sequence[str]) -> dict[str, Gram]:
         """Return the second moments of the inputs of some layers, in the model as it is now."""
         layers, context = [self.layers[name].layer for name in names], self.context
-        return input_grams(context.backend, self.model, layers, self.batches, context.seed, self.dense)
+        return input_grams(context.backend, self.observed, layers, self.batches, context.seed, self.dense)
 
     def in_passes(self, names: Sequence[str]) -> list[list[str]]:
         """Split names so that the moments of each part fit into memory together."""
@@ -94,7 +96,8 @@ def prepare(model: Model, method: LayerWise, context: Context) -> Work:
     layers = {c.name: c for c in found if c.name in left}
     changes += [skipped(method, name, reason) for name, reason in reasons.items()]
     dense = context.backend.copy(model) if isinstance(method, Corrected) and method.compensate else None
-    return Work(model, method, context, layers, batches, order, changes, dense)
+    observed = model if method.sequential else context.backend.copy(model)
+    return Work(model, method, context, layers, batches, order, changes, dense, observed)
 
 
 def _unobservable(candidate: Candidate) -> str:

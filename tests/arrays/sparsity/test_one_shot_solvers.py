@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from penjing.arrays.sparsity.alps import alps, conjugate_gradients
-from penjing.arrays.sparsity.gram import Gram, damped, output_error
+from penjing.arrays.sparsity.gram import Gram, compensated, damped, output_error
 from penjing.arrays.sparsity.obc import obc, refit
 from penjing.arrays.sparsity.patterns import Pattern, kept_count, mask_of, pattern_of
 from penjing.arrays.sparsity.sparsegpt import sparsegpt
@@ -171,3 +171,18 @@ def test_output_error_is_the_mean_squared_change_of_the_outputs():
     rng = np.random.default_rng(0)
     x, change = rng.normal(size=(40, 5)), rng.normal(size=(3, 5))
     assert output_error(change, x.T @ x / 40) == pytest.approx(np.square(x @ change.T).sum(1).mean())
+
+
+def test_compensation_is_the_ridge_regression_on_wanted_outputs():
+    rng = np.random.default_rng(0)
+    wanted, weight = rng.normal(size=(60, 5)), rng.normal(size=(3, 5))
+    x = wanted @ (np.eye(5) + rng.normal(size=(5, 5)) / 3) + rng.normal(size=(60, 5)) / 5
+    gram, damping = Gram(1, 5), 0.3
+    gram.add(x, wanted)
+    found = compensated(weight, gram.mean[0] + damping * np.eye(5), gram.drift[0])
+    rows = np.concatenate([x / np.sqrt(60), np.sqrt(damping) * np.eye(5)])
+    right = np.concatenate([wanted @ weight.T / np.sqrt(60), np.sqrt(damping) * weight.T])
+    np.testing.assert_allclose(found.T, np.linalg.lstsq(rows, right, rcond=None)[0], atol=1e-10)
+    still = Gram(1, 5)
+    still.add(x, x)
+    np.testing.assert_allclose(compensated(weight, still.mean[0] + np.eye(5), still.drift[0]), weight)
