@@ -154,14 +154,14 @@ class Autoencoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.encoder = nn.Sequential(conv_bn(3, 16, 3, 2), conv_bn(16, 32, 3, 2), nn.Flatten())
-        self.code, self.back = nn.Linear(32 * 64, 24), nn.Linear(24, 32 * 64)
+        self.narrow, self.widen = nn.Linear(32 * 64, 24), nn.Linear(24, 32 * 64)
         self.decoder = nn.Sequential(
             nn.Unflatten(1, (32, 8, 8)), nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
             nn.ConvTranspose2d(16, 3, 4, 2, 1), nn.Tanh(),
         )  # fmt: skip
 
     def forward(self, x):
-        return self.decoder(F.relu(self.back(self.code(self.encoder(x)))))
+        return self.decoder(F.relu(self.widen(self.narrow(self.encoder(x)))))
 
 
 def _generator() -> nn.Module:

@@ -219,6 +219,17 @@ def test_several_outputs_are_exported_in_their_order(images, settled, tmp_path):
         assert np.allclose(array, BACKEND.run(Selected(model, name), inputs), atol=1e-5)
 
 
+def test_what_stops_the_exporter_is_told_without_its_advice(shortcut, images, tmp_path, monkeypatch):
+    def fails(*arguments, **options):
+        raise RuntimeError(
+            "Failed. Next steps:\n- report\n\n<class 'a.b.Cause'>: no such thing\n\n(Refer above)"
+        )
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    with pytest.raises(Refused, match=r"can export the model.*got Cause: no such thing"):
+        BACKEND.export(shortcut, images, tmp_path / "m.onnx")
+
+
 def test_export_names_opset_and_dynamic_batch(shortcut, images, tmp_path, capfd):
     shortcut.train()
     BACKEND.export(shortcut, images, tmp_path / "m.onnx")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +47,8 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
             )
         except Exception as error:
             # The exporter wraps whatever its passes raise; none of it is ours.
-            line = (str(error).strip().splitlines() or [""])[0][:300]
-            raise Refused("torch.onnx can export the model", value=f"{type(error).__name__}: {line}",
-                          place="export", code=Exit.BAD_INPUT) from error  # fmt: skip
+            raise Refused("torch.onnx can export the model", value=_cause(error), place="export",
+                          code=Exit.BAD_INPUT) from error  # fmt: skip
     proto = program.model_proto
     _tidy(proto)
     try:
@@ -58,6 +58,14 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
             "the exported file passes onnx.checker", value=str(error).splitlines()[0], place="export"
         ) from error
     write_bytes(path, proto.SerializeToString())
+
+
+def _cause(error: Exception) -> str:
+    """Return the line that says why: the exporter's reports begin with advice and end with a summary."""
+    text = str(error).strip()
+    summary = re.search(r"^<class '(?:[\w]+\.)*(\w+)'>: (.+)$", text, re.MULTILINE)
+    name, line = summary.groups() if summary else (type(error).__name__, (text.splitlines() or [""])[0])
+    return f"{name}: {line[:300]}"
 
 
 _MODULE_KEYS = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
