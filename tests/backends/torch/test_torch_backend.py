@@ -219,6 +219,28 @@ def test_several_outputs_are_exported_in_their_order(images, settled, tmp_path):
         assert np.allclose(array, BACKEND.run(Selected(model, name), inputs), atol=1e-5)
 
 
+class Windows(nn.Module):
+    """Attention in windows with a learned bias: its kernel lays memory out otherwise than the exporter."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.bias = nn.Linear(8, 24), nn.Parameter(torch.randn(25, 2))
+
+    def forward(self, x):
+        windows = x.reshape(-1, 5, 8)
+        q, k, v = self.qkv(windows).reshape(windows.shape[0], 5, 3, 2, 4).permute(2, 0, 3, 1, 4).unbind()
+        bias = self.bias.view(5, 5, -1).permute(2, 0, 1).unsqueeze(0)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return y.transpose(1, 2).reshape(windows.shape).view(x.shape)
+
+
+def test_attention_in_windows_is_exported(tmp_path):
+    model, inputs = Windows(), (np.random.default_rng(0).normal(size=(2, 4, 5, 8)).astype("float32"),)
+    BACKEND.export(model, inputs, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    assert np.allclose(session.run(None, {"x": inputs[0]})[0], BACKEND.run(model, inputs), atol=1e-5)
+
+
 def test_what_stops_the_exporter_is_told_without_its_advice(shortcut, images, tmp_path, monkeypatch):
     def fails(*arguments, **options):
         raise RuntimeError(

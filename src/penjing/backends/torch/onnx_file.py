@@ -33,6 +33,7 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
     captured = capture(model, example)
     require_dynamic(captured)
     several = len(captured.outputs) > 1
+    _fix_strides(captured.program.graph_module)
     with quiet():
         try:
             program = torch.onnx.export(
@@ -58,6 +59,28 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
             "the exported file passes onnx.checker", value=str(error).splitlines()[0], place="export"
         ) from error
     write_bytes(path, proto.SerializeToString())
+
+
+def _fix_strides(module: Any) -> None:
+    """Say that attention's result lies in memory in order.
+
+    Its kernel on this machine may lay it out in another way than the operators that the exporter makes of it,
+    and a reshape that one of them needs no copy for is then written down as one that the other refuses.
+    """
+    for inner in module.modules():
+        if not isinstance(inner, torch.fx.GraphModule):
+            continue
+        for node in inner.graph.find_nodes(op="call_function", target=_ATTENTION):
+            users = [user for user in node.users if user.op == "call_function"]
+            with inner.graph.inserting_after(node):
+                ordered = inner.graph.call_function(torch.ops.aten.contiguous.default, (node,))
+            ordered.meta = dict(node.meta)
+            for user in users:
+                user.replace_input_with(node, ordered)
+        inner.recompile()
+
+
+_ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
 def _cause(error: Exception) -> str:
