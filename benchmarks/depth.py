@@ -131,13 +131,13 @@ def table(found: list[Choice], of: dict[str, Any]) -> str:
     head = ("removed", "choice", "blocks", "divergence", "as cut", "re-estimated", "refitted", "int8",
             "multiply-adds", "latency, float", "latency, int8")  # fmt: skip
     whole, integers = of[WHOLE], of[f"{WHOLE} int8"]
-    millions = f"{whole.operations.macs / 1e6:.1f} M"
+    millions = f"{whole.operations.multiply_adds / 1e6:.1f} M"
     rows = [head, ["---"] * len(head),
             ("0", "", "", "", accuracy(WHOLE), "", "", f"{integers.quality.value:.2%}", millions, "1",
              ratio(f"{WHOLE} int8"))]  # fmt: skip
     for choice in found:
         name = short(choice.names)
-        millions = f"{of[f'{name} bn'].operations.macs / 1e6:.1f} M"
+        millions = f"{of[f'{name} bn'].operations.multiply_adds / 1e6:.1f} M"
         rows.append((
             str(choice.count), choice.how, short(choice.names), f"{choice.divergence:.3f}",
             accuracy(f"{name} cut"), accuracy(f"{name} bn"), accuracy(f"{name} ls"),
