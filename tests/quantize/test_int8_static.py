@@ -184,7 +184,8 @@ def test_result_is_a_checked_file_a_quarter_of_the_size(resnet, task_of, tmp_pat
     names = [layer.name for layer in BACKEND.layers(model)]
     assert weights * 4 == sum(BACKEND.read(model, name)["weight"].nbytes for name in names)
     before, after = (BACKEND.operations(m, (x[:1],)) for m in (model, small))
-    assert before == after
+    assert after.zeros > before.zeros, "small weights are rounded to zero"
+    assert before == after.model_copy(update={"zeros": before.zeros})
 
 
 def calibrated_on(model, x):
