@@ -1,6 +1,6 @@
 """The groups of a LLaMA shape of a billion parameters, on the meta device: seconds and peak memory.
 
-    python benchmarks/graph_of_llama.py [--layers 16] [--length 16]
+python benchmarks/graph_of_llama.py [--layers 16] [--length 16]
 """
 
 import argparse
