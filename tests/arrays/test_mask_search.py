@@ -53,7 +53,8 @@ def test_the_knapsack_is_the_best_of_all_choices(seed, groups, options, share):
     chosen = allocate(found, budget)
     assert sum(g.cost[i] for g, i in zip(found, chosen, strict=True)) <= budget * (1 + 1e-9)
     loss = sum(g.loss[i] for g, i in zip(found, chosen, strict=True))
-    assert loss == pytest.approx(best_by_trying(found, budget)[0])
+    least, enough = (best_by_trying(found, budget * (1 + slack))[0] for slack in (1e-8, 0))
+    assert least - 1e-9 <= loss <= enough + 1e-9
 
 
 def test_units_of_equal_cost_go_by_importance_alone():
