@@ -32,6 +32,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import minilm
 
 SECONDS_OF_TIMING = 60.0
+EXAMPLES, REPAIRED = 2048, 4096
+"""Of the training data: for judging units, without labels, and for repair."""
 
 
 def plans(ratio: float) -> dict[str, pj.Method | tuple[pj.Method, ...]]:
@@ -40,15 +42,18 @@ def plans(ratio: float) -> dict[str, pj.Method | tuple[pj.Method, ...]]:
         pj.PruneChannels(ratio, of="multiply_adds", score=score, selection=selection, round_to=16)
         for score, selection in (("l2", "local"), ("taylor", "global"))
     )
-    ours, repair = pj.PruneTransformer(ratio), pj.LeastSquares()
+    masks = pj.PruneTransformer(ratio, examples=EXAMPLES, labels=False)
+    refit = pj.PruneTransformer(ratio, criterion="refit", examples=EXAMPLES, labels=False)
+    repair = pj.LeastSquares(examples=REPAIRED)
     return {
         "l2 norm, each layer alike": norm,
         "l2 norm + LeastSquares": (norm, repair),
         "Taylor, global": taylor,
         "Taylor + LeastSquares": (taylor, repair),
-        "PruneTransformer": ours,
-        "PruneTransformer, no labels": pj.PruneTransformer(ratio, labels=False),
-        "PruneTransformer + LeastSquares": (ours, repair),
+        "PruneTransformer, masks": masks,
+        "masks + LeastSquares": (masks, repair),
+        "PruneTransformer, refit": refit,
+        "refit + LeastSquares": (refit, repair),
     }
 
 

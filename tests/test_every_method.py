@@ -159,6 +159,7 @@ ROWS = {
         ("torch",),
         {
             "ratio": [0, 1, -0.1, 1.5, math.nan, "half", None],
+            "criterion": ["fisher", None],
             "of": ["units", "size", 3],
             "labels": ["perhaps"],
             "examples": [0, 31, 2.5],
@@ -167,6 +168,14 @@ ROWS = {
             "rearrange": ["perhaps"],
             "target": ["tpu", {"threads": 0}],
         },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        one="body.1.*",
+    ),
+    "prune-transformer-refit": Row(
+        pj.PruneTransformer(0.2, criterion="refit", examples=64, round_to=8),
+        ("torch",),
+        {"criterion": [1]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         kinds=WEIGHTED,
         one="body.1.*",
@@ -581,7 +590,7 @@ WRONG = [
 @pytest.mark.parametrize(("row", "name", "value"), WRONG)
 def test_bad_values_are_refused_at_construction_by_name(row, name, value):
     fields = {k: v for k, v in method_to_json(row.method).items() if k != "method"}
-    with pytest.raises((ValidationError, pj.Refused), match=name):
+    with pytest.raises(pj.Refused, match=name):
         type(row.method)(**{**fields, name: value})
     with pytest.raises(pj.Refused, match=name):
         method_from_json({**method_to_json(row.method), name: value})
@@ -599,7 +608,7 @@ def test_every_field_is_tried_with_a_bad_value(row):
 def test_unknown_fields_are_refused(row):
     with pytest.raises(pj.Refused, match="strenght"):
         method_from_json({**method_to_json(row.method), "strenght": 1})
-    with pytest.raises((ValidationError, pj.Refused), match="strenght"):
+    with pytest.raises(pj.Refused, match="strenght"):
         type(row.method)(**{k: v for k, v in method_to_json(row.method).items() if k != "method"}, strenght=1)
 
 

@@ -95,7 +95,7 @@ def test_only_refuses_what_it_cannot_take(arguments):
 
 
 def test_a_wrapper_without_a_pattern_cannot_be_made():
-    with pytest.raises(ValidationError, match="pattern"):
+    with pytest.raises(Refused, match="pattern"):
         Only(pattern=" ", method=CUT)
 
 

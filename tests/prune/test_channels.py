@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
 torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 from torch import nn  # noqa: E402
@@ -120,7 +119,7 @@ def test_pruned_twice(task):
 def test_bad_values_fail_at_construction():
     for bad in ({"ratio": 0.0}, {"ratio": 1.0}, {"ratio": 0.5, "score": "l3"}, {"ratio": 0.5, "round_to": 0},
                 {"ratio": 0.5, "rounding": 8}):  # fmt: skip
-        with pytest.raises((ValidationError, pj.Refused)):
+        with pytest.raises(pj.Refused):
             pj.PruneChannels(**bad)
     assert repr(pj.PruneChannels(0.3, score="taylor")) == "PruneChannels(ratio=0.3, score='taylor')"
     assert backend_named("torch").name == "torch"

@@ -7,7 +7,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 from torch import nn
 
 from penjing.arrays.sparsity.patterns import pattern_of
@@ -16,6 +15,7 @@ from penjing.arrays.sparsity.weights import weight_masks
 from penjing.backends.torch import BACKEND
 from penjing.backends.torch.masks import masks_of
 from penjing.core.context import Context
+from penjing.core.errors import Refused
 from penjing.core.task import Split, Task
 from penjing.prune.gradual import PruneGradually, prune_gradually
 from penjing.train.hooks import Hooks
@@ -236,5 +236,5 @@ def test_layers_that_are_not_covered_stay_dense(trained_net, task):
 )
 def test_values_that_do_not_go_together_are_refused_by_name(wrong):
     name = next(iter(wrong))
-    with pytest.raises(ValidationError, match=name):
+    with pytest.raises(Refused, match=name):
         PruneGradually(**{"sparsity": 0.5, **wrong})

@@ -137,6 +137,33 @@ def test_fisher_information_beats_chance_and_least_squares_helps(trained, halved
     assert found[0] < found[1] < found[2]
 
 
+def test_refitting_tells_that_one_neuron_makes_up_for_another(trained, task):
+    model = copy.deepcopy(trained)
+    up, down = model.body[0].up, model.body[0].down
+    with torch.no_grad():
+        down.weight.mul_(3)
+        for tensor in (up.weight, up.bias):
+            tensor[1] = tensor[0]
+        down.weight[:, 1] = down.weight[:, 0]
+    own = {"criterion": "refit", "examples": 256, "round_to": 1}
+    few = pj.only("body.0.up", pj.PruneTransformer(0.005, **own))
+    cut = pj.apply(model, few, task).model
+    stays = lineage(cut)["body.0.up.weight"][0]
+    assert len(stays) < len(up.weight)
+    assert (0 in stays) != (1 in stays)
+
+
+def test_what_refitting_removes_least_squares_makes_up_for(trained, task):
+    found, by_refit = {}, pj.PruneTransformer(0.6, criterion="refit", **FEW)
+    chance = pj.PruneChannels(0.6, of="multiply_adds", score="random", round_to=4)
+    for name, cut in {"refit": by_refit, "chance": chance}.items():
+        small = pj.apply(trained, cut, task).model
+        context = Context(task=task, backend=BACKEND, original=trained)
+        repaired = pj.apply(small, pj.LeastSquares(examples=1000), task, context=context).model
+        found[name] = right(repaired, task)
+    assert found["refit"] > max(found["chance"], right(trained, task) - 0.1)
+
+
 def test_latency_is_what_the_clock_says(trained, task, monkeypatch):
     """A clock on which narrow layers gain little, and that heads hardly move."""
     timed = []
@@ -195,7 +222,9 @@ def test_what_cannot_be_done_is_refused(trained, task):
     assert "`masks have at least 32 examples`" in refusal(trained, pj.PruneTransformer(0.3, **FEW), few)
     infinite = Task(train=task.train, valid=task.valid, test=task.test,
                     loss=lambda outputs, targets: (outputs * torch.inf).mean())  # fmt: skip
-    assert "`gradients of masks are finite`" in refusal(trained, pj.PruneTransformer(0.3, **FEW), infinite)
+    for criterion in ("masks", "refit"):
+        method = pj.PruneTransformer(0.3, criterion=criterion, **FEW)
+        assert "`gradients of masks are finite`" in refusal(trained, method, infinite)
 
 
 def test_a_network_without_heads_or_neurons_says_why_nothing_goes(task):

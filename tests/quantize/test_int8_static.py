@@ -4,7 +4,6 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from pydantic import ValidationError
 
 import penjing as pj
 from penjing.arrays import quantization as q
@@ -242,7 +241,7 @@ def test_model_without_layers_is_refused(net, task_of):
 
 @pytest.mark.parametrize("fields", [{"observer": "magic"}, {"calibration": 0}, {"bits": 4}])
 def test_bad_configuration_is_refused_at_construction(fields):
-    with pytest.raises((ValidationError, Refused)):
+    with pytest.raises(Refused):
         pj.Int8Static(**fields)
 
 

@@ -16,5 +16,6 @@ def refusal(error: ValueError | TypeError, place: str, known: tuple[str, ...]) -
     if first["type"] == "extra_forbidden":
         return Refused("the field is known", value=repr(field), place=place,
                        fix=nearest(field, known), code=Exit.USAGE)  # fmt: skip
-    return Refused(first["msg"], value=repr(first["input"])[:80], place=f"{place}.{field}",
+    rule = first["msg"].removeprefix("Value error, ").replace("Input should be", "the value is", 1)
+    return Refused(rule, value=repr(first["input"])[:80], place=f"{place}.{field}".rstrip("."),
                    fix="see the field's range in the documentation", code=Exit.USAGE)  # fmt: skip

@@ -43,9 +43,19 @@ class Value(BaseModel):
 
 
 class Method(Value):
-    """One thing that can be done to a model: a frozen, validated, hashable configuration."""
+    """One thing that can be done to a model: a frozen, validated, hashable configuration.
+
+    Raises:
+        Refused: a field is unknown, missing or out of its range.
+    """
 
     stage: ClassVar[Stage]
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise refusal(error, type(self).__name__, tuple(type(self).model_fields)) from None
 
     def __str__(self) -> str:
         return repr(self)
@@ -205,7 +215,7 @@ def method_from_json(data: Any) -> Method:
         method = known[name](**fields)
         for pattern in reversed([patterns] if isinstance(patterns, str) else patterns):
             method = Only(pattern=pattern, method=method)
-    except (ValidationError, TypeError) as error:
+    except TypeError as error:
         raise refusal(error, f"plan.{name}", tuple(known[name].model_fields)) from error
     return method
 

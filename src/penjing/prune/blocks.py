@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -44,6 +44,9 @@ class RemoveBlocks(Method):
     batches: int = Field(default=2, ge=1)
     size: int = Field(default=128, ge=2)
     evaluations: int = Field(default=200, ge=1)
+
+    def __init__(self, ratio: float | None = None, **fields: Any) -> None:
+        super().__init__(**{"ratio": ratio, **fields})
 
     @model_validator(mode="after")
     def _one_amount(self) -> RemoveBlocks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -55,7 +56,8 @@ class LeastSquares(Method):
     Attributes:
         examples: of the training data, at least 32; fewer are used where outputs of layers would not fit
             into memory.
-        observations: output positions that a layer's fit is taken over at most, drawn without replacement.
+        observations: output positions that a layer's fit is taken over at most, drawn without replacement
+            from those that the original's output depends on (not from padding behind a mask).
         ridge: pull towards the present weights, relative to the mean square of the inputs; None: for each
             layer what errs least on a quarter of the observations that the fit did not see.
     """
@@ -78,6 +80,7 @@ class _Work:
     method: LeastSquares
     context: Context
     comparison: Comparison
+    counting: Mapping[str, NDArray[np.bool_]]
     original: Pass
     masks: dict[str, NDArray[np.bool_]]
     changes: dict[str, Change]
@@ -98,15 +101,18 @@ def least_squares(model: Model, method: LeastSquares, context: Context) -> Outco
     from penjing.backends.torch.comparison import compare
     from penjing.backends.torch.lockstep import Pass, hooked
     from penjing.backends.torch.masks import masks_of
+    from penjing.backends.torch.positions import positions_that_count
 
     kinds = {layer.name: layer.kind for layer in context.backend.layers(model)}
     layers = [name for name, kind in kinds.items() if kind in KINDS and context.covers(name)]
     if not layers:
         return Outcome(model, [_skipped("", "no convolution, linear or BatchNorm layer")])
     found = compare(model, layers, method.examples, context)
+    linear = [name for name in found.layers if kinds[name] == "linear"]
+    counting = positions_that_count(found.original, linear, found.inputs, context.seed)
     changes = {name: _skipped(name, found.reasons.get(name, "")) for name in layers}
     with Pass(found.original, found.layers, found.inputs) as original:
-        work = _Work(model, method, context, found, original, masks_of(model), changes)
+        work = _Work(model, method, context, found, counting, original, masks_of(model), changes)
         repairs = {"batchnorm": _renormalized}
         hooks = {name: partial(repairs.get(kinds[name], _refitted), name, work) for name in found.layers}
         hooked(model, hooks, found.inputs)
@@ -161,7 +167,8 @@ def _sums(name: str, work: _Work, module: Any, x: Any) -> tuple[str, Sums | None
     wanted, kept = work.original.output(name), work.comparison.kept[name]
     if wanted is None:
         return ELSEWHERE, None
-    rows = observations(module, x, wanted, kept, work.method.observations, random_of(work.context, name))
+    draw, counting = random_of(work.context, name), work.counting.get(name)
+    rows = observations(module, x, wanted, kept, work.method.observations, draw, counting)
     if rows is None:
         return ELSEWHERE, None
     fit, check = (NormalEquations(blocks, inputs, outputs // blocks) for _ in range(2))

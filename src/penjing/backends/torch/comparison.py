@@ -19,7 +19,7 @@ from penjing.core.context import Context
 from penjing.core.errors import Refused
 
 LEAST_EXAMPLES = 32
-LIVE_BYTES = 2**28
+LIVE_BYTES = 2**29
 """The largest output of a layer, over all examples, takes at most this; fewer examples are used else."""
 
 

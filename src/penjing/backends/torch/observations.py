@@ -35,8 +35,9 @@ def inputs_of(module: nn.Module) -> int:
 
 
 def observations(
-    module: nn.Module, x: Any, y: Any, kept: NDArray[np.int64], limit: int, rng: np.random.Generator
-) -> Rows | None:
+    module: nn.Module, x: Any, y: Any, kept: NDArray[np.int64], limit: int, rng: np.random.Generator,
+    counting: NDArray[np.bool_] | None = None,
+) -> Rows | None:  # fmt: skip
     """Return inputs `[n, blocks · inputs]` and outputs `[n, outputs]` of a layer, in runs of neighbours.
 
     Args:
@@ -46,6 +47,7 @@ def observations(
         kept: the channels of `y` that the layer has.
         limit: at most so many output positions, drawn without replacement.
         rng: of the draw.
+        counting: which positions are drawn from; None: all.
 
     Returns:
         At least `LEAST_RUNS` runs where there are so many positions, in order, so that far runs come from
@@ -55,8 +57,11 @@ def observations(
     positions = outputs.shape[:-1]
     if inputs.shape[: len(positions)] != positions:
         return None
-    total = math.prod(positions)
-    chosen = np.arange(total) if total <= limit else np.sort(rng.choice(total, limit, replace=False))
+    if counting is None or counting.shape != positions:
+        counting = np.ones(positions, bool)
+    chosen = np.flatnonzero(counting)
+    if len(chosen) > limit:
+        chosen = np.sort(rng.choice(chosen, limit, replace=False))
     step = max(1, min(len(chosen) // LEAST_RUNS, RUN_VALUES // (blocks_of(module) * inputs_of(module))))
     return _runs(inputs, outputs, kept, chosen, step)
 

@@ -1,4 +1,4 @@
-"""Masks' Fisher information, widths under a constraint, rearrangement, and the cut."""
+"""Units judged, widths under a constraint, and the cut."""
 
 from __future__ import annotations
 
@@ -10,22 +10,14 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.arrays.mask_search import (
-    Widths,
-    allocate,
-    fisher,
-    losses_of_widths,
-    mask_gradients,
-    ranked,
-    rearrange,
-    width_options,
-)
+from penjing.arrays.mask_search import Widths, allocate, width_options
 from penjing.arrays.scores import consumers
-from penjing.core.backend import GradientBackend, Group, Groups, Layer, Sample
+from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Model, Outcome, handles
-from penjing.prune.transformer.cost import Options, clock, cost_table
+from penjing.prune.transformer.cost import clock, cost_table
+from penjing.prune.transformer.judging import Judged, judge
 from penjing.prune.transformer.method import LEAST_EXAMPLES, PruneTransformer
 
 ATTEMPTS = 5
@@ -36,19 +28,13 @@ Kept = dict[str, NDArray[np.int64]]
 
 @dataclass(frozen=True)
 class _Search:
-    """What the choice of widths needs; `matrices` are Fisher matrices of masks by group name."""
+    """What the choice of widths needs; `judged` by the names of the groups that may be cut."""
 
     model: Model
     method: PruneTransformer
     context: Context
     groups: Groups
-    matrices: Mapping[str, Floats]
-    options: Options
-
-    @property
-    def chosen(self) -> list[Group]:
-        """The groups that may be cut."""
-        return [group for group in self.groups.groups if group.name in self.options]
+    judged: Mapping[str, Judged]
 
 
 @handles(PruneTransformer, "torch")
@@ -65,16 +51,14 @@ def prune_transformer(model: Model, method: PruneTransformer, context: Context) 
     groups, before = backend.groups(model, context.task.valid.example()), backend.layers(model)
     reasons = {group.name: _why_left_out(group, before, context) for group in groups.groups}
     chosen = [group for group in groups.groups if not reasons[group.name]]
-    gradients = _gradients(model, method, context, chosen)
+    judged = judge(model, method, context, {g.name: _widths(g, method) for g in chosen}, chosen)
     for group in chosen:
-        if gradients[group.name] is None:
+        if group.name not in judged:
             reasons[group.name] = "a layer that takes its units is not called as a module on one input"
-    matrices = {name: fisher(g) for name, g in gradients.items() if g is not None}
-    options = {g.name: _options(g, method) for g in chosen if g.name in matrices}
     result, kept = model, Kept()
-    if options:
-        result, kept = _cut(_Search(model, method, context, groups, matrices, options))
-    for name in options:
+    if judged:
+        result, kept = _cut(_Search(model, method, context, groups, judged))
+    for name in judged:
         if name not in kept:
             reasons[name] = "all its units matter more than those that go"
     return Outcome(result, _changes(before, backend.layers(result), _by_layer(groups, reasons), context))
@@ -99,37 +83,16 @@ def _is_pointwise(layer: Layer) -> bool:
     return layer.kind == "linear"
 
 
-def _options(group: Group, method: PruneTransformer) -> NDArray[np.int64]:
+def _widths(group: Group, method: PruneTransformer) -> NDArray[np.int64]:
     return width_options(group.size, group.blocks, 1 if group.kind == "head" else method.round_to)
-
-
-def _gradients(
-    model: Model, method: PruneTransformer, context: Context, groups: list[Group]
-) -> dict[str, Floats | None]:
-    backend, loss = context.backend, context.task.loss
-    assert isinstance(backend, GradientBackend)
-    if not groups:
-        return {}
-    if not method.labels:
-        from penjing.backends.torch.own_labels import OwnLabels
-
-        loss = OwnLabels(loss, context.seed)
-    size = min(method.size, method.examples)
-    sample = Sample(context.task.train, loss, method.examples // size, size, context.seed)
-    layers = list(dict.fromkeys(slot.layer for group in groups for slot in consumers(group)))
-    found = mask_gradients(groups, backend.gate_gradients(model, layers, sample))
-    bad = [name for name, g in found.items() if g is not None and not np.isfinite(g).all()]
-    if bad:
-        raise Refused("gradients of masks are finite", value=", ".join(bad[:5]), place="PruneTransformer",
-                      fix="look for a loss that is NaN or infinite on the training data")  # fmt: skip
-    return found
 
 
 def _cut(search: _Search) -> tuple[Model, Kept]:
     """Return the model with the widths of least loss at the cost that is allowed, and what groups keep."""
     ratio, best, probes = search.method.ratio, None, list[Kept]()
     with clock(search.model, search.method, search.context) as measured:
-        base, added = cost_table(search.model, search.groups, search.options, measured, search.context)
+        options = {name: judged.widths for name, judged in search.judged.items()}
+        base, added = cost_table(search.model, search.groups, options, measured, search.context)
         aim = 1 - ratio
         while aim >= base and len(probes) < ATTEMPTS:
             kept = _kept(search, added, aim - base)
@@ -154,24 +117,12 @@ def _cut(search: _Search) -> tuple[Model, Kept]:
 
 def _kept(search: _Search, added: Mapping[str, Floats], budget: float) -> Kept:
     """Choose widths within a budget, and which units stay; groups that stay whole are left out."""
-    orders, widths = [], []
-    for group in search.chosen:
-        importance = np.diagonal(search.matrices[group.name])
-        orders.append(ranked(importance, group.blocks))
-        options = search.options[group.name]
-        loss = losses_of_widths(importance, orders[-1], options)
-        widths.append(Widths(options, added[group.name], loss))
-    kept: Kept = {}
-    for group, order, choice, option in zip(
-        search.chosen, orders, allocate(widths, budget), widths, strict=True
-    ):
-        units = np.sort(order[: option.kept[choice]])
-        if len(units) == group.size:
-            continue
-        if search.method.rearrange:
-            units = rearrange(units, search.matrices[group.name], group.blocks)
-        kept[group.name] = units
-    return kept
+    table = {
+        name: Widths(judged.widths, added[name], judged.losses) for name, judged in search.judged.items()
+    }
+    choices = zip(search.judged.items(), allocate(list(table.values()), budget), strict=True)
+    kept = {name: judged.kept(choice) for (name, judged), choice in choices}
+    return {name: units for name, units in kept.items() if len(units) < search.judged[name].group.size}
 
 
 def _same(first: Kept, second: Kept) -> bool:

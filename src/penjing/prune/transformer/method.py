@@ -15,12 +15,16 @@ LEAST_EXAMPLES = 32
 class PruneTransformer(Method):
     """Remove the attention heads and feed-forward neurons that matter least, without training.
 
-    Each head and neuron gets a mask; the Fisher information of the masks tells what the loss gains without
-    them. Widths are then chosen for all layers at once, so that the least information goes at the cost asked
-    for, and which units go is settled within each layer, as a set (Kwon et al. 2022, "A fast post-training
-    pruning framework for transformers"). Nothing is trained; follow it with `LeastSquares`.
+    Units are judged layer by layer; then widths are chosen for all layers at once, so that the least is lost
+    at the cost asked for (Kwon et al. 2022, "A fast post-training pruning framework for transformers").
+    Nothing is trained; follow it with `LeastSquares`.
 
     Attributes:
+        criterion: `masks`: each unit gets a mask, whose Fisher information tells what the loss gains without
+            the unit; which units go is settled within each layer, as a set (Kwon et al.). `refit`: units go
+            one after the other by what the loss gains once the layers behind are refitted by least squares,
+            with curvature factored by Kronecker (Kurtic et al. 2023, "ZipLM"; Martens & Grosse 2015); takes
+            8 (inputs**2 + outputs**2) bytes for every layer behind.
         ratio: share of the cost that is removed, between 0 and 1, both excluded.
         of: the cost: `multiply_adds` or `parameters` of the whole model, or its `latency` measured on the
             target.
@@ -29,12 +33,14 @@ class PruneTransformer(Method):
         examples: of the training data that gradients are taken of, at least 32.
         size: examples in one backward pass.
         round_to: neurons stay in multiples of this; a narrower layer stays whole.
-        rearrange: whether sets are settled by the whole Fisher matrix of each layer; False: by its diagonal.
+        rearrange: whether sets are settled by the whole Fisher matrix of the masks of each layer; False: by
+            its diagonal. Of the criterion `masks` only.
         target: where `latency` is measured.
     """
 
     stage: ClassVar[Stage] = Stage.STRUCTURE
     ratio: float = Field(gt=0, lt=1)
+    criterion: Literal["masks", "refit"] = "masks"
     of: Literal["multiply_adds", "parameters", "latency"] = "multiply_adds"
     labels: bool = True
     examples: int = Field(default=512, ge=LEAST_EXAMPLES, le=1_000_000)
