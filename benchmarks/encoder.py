@@ -43,7 +43,7 @@ def plans(ratio: float) -> dict[str, pj.Method | tuple[pj.Method, ...]]:
         for score, selection in (("l2", "local"), ("taylor", "global"))
     )
     masks = pj.PruneTransformer(ratio, examples=EXAMPLES, labels=False)
-    refit = pj.PruneTransformer(ratio, criterion="refit", examples=EXAMPLES, labels=False)
+    refit = pj.PruneTransformer(ratio, criterion="refit", examples=EXAMPLES)
     repair = pj.LeastSquares(examples=REPAIRED)
     return {
         "l2 norm, each layer alike": norm,

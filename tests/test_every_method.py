@@ -152,7 +152,7 @@ ROWS = {
             refused={"numpy": f"`the score {score} has gradients`", "onnx": IN_FRAMEWORK},
             kinds=WEIGHTED,
         )
-        for score in ("taylor", "fisher", "output_fisher", "hessian")
+        for score in ("taylor", "fisher", "output_fisher", "hessian", "refit")
     },
     "prune-transformer": Row(
         pj.PruneTransformer(0.2, examples=64, round_to=8),

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from penjing.arrays.unit_surgeon import Consumer, Factors, surgeon
+from penjing.arrays.unit_surgeon import Consumer, scores, surgeon
+from penjing.core.backend import KroneckerFactors
 
 
 def layer(seed, columns=6, rows=4, positions=400):
@@ -15,7 +16,7 @@ def layer(seed, columns=6, rows=4, positions=400):
     x = np.append(x, np.ones((positions, 1)), 1)
     g = rng.normal(size=(50, rows)) @ rng.normal(size=(rows, rows))
     weight = rng.normal(size=(rows, columns))
-    return x, weight, Factors(x.T @ x / positions, g.T @ g / 50)
+    return x, weight, KroneckerFactors(x.T @ x / positions, g.T @ g / 50)
 
 
 def refitted_error(x, weight, slopes, kept):
@@ -51,7 +52,7 @@ def test_each_step_removes_what_costs_least():
 def test_a_unit_that_others_make_up_for_goes_first_and_costs_nothing():
     x, weight, _ = layer(2)
     x[:, 3] = x[:, 0] - 2 * x[:, 1] + 1
-    factors = Factors(x.T @ x / len(x), np.eye(4))
+    factors = KroneckerFactors(x.T @ x / len(x), np.eye(4))
     order, losses = surgeon([Consumer(weight, np.arange(6), factors)], np.zeros(6, np.int64), np.arange(1, 7))
     assert order[-1] in (0, 1, 3)
     assert losses[-2] < 0.05 * losses[-3]
@@ -62,7 +63,7 @@ def test_outputs_that_the_loss_ignores_do_not_count():
     slopes = np.zeros((4, 4))
     slopes[0, 0] = 1.0
     weight[0, 4] = 0.0
-    factors = Factors(np.diag(np.diag(x.T @ x / len(x))), slopes)
+    factors = KroneckerFactors(np.diag(np.diag(x.T @ x / len(x))), slopes)
     order, losses = surgeon([Consumer(weight, np.arange(6), factors)], np.zeros(6, np.int64), np.arange(1, 7))
     assert order[-1] == 4
     assert losses[-2] == pytest.approx(0.0, abs=1e-12)
@@ -77,3 +78,16 @@ def test_several_consumers_add_up_and_blocks_give_equally():
         assert np.bincount(blocks[order[:width]]).tolist() == [width // 2] * 2
         expected = sum(refitted_error(x, w, f.slopes, order[:width]) for x, w, f in parts)
         assert loss == pytest.approx(expected, rel=2e-2, abs=1e-9)
+
+
+def test_scores_rise_in_the_order_of_removal_and_add_up_to_the_loss():
+    _, weight, factors = layer(6, columns=8)
+    consumers, blocks = [Consumer(weight, np.repeat(np.arange(4), 2), factors)], np.zeros(4, np.int64)
+    order, losses = surgeon(consumers, blocks, np.arange(1, 5))
+    found = scores(consumers, blocks)
+    assert (np.diff(found[order][::-1]) >= 0).all()
+    assert found[order[1:]].sum() == pytest.approx(losses[0])
+    halves = np.array([0, 1, 0, 1])
+    found = scores(consumers, halves)
+    pairs = np.sort(found.reshape(2, 2), axis=0)
+    np.testing.assert_allclose(pairs[:, 0], pairs[:, 1])

@@ -1,6 +1,7 @@
 """PruneChannels with every score, across groups, and by parameters, multiply-adds, bytes and milliseconds."""
 
 import contextlib
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 from torch import nn  # noqa: E402
 
 import penjing as pj  # noqa: E402
+from penjing.arrays.cut_cost import multiply_adds_removed, unit_costs  # noqa: E402
 from penjing.arrays.ranking import Bounds, Ranking  # noqa: E402
 from penjing.arrays.scores import SCORES  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
@@ -137,6 +139,27 @@ def test_global_selection_takes_from_the_group_that_matters_least(net, task):
     assert isomorphic["one.a"] == 24
     reasons = {c.layer: c.reason for c in applied.changes}
     assert reasons["one.a"] == "all 24 channels rank above those that go"
+
+
+def test_units_compete_by_what_they_cost_for_what_they_save(net, task):
+    """With scores all alike, the channels whose removal saves most multiply-adds go first."""
+    groups = BACKEND.groups(net, EXAMPLE).groups
+    counts = BACKEND.operations(net, EXAMPLE)
+    shapes = {layer.name: layer.shapes for layer in BACKEND.layers(net)}
+    removed = partial(multiply_adds_removed, shapes=shapes, by_layer=counts.by_layer)
+    costs = unit_costs(groups, removed)
+    for group in groups:
+        kept = {group.name: np.arange(1, group.size)}
+        after = BACKEND.operations(BACKEND.keep(net, BACKEND.groups(net, EXAMPLE), kept), EXAMPLE)
+        assert counts.multiply_adds - after.multiply_adds == pytest.approx(costs[group.name])
+    flat = BACKEND.copy(net)
+    with torch.no_grad():
+        for parameter in flat.parameters():
+            parameter.fill_(1.0)
+    found = widths(cut(flat, task, 0.2, of="multiply_adds", selection="global", score="l2").model)
+    dearest = max(groups, key=lambda group: costs[group.name])
+    for group in groups:
+        assert (found[group.layers[0]] < group.size) == (group is dearest)
 
 
 def test_floors_and_ceilings_by_layer(net, task):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,3 +60,21 @@ def multiply_adds_removed(
             largest = max(tensors, key=lambda name: math.prod(shapes[layer][name]))
             removed += count * (1 - shares[layer, largest])
     return removed
+
+
+def unit_costs(
+    groups: Iterable[Group], removed: Callable[[Mapping[tuple[str, str], float]], float]
+) -> dict[str, float]:
+    """Return what one unit of each group costs, by group name.
+
+    Args:
+        groups: each is taken by itself, the others whole.
+        removed: what goes when shares of tensors stay, such as `parameters_removed` with its shapes.
+    """
+    costs = {}
+    for group in groups:
+        each = len(np.unique(group.blocks))
+        first = np.unique(group.blocks, return_index=True)[1]
+        rest = np.setdiff1d(np.arange(group.size), first)
+        costs[group.name] = removed(shares_left([group], {group.name: rest})) / each
+    return costs

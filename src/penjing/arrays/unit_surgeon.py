@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from penjing.core.backend import KroneckerFactors
+
 Floats = NDArray[np.float64]
 Units = NDArray[np.int64]
 
@@ -24,26 +26,12 @@ DAMPING = 1e-4
 
 
 @dataclass(frozen=True)
-class Factors:
-    """What is known of a layer on data.
-
-    Attributes:
-        inputs: `[columns + 1, columns + 1]`, the mean over positions of x xᵀ; the last entry of x is 1.
-        slopes: `[rows, rows]`, the sum over an example's positions of g gᵀ, g the gradient of its loss by
-            the layer's output; the mean over examples.
-    """
-
-    inputs: Floats
-    slopes: Floats
-
-
-@dataclass(frozen=True)
 class Consumer:
-    """A layer that takes units: its weight `[rows, columns]`, `units[j]` of column j (or -1), its factors."""
+    """A layer that takes units: its weight `[rows, columns]`, units of columns (or -1), its factors."""
 
     weight: Floats
     units: Units
-    factors: Factors
+    factors: KroneckerFactors
 
 
 class _Sweep:
@@ -63,14 +51,14 @@ class _Sweep:
     def costs(self, size: int) -> Floats:
         """Return what each unit's removal would add, `[size]`; 0 for units that are gone."""
         found = np.zeros(size)
-        if len(np.unique(self._units[self._units >= 0])) == np.count_nonzero(self._units >= 0):
-            mine = np.flatnonzero(self._units >= 0)
-            found[self._units[mine]] = (
-                np.square(self._weight[:, mine]).sum(0) / np.diagonal(self._inverse)[mine]
-            )
-            return found
-        for unit in np.unique(self._units[self._units >= 0]):
-            found[unit] = self._joint(np.flatnonzero(self._units == unit))[0]
+        counts = np.bincount(self._units[self._units >= 0], minlength=size)
+        order = np.argsort(self._units, kind="stable")[np.count_nonzero(self._units < 0) :]
+        for count in np.unique(counts[counts > 0]):
+            alike = np.flatnonzero(counts == count)
+            columns = order[np.isin(self._units[order], alike)].reshape(len(alike), count)
+            blocks = self._inverse[columns[:, :, None], columns[:, None, :]]
+            weights = self._weight[:, columns].transpose(1, 2, 0)
+            found[alike] = (np.linalg.solve(blocks, weights) * weights).sum((1, 2))
         return found
 
     def remove(self, units: Units) -> float:
@@ -121,3 +109,27 @@ def surgeon(consumers: Sequence[Consumer], blocks: Units, widths: Units) -> tupl
         losses.append(total / 2)
     order = np.array([*np.flatnonzero(left), *gone[::-1]], np.int64)
     return order, np.array(losses[::-1])
+
+
+STEPS = 64
+"""Removals in which `scores` takes a group apart, at most; each removes the cheapest of what is left."""
+
+
+def scores(consumers: Sequence[Consumer], blocks: Units) -> Floats:
+    """Return for each unit what its removal adds when those that cost less are gone already, `[size]`.
+
+    Rises in the order in which units go, so that units of several groups can be ranked together.
+
+    Args:
+        consumers: the layers that take the units.
+        blocks: `[size]`, the block of every unit; equally many go from each.
+    """
+    size, each = len(blocks), len(np.unique(blocks))
+    step = max(1, round(size / each / STEPS)) * each
+    widths = np.unique(np.append(np.arange(size, 0, -step), each))
+    order, losses = surgeon(consumers, blocks, widths)
+    gone = np.diff(widths)
+    marginal = np.maximum.accumulate((-np.diff(losses) / gone)[::-1])[::-1]
+    found = np.empty(size)
+    found[order] = np.repeat(np.append(marginal[:1], marginal), np.append(widths[0], gone))
+    return found

@@ -185,6 +185,22 @@ class GateGradients:
         return self.sums[layer].shape[1] if layer in self.sums else 0
 
 
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """The curvature of the loss by a layer's weight, in two factors (Martens & Grosse 2015; for convolutions
+    Grosse & Martens 2016).
+
+    Attributes:
+        inputs: `[columns + 1, columns + 1]`, the mean over output positions of x xᵀ, x being what one output
+            is computed from (for a convolution `in * kernel` values) with a last entry of 1.
+        slopes: `[rows, rows]`, the sum over an example's positions of g gᵀ, g the gradient of its loss by
+            the layer's output; the mean over examples.
+    """
+
+    inputs: NDArray[np.float64]
+    slopes: NDArray[np.float64]
+
+
 @runtime_checkable
 class GradientBackend(Backend, Protocol):
     """A backend that can also train; only handlers that need gradients ask for it."""
@@ -196,6 +212,14 @@ class GradientBackend(Backend, Protocol):
 
     def gate_gradients(self, model: Model, layers: Sequence[str], sample: Sample) -> Iterator[GateGradients]:
         """Yield, batch by batch, how each example's loss depends on gates on the inputs of layers."""
+
+    def kronecker_factors(
+        self, model: Model, layers: Sequence[str], sample: Sample
+    ) -> dict[str, KroneckerFactors]:
+        """Return the factors of linear layers and convolutions without groups; others are missing.
+
+        The loss is that of labels drawn from what the model itself predicts (the true Fisher information).
+        """
 
     def output_slopes(
         self, model: Model, layers: Sequence[str], batches: Sequence[Batch], centred: bool, seed: int

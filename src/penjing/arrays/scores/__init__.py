@@ -16,6 +16,7 @@ from penjing.arrays.scores.l2 import l2_score
 from penjing.arrays.scores.lamp import lamp_score
 from penjing.arrays.scores.output_fisher import output_fisher_score
 from penjing.arrays.scores.random import random_score
+from penjing.arrays.scores.refit import consumer_of, refit_score
 from penjing.arrays.scores.taylor import first_order, taylor_score
 from penjing.arrays.scores.units import Floats, Tensors, consumers, sum_by_unit
 
@@ -27,6 +28,7 @@ __all__ = [
     "Tensors",
     "activation_score",
     "batchnorm_score",
+    "consumer_of",
     "consumers",
     "first_order",
     "fisher_score",
@@ -37,15 +39,16 @@ __all__ = [
     "lamp_score",
     "output_fisher_score",
     "random_score",
+    "refit_score",
     "sum_by_unit",
     "taylor_score",
 ]
 
 ScoreName = Literal[
     "l1", "l2", "random", "batchnorm", "lamp", "fpgm", "taylor", "fisher", "output_fisher", "hessian",
-    "activation",
+    "activation", "refit",
 ]  # fmt: skip
-Needs = Literal["seed", "weights", "inputs", "gradients", "gates", "curvature"]
+Needs = Literal["seed", "weights", "inputs", "gradients", "gates", "curvature", "factors"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Score:
     Attributes:
         needs: what the function takes beside the groups: `seed`; `weights`; weights and `inputs` of the
             consuming layers; weights and `gradients` of batches; gradients of `gates` by example; weights
-            and the diagonal of the `curvature`.
+            and the diagonal of the `curvature`; weights and Kronecker `factors` of it.
         function: of one group for `seed` and `weights`, of all groups for the others.
         comparable: whether scores of different groups are in one unit, so that one threshold serves all;
             others are divided by their mean first.
@@ -82,5 +85,10 @@ SCORES: dict[ScoreName, Score] = {
     "output_fisher": Score("gates", output_fisher_score, comparable=True, absent=_NOT_OBSERVED),
     "hessian": Score("curvature", hessian_score, comparable=True),
     "activation": Score("inputs", activation_score, comparable=False, absent=_NOT_OBSERVED),
-}
+    "refit": Score(
+        "factors", refit_score, comparable=True,
+        absent="no layer that takes its units is a linear layer or a convolution without groups, called as a "
+        "module",
+    ),
+}  # fmt: skip
 """Every score by the name that `PruneChannels.score` takes."""

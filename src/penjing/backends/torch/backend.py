@@ -22,9 +22,10 @@ from penjing.backends.torch import (
 )
 from penjing.backends.torch.capture import capture
 from penjing.backends.torch.flow import TorchGroups, label
+from penjing.backends.torch.kronecker import kronecker_factors
 from penjing.backends.torch.output_slopes import output_slopes
 from penjing.backends.torch.verify import check_capture
-from penjing.core.backend import Arrays, GateGradients, Groups, Heads, Layer, Sample
+from penjing.core.backend import Arrays, GateGradients, Groups, Heads, KroneckerFactors, Layer, Sample
 from penjing.core.measurement import Operations
 from penjing.core.method import Model
 from penjing.core.task import Batch, Split
@@ -104,6 +105,12 @@ class TorchBackend:
     def set_masks(self, model: Model, masks_: Mapping[str, NDArray[np.bool_]]) -> None:
         """Mask tensors and zero what the masks remove."""
         masks.set_masks(model, masks_)
+
+    def kronecker_factors(
+        self, model: Model, layers: Sequence[str], sample: Sample
+    ) -> dict[str, KroneckerFactors]:
+        """Return the factors of linear layers and convolutions; see `kronecker.kronecker_factors`."""
+        return kronecker_factors(model, layers, sample)
 
     def output_slopes(
         self, model: Model, layers: Sequence[str], batches: Sequence[Batch], centred: bool, seed: int

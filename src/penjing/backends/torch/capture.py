@@ -208,7 +208,8 @@ def _uncapturable(error: Exception) -> Refused:
         "torch.export can capture the model",
         value=f"{type(error).__name__}: {line[:200]}",
         place=place,
-        fix="take control flow that depends on tensor values out of forward",
+        fix="take control flow that depends on tensor values out of forward; masks (PruneMagnitude and its "
+        "kin), training and repair need no graph and work on the model as it is",
     )
 
 

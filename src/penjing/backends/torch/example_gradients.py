@@ -95,15 +95,25 @@ def by_weight(module: nn.Module, x: Any, slope: Any) -> Any:
     if isinstance(module, nn.Linear):
         n, columns, rows = len(x), x.shape[-1], slope.shape[-1]
         return slope.reshape(n, -1, rows).transpose(1, 2) @ x.reshape(n, -1, columns)
-    if x.ndim == 3:
-        x, slope = x.unsqueeze(2), slope.unsqueeze(2)
-    kernel, stride, dilation, padding = (_pair(v) for v in _geometry(module))
-    x = functional.pad(x, padding, mode=_PAD.get(module.padding_mode, module.padding_mode))
     n, groups = len(x), module.groups
-    seen = functional.unfold(x, kernel, dilation=dilation, stride=stride)
+    seen = unfolded(module, x)
     seen = seen.view(n, groups, -1, seen.shape[-1])
     slope = slope.reshape(n, groups, -1, seen.shape[-1])
     return slope @ seen.transpose(2, 3)
+
+
+def unfolded(module: nn.Module, x: Any) -> Any:
+    """Return what output positions of a convolution are computed from, `[examples, in * kernel, positions]`.
+
+    Args:
+        module: of one or two dimensions.
+        x: `[examples, in, *size]`.
+    """
+    if x.ndim == 3:
+        x = x.unsqueeze(2)
+    kernel, stride, dilation, padding = (_pair(v) for v in _geometry(module))
+    x = functional.pad(x, padding, mode=_PAD.get(module.padding_mode, module.padding_mode))
+    return functional.unfold(x, kernel, dilation=dilation, stride=stride)
 
 
 _PAD = {"zeros": "constant"}

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
-from penjing.arrays.cut_cost import multiply_adds_removed, parameters_removed, shares_left
+from penjing.arrays.cut_cost import multiply_adds_removed, parameters_removed, shares_left, unit_costs
 from penjing.arrays.ranking import Kept, Ranking, same, smallest_cut
-from penjing.core.backend import Groups, Layer
+from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Model
@@ -139,6 +140,22 @@ def _unreachable(search: _Search, place: str) -> Refused:
     return Refused("the share can be removed", value=f"{1 - search.allowed:.3g}", place=place,
                    fix=f"ask for at most {most:.3g} (found: {least.how}), lower the floor or round_to, or "
                    "cover more layers")  # fmt: skip
+
+
+def prices(
+    model: Model, method: PruneChannels, context: Context, groups: Sequence[Group], layers: tuple[Layer, ...]
+) -> dict[str, float]:
+    """Return what one unit of each group saves of what the ratio is a share of, above 0.
+
+    Parameters for `parameters` and `size`, multiply-adds for `multiply_adds` and `latency`.
+    """
+    shapes = {layer.name: layer.shapes for layer in layers}
+    if method.of in ("parameters", "size"):
+        found = unit_costs(groups, partial(parameters_removed, shapes=shapes))
+    else:
+        dense = context.backend.operations(model, context.task.valid.example())
+        found = unit_costs(groups, partial(multiply_adds_removed, shapes=shapes, by_layer=dense.by_layer))
+    return {name: max(cost, 1.0) for name, cost in found.items()}
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Model, Outcome, handles
 from penjing.prune.channels import report
-from penjing.prune.channels.constraint import quantity_of, reach, units_left
+from penjing.prune.channels.constraint import prices, quantity_of, reach, units_left
 from penjing.prune.channels.method import PruneChannels
 from penjing.prune.channels.scoring import refuse_too_little_data, score_groups
 
@@ -33,6 +33,9 @@ def prune_channels(model: Model, method: PruneChannels, context: Context) -> Out
         scores = score_groups(model, method, context, chosen, before)
         by_group |= {g.name: report.why_unscored(method) for g in chosen if g.name not in scores}
         scored = [group for group in chosen if group.name in scores]
+        if method.of != "units" and method.selection != "local":
+            costs = prices(model, method, context, scored, before)
+            scores = {name: scores[name] / costs[name] for name in scores}
         ranking = _ranking(scored, scores, method, before)
         result, kept = _cut(model, method, context, (groups, ranking, before))
         for group in scored:

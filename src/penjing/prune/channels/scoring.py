@@ -64,6 +64,9 @@ def _with_gradients(
         found = score.function(groups, backend.gate_gradients(model, layers, sample))
     elif score.needs == "curvature":
         found = score.function(groups, tensors, backend.hessian_diagonals(model, sample))
+    elif score.needs == "factors":
+        layers = list(dict.fromkeys(slot.layer for group in groups for slot in consumers(group)))
+        found = score.function(groups, tensors, backend.kronecker_factors(model, layers, sample))
     else:
         batches = backend.gradients(model, task.train, task.loss, method.batches, method.size, context.seed)
         found = score.function(groups, tensors, batches)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penjing.arrays.mask_search import fisher, losses_of_widths, mask_gradients, ranked, rearrange
-from penjing.arrays.scores import consumers
-from penjing.arrays.unit_surgeon import Consumer, Factors, surgeon
+from penjing.arrays.scores import consumer_of, consumers
+from penjing.arrays.unit_surgeon import surgeon
 from penjing.core.backend import GradientBackend, Group, Sample
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -74,7 +73,7 @@ def judge(
 
 def _sample(method: PruneTransformer, context: Context) -> Sample:
     loss = context.task.loss
-    if not method.labels:
+    if method.criterion == "masks" and not method.labels:
         from penjing.backends.torch.own_labels import OwnLabels
 
         loss = OwnLabels(loss, context.seed)
@@ -82,14 +81,18 @@ def _sample(method: PruneTransformer, context: Context) -> Sample:
     return Sample(context.task.train, loss, method.examples // size, size, context.seed)
 
 
+def _backend(context: Context) -> GradientBackend:
+    backend = context.backend
+    assert isinstance(backend, GradientBackend)
+    return backend
+
+
 def _by_masks(
     model: Model, method: PruneTransformer, context: Context, widths: Mapping[str, Units],
     groups: list[Group], layers: Sequence[str], sample: Sample,
 ) -> dict[str, Judged]:  # fmt: skip
     """Judge by the Fisher information of masks (Kwon et al. 2022)."""
-    backend = context.backend
-    assert isinstance(backend, GradientBackend)
-    found = mask_gradients(groups, backend.gate_gradients(model, layers, sample))
+    found = mask_gradients(groups, _backend(context).gate_gradients(model, layers, sample))
     _finite({name: [g] for name, g in found.items() if g is not None})
     judged = {}
     for group in groups:
@@ -110,25 +113,18 @@ def _by_refit(
     layers: Sequence[str], sample: Sample,
 ) -> dict[str, Judged]:  # fmt: skip
     """Judge by what is lost once the layers behind are refitted (Kurtic et al. 2023)."""
-    from penjing.backends.torch.kronecker import factors
-
-    found = factors(model, layers, sample)
+    found = _backend(context).kronecker_factors(model, layers, sample)
     _finite({name: [f.inputs, f.slopes] for name, f in found.items()})
     judged = {}
     for group in groups:
         slots = consumers(group)
         if not all(slot.layer in found for slot in slots):
             continue
-        takers = [_consumer(context.backend.read(model, s.layer)["weight"], s.axis, s.units, found[s.layer])
-                  for s in slots]  # fmt: skip
+        takers = [consumer_of(context.backend.read(model, slot.layer)["weight"], slot, found[slot.layer])
+                  for slot in slots]  # fmt: skip
         order, losses = surgeon(takers, group.blocks, widths[group.name])
         judged[group.name] = Judged(group, widths[group.name], order, losses)
     return judged
-
-
-def _consumer(weight: NDArray[Any], axis: int, units: Units, known: Factors) -> Consumer:
-    columns = np.moveaxis(np.asarray(weight, np.float64), axis, -1)
-    return Consumer(columns.reshape(-1, columns.shape[-1]), units, known)
 
 
 def _finite(arrays: Mapping[str, Sequence[Floats]]) -> None:

@@ -28,8 +28,9 @@ class PruneTransformer(Method):
         ratio: share of the cost that is removed, between 0 and 1, both excluded.
         of: the cost: `multiply_adds` or `parameters` of the whole model, or its `latency` measured on the
             target.
-        labels: whether the loss is that of the data's labels; False: that of labels drawn from what the model
-            itself predicts (for another loss than `cross_entropy`, of random directions of its output).
+        labels: whether the loss of masks is that of the data's labels; False: that of labels drawn from what
+            the model itself predicts (for another loss than `cross_entropy`, of random directions of its
+            output), as it always is for `refit`.
         examples: of the training data that gradients are taken of, at least 32.
         size: examples in one backward pass.
         round_to: neurons stay in multiples of this; a narrower layer stays whole.
