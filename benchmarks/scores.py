@@ -6,7 +6,7 @@
 `digits`: a small residual network on scikit-learn's handwritten digits, trained here in seconds, once for
 each seed. `resnet20`: the CIFAR ResNet-20 of `examples/cifar10.py` (needs PENJING_DATA); the seed chooses
 the training images that scores and repair see. All networks lose the same share of multiply-adds; by local
-selection their widths are equal. Nothing is trained after the cut. Repair is ReestimateBatchNorm. Rows appear
+selection their widths are equal. Nothing is trained after the cut. Repair is ReestimateBatchNorm or LeastSquares. Rows appear
 as they are done; past the limit of processor seconds for a network the rest is left out, and cells say how
 many seeds they have.
 """
@@ -33,9 +33,9 @@ from penjing.core.context import Context
 from penjing.core.task import Split
 from penjing.examples import digits
 
-REPAIR = pj.ReestimateBatchNorm(batches=4)
+REPAIRS = {"BatchNorm": pj.ReestimateBatchNorm(batches=4), "least squares": pj.LeastSquares()}
 SELECTIONS = ("local", "global", "isomorphic")
-COMPARED = ("l2", "fisher")
+COMPARED = ("l2", "taylor", "fisher", "refit")
 EPOCHS = 16
 
 Cells = dict[tuple[str, str, str], list[float]]
@@ -114,10 +114,12 @@ def measure(network: str, options: argparse.Namespace, cells: Cells) -> dict[str
                 known[key] = cut, accuracy(cut, task)
                 left.append(BACKEND.operations(cut, task.valid.example()).multiply_adds / before)
             cut, alone = known[key]
-            repaired = accuracy(apply(cut, REPAIR, task, context=context).model, task)
-            for name, found in (("none", alone), ("BatchNorm", repaired)):
-                cells.setdefault((network, f"{score} {selection}", name), []).append(found)
-            print(f"{network} seed {seed}: {score} {selection} {alone:.1f} {repaired:.1f}", file=sys.stderr)
+            found = {"none": alone}
+            for name, repair in REPAIRS.items():
+                found[name] = accuracy(apply(cut, repair, task, context=context).model, task)
+            for name, value in found.items():
+                cells.setdefault((network, f"{score} {selection}", name), []).append(value)
+            print(f"{network} seed {seed}: {score} {selection}", *found.values(), file=sys.stderr, flush=True)
     return {"dense": statistics.mean(dense), "least": min(left, default=1.0), "most": max(left, default=1.0),
             "cpu_s": time.process_time() - start}  # fmt: skip
 
@@ -132,7 +134,7 @@ def cell(values: list[float], seeds: int) -> str:
 
 def table(cells: Cells, networks: list[str], seeds: int) -> Iterator[str]:
     """Yield the lines of a Markdown table, local selection first."""
-    columns = [(n, r) for n in networks for r in ("none", "BatchNorm")]
+    columns = [(n, r) for n in networks for r in ("none", *REPAIRS)]
     yield "| score, selection | " + " | ".join(f"{n}, repair: {r}" for n, r in columns) + " |"
     yield "|---|" + "---|" * len(columns)
     for row in dict.fromkeys(name for _, name, _ in cells):
