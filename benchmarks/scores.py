@@ -6,9 +6,9 @@
 `digits`: a small residual network on scikit-learn's handwritten digits, trained here in seconds, once for
 each seed. `resnet20`: the CIFAR ResNet-20 of `examples/cifar10.py` (needs PENJING_DATA); the seed chooses
 the training images that scores and repair see. All networks lose the same share of multiply-adds; by local
-selection their widths are equal. Nothing is trained after the cut. Repair is ReestimateBatchNorm or LeastSquares. Rows appear
-as they are done; past the limit of processor seconds for a network the rest is left out, and cells say how
-many seeds they have.
+selection their widths are equal. Nothing is trained after the cut. Repair is ReestimateBatchNorm or
+LeastSquares. Rows appear as they are done; past the limit of processor seconds for a network the rest is left
+out, and cells say how many seeds they have.
 """
 
 import argparse
