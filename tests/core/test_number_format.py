@@ -17,7 +17,7 @@ NAMES = ["int8", "uint8", "int4 group 32", "uint4 symmetric channel", "int8 asym
 def test_a_format_prints_as_its_name_and_reads_back(name):
     format = number_format(name)
     assert str(format) == name
-    assert eval(repr(format)) == format
+    assert repr(format) == f"number_format({name!r})"
     assert json.loads(format.model_dump_json()) == name
     assert NumberFormat.model_validate_json(format.model_dump_json()) == format
     assert NumberFormat(**format.__dict__) == format
@@ -98,7 +98,9 @@ def test_scales_count_in_the_bits(name, shape, scales, bits):
     assert number_format(name).bits_per_value(shape) == pytest.approx(bits)
 
 
-@pytest.mark.parametrize(("name", "shape"), [("int8 channel", ()), ("int4 group 32", (64,)), ("int8", (0, 3))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("int8 channel", ()), ("int4 group 32", (64,)), ("int8", (0, 3))]
+)
 def test_a_shape_that_does_not_fit_is_refused(name, shape):
     with pytest.raises(Refused, match="scale for each"):
         number_format(name).scale_shape(shape)

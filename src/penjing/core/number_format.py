@@ -38,12 +38,12 @@ class NumberFormat(Value):
     `number_format("int4 group 32")`; fields of methods and saved plans take and hold that name.
 
     Attributes:
-        kind: `integer`; `fp8_e4m3` (no infinity, largest 448) and `fp8_e5m2`, the 8-bit floats of Micikevicius
-            et al. 2022, "FP8 formats for deep learning"; `nf4`, the 16 values of Dettmers et al. 2023, "QLoRA",
-            appendix E; `mxfp4`, `mxfp8` (E4M3) and `mxfp8_e5m2` of the OCP Microscaling Formats specification
-            1.0 (groups of 32 under a scale that is a power of two); `nvfp4` (4-bit floats E2M1 in groups of 16
-            under scales in E4M3, under one float32 scale for the tensor); `ternary` {-1, 0, 1}; `binary`
-            {-1, 1}.
+        kind: `integer`; `fp8_e4m3` (no infinity, largest 448) and `fp8_e5m2`, the 8-bit floats of
+            Micikevicius et al. 2022, "FP8 formats for deep learning"; `nf4`, the 16 values of Dettmers et al.
+            2023, "QLoRA", appendix E; `mxfp4`, `mxfp8` (E4M3) and `mxfp8_e5m2` of the OCP Microscaling
+            Formats Specification 1.0 (groups of 32 under a scale that is a power of two); `nvfp4` (4-bit
+            floats E2M1 in groups of 16 under scales in E4M3, under one float32 scale for the tensor);
+            `ternary` {-1, 0, 1}; `binary` {-1, 1}.
         bits: of a stored code; 2 to 16 for integers, fixed for the others (2 for ternary).
         signed: integers from `-2**(bits - 1)`, else from 0.
         symmetric: the zero point is 0 and not stored; integers only, others always are.
@@ -118,17 +118,17 @@ class NumberFormat(Value):
         """Smallest code: of integers and ternary as a signed number, 0 for tables and binary."""
         if self.kind == "ternary":
             return -1
-        return -(2 ** (self.bits - 1)) + self.narrow if self.kind == "integer" and self.signed else 0
+        return int(self.narrow) - (1 << (self.bits - 1)) if self.kind == "integer" and self.signed else 0
 
     @property
     def highest(self) -> int:
         """Largest code."""
         if self.kind == "ternary":
             return 1
-        return 2 ** (self.bits - (self.kind == "integer" and self.signed)) - 1
+        return (1 << (self.bits - (self.kind == "integer" and self.signed))) - 1
 
     def scale_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of the scales of a tensor: `()`, `[out]`, `[out, groups]` or all axes but the last.
+        """Return the shape of a tensor's scales: `()`, `[out]`, `[out, groups]` or all axes but the last.
 
         Raises:
             Refused: the tensor is empty or has too few axes.
@@ -150,8 +150,8 @@ class NumberFormat(Value):
         Scales take 32 bits, in mx formats and nvfp4 8 (nvfp4 has one more of 32 for the tensor); zero points
         as many as codes. Without the bits that fill up the last byte or a shorter last group.
 
-        >>> number_format("int4 group 32").bits_per_value((64, 64)), number_format("mxfp4").bits_per_value((2, 64))
-        (5.0, 4.25)
+        >>> number_format("int4 group 32").bits_per_value((64, 64))
+        5.0
         """
         count, scales = math.prod(shape), math.prod(self.scale_shape(shape))
         each = 8 if self.kind in _BLOCKS else 32

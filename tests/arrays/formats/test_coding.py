@@ -1,10 +1,10 @@
 import array_api_compat
 import numpy as np
 import pytest
-from sampled_formats import FORMATS, formats, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from sampled_formats import FORMATS, formats, tensors
 
 from penjing.arrays.formats.coding import Encoded, decode, encode, rounded
 from penjing.arrays.formats.layout import from_rows, row_lengths, to_rows
@@ -19,7 +19,7 @@ def each_value(parameter, x, format):
     return from_rows(rows, format, x.shape)
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(x=tensors, format=formats)
 def test_rounding_what_is_rounded_changes_nothing(x, format):
     encoded = encode(x, format)
@@ -32,24 +32,26 @@ def test_rounding_what_is_rounded_changes_nothing(x, format):
     assert once.shape == x.shape
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(x=tensors, format=formats)
 def test_fake_quantization_is_encode_and_decode(x, format):
     np.testing.assert_array_equal(rounded(x, format), decode(encode(x, format)))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(x=tensors, format=formats)
 def test_codes_are_within_their_range(x, format):
     encoded = encode(x, format)
     assert encoded.codes.min() >= format.lowest
     assert encoded.codes.max() <= format.highest
-    assert encoded.codes.dtype == (np.dtype(f"{'int' if format.lowest < 0 else 'uint'}{8 if format.bits <= 8 else 16}"))
+    assert encoded.codes.dtype == (
+        np.dtype(f"{'int' if format.lowest < 0 else 'uint'}{8 if format.bits <= 8 else 16}")
+    )
     assert tuple(np.shape(encoded.scales)) == format.scale_shape(x.shape)
     refuse_unfit(encoded.parameters, x.shape, format)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(x=tensors, format=st.sampled_from([f for f in FORMATS if f.kind == "integer"]))
 def test_integers_err_by_half_a_step_at_most_and_hold_zero(x, format):
     if not format.signed and format.symmetric:
@@ -66,7 +68,7 @@ def test_integers_err_by_half_a_step_at_most_and_hold_zero(x, format):
     assert (got[..., 0] == 0).all()
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(x=tensors, format=formats)
 def test_no_value_of_a_table_is_nearer(x, format):
     """Against a search through all values that codes have."""
@@ -88,7 +90,9 @@ def values_by_code(codes, parameters, format):
 
     table = table_of(format.kind)
     if table is not None:
-        return np.tile(table.values[np.isfinite(table.values)].astype(np.float64), (np.size(parameters.scales), 1))
+        return np.tile(
+            table.values[np.isfinite(table.values)].astype(np.float64), (np.size(parameters.scales), 1)
+        )
     if format.kind == "binary":
         return np.tile([-1.0, 1.0], (np.size(parameters.scales), 1))
     zero = 0 if parameters.zero_points is None else np.reshape(parameters.zero_points, (-1, 1)).astype(int)
@@ -104,15 +108,16 @@ def test_rounding_is_monotone(x, format):
     assert (np.diff(rounded(x, format)) >= 0).all()
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(
-    x=tensors, format=st.sampled_from([f for f in FORMATS if f.narrow or f.kind not in ("integer", "nf4", "binary")])
+    x=tensors,
+    format=st.sampled_from([f for f in FORMATS if f.narrow or f.kind not in ("integer", "nf4", "binary")]),
 )
 def test_symmetric_formats_are_odd(x, format):
     np.testing.assert_array_equal(rounded(-x, format), -rounded(x, format))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(x=tensors, format=formats)
 def test_torch_agrees_with_numpy(x, format):
     torch = pytest.importorskip("torch")
@@ -145,8 +150,9 @@ def test_kernels_are_flattened_behind_the_input_axis():
 def test_a_range_of_zeros_has_step_one():
     for format in FORMATS:
         encoded = encode(np.zeros((2, 20), np.float32), format)
-        np.testing.assert_array_equal(encoded.scales, np.ones_like(encoded.scales))
+        assert np.abs(decode(encoded)).max() < 1e-37  # binary has no zero
         if format.kind != "binary":
+            np.testing.assert_array_equal(encoded.scales, np.ones_like(encoded.scales))
             assert not decode(encoded).any()
 
 
@@ -167,7 +173,12 @@ def test_integers_of_given_scales_saturate_and_halves_go_to_even():
 
 def test_rounding_inside_a_network_keeps_nan_and_saturates_infinity():
     x = np.float32([np.nan, np.inf, -np.inf])
-    for name, low, high in [("int4", -8, 7), ("fp8_e4m3", -448, 448), ("nf4 tensor", -1, 1), ("binary", -1, 1)]:
+    for name, low, high in [
+        ("int4", -8, 7),
+        ("fp8_e4m3", -448, 448),
+        ("nf4 tensor", -1, 1),
+        ("binary", -1, 1),
+    ]:
         np.testing.assert_array_equal(rounded(x, number_format(name), 1.0), [np.nan, high, low])
 
 
@@ -205,7 +216,9 @@ def test_parameters_that_do_not_fit_are_refused(name, scales, points, whole, rul
 def test_negative_values_are_refused_where_there_are_none():
     with pytest.raises(Refused, match="at least 0"):
         encode(np.float32([-1, 2]), number_format("uint8 symmetric"))
-    np.testing.assert_array_equal(rounded(np.float32([-1, 255]), number_format("uint8 symmetric"), 1.0), [0, 255])
+    np.testing.assert_array_equal(
+        rounded(np.float32([-1, 255]), number_format("uint8 symmetric"), 1.0), [0, 255]
+    )
 
 
 @pytest.mark.parametrize("ends", [(0.0, np.nan), (-np.inf, 1.0), (2.0, 1.0)])

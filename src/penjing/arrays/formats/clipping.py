@@ -21,10 +21,12 @@ _OWN_FACTORS: dict[str, tuple[float, ...]] = {
     "ternary": (1.0, *(0.5 + 0.05 * step for step in range(51))),
     "binary": (1.0,),
 }
-"""Scales of ternary and binary start from means, mx formats move by powers of two; binary is exact already."""
+"""Scales of ternary and binary start from means, mx formats move by powers of two; binary is exact."""
 
 
-def clipped_parameters(x: Array, format: NumberFormat, factors: tuple[float, ...] | None = None) -> Parameters:
+def clipped_parameters(
+    x: Array, format: NumberFormat, factors: tuple[float, ...] | None = None
+) -> Parameters:
     """Return, for each scale, the one of a grid of factors times `parameters_of` that errs least in L2.
 
     What exceeds the range saturates; zero points stay. The free baseline of weight quantization (Nagel et

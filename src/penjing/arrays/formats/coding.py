@@ -122,7 +122,11 @@ def _refuse_not_finite(x: Array, format: NumberFormat) -> None:
 
 
 def _complete(
-    x: Array, format: NumberFormat, scales: Array | None, zero_points: Array | None, tensor_scale: Array | None
+    x: Array,
+    format: NumberFormat,
+    scales: Array | None,
+    zero_points: Array | None,
+    tensor_scale: Array | None,
 ) -> Parameters:
     if scales is None:
         if zero_points is not None or tensor_scale is not None:

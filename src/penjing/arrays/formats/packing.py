@@ -36,7 +36,9 @@ def pack(codes: Array, bits: int) -> Array:
     xp = array_namespace(codes)
     _refuse_width(codes, bits)
     codes = xp.astype(codes, xp.int32)
-    if math.prod(codes.shape) and not (int(xp.min(codes)) >= -(2 ** (bits - 1)) and int(xp.max(codes)) < 2**bits):
+    if math.prod(codes.shape) and not (
+        int(xp.min(codes)) >= -(2 ** (bits - 1)) and int(xp.max(codes)) < 2**bits
+    ):
         raise Refused(f"codes have {bits} bits", value=f"{int(xp.min(codes))} to {int(xp.max(codes))}",
                       place="pack", fix="encode in the format that is packed")  # fmt: skip
     unit, size = _unit(bits)
@@ -48,7 +50,9 @@ def pack(codes: Array, bits: int) -> Array:
         for place in range(unit):
             shift = place * bits - 8 * byte
             if -bits < shift < 8:
-                total = total | ((parts[..., place] << shift) if shift >= 0 else (parts[..., place] >> -shift))
+                total = total | (
+                    (parts[..., place] << shift) if shift >= 0 else (parts[..., place] >> -shift)
+                )
         columns.append(total & 255)
     packed = xp.reshape(xp.stack(columns, axis=-1), (*codes.shape[:-1], parts.shape[-2] * size))
     return xp.astype(packed[..., : -(-count * bits // 8)], xp.uint8)
@@ -98,7 +102,7 @@ def _unit(bits: int) -> tuple[int, int]:
 
 
 def _in_units(x: Array, length: int) -> Array:
-    """Return the last axis in units of a length, the last one filled up with zeros: `[..., units, length]`."""
+    """Return the last axis in units, the last one filled up with zeros: `[..., units, length]`."""
     xp = array_namespace(x)
     missing = -x.shape[-1] % length
     if missing:

@@ -48,7 +48,8 @@ def parameters_of_range(low: Array, high: Array, format: NumberFormat) -> Parame
     of Neural Networks for Efficient Integer-Arithmetic-Only Inference"). Others: the largest magnitude is
     the largest value, in nvfp4 up to rounding of the scale. In mx formats the exponent of the magnitude is
     that of the largest value (OCP Microscaling Formats Specification 1.0, section 6.3), which saturates what
-    is above. Where the range is 0, or too narrow for a normal float32 step, the scale is 1.
+    is above. Where the range is 0, or too narrow for a normal float32 step, the scale is that of
+    `nearest_scales` for 0.
 
     Args:
         low, high: numbers or arrays of the scales' shape, finite, low not above high.
@@ -89,9 +90,9 @@ def _reach(low: Array, high: Array, format: NumberFormat) -> Array:
     return xp.maximum(-low, high) / (2.0**table.emax if format.kind in POWERS_OF_TWO else table.largest)
 
 
-def _usable(steps: Array) -> Array:
+def _usable(steps: Array, instead: float = 1.0) -> Array:
     xp = array_namespace(steps)
-    return xp.where(steps < TINY, xp.ones_like(steps), steps)
+    return xp.where(steps < TINY, xp.full_like(steps, instead), steps)
 
 
 def _zero_points(low: Array, steps: Array, format: NumberFormat) -> Array:
@@ -143,7 +144,8 @@ def storable(steps: Array, format: NumberFormat) -> Parameters:
 def nearest_scales(scales: Array, format: NumberFormat) -> Array:
     """Return scales that a format can store: in mx formats the powers of two at or below, in nvfp4 E4M3.
 
-    Scales below float32's normal numbers, of zeros, become 1 (in nvfp4 E4M3's smallest value).
+    Scales below float32's normal numbers, of zeros, become 1; in nvfp4 E4M3's smallest value, and in binary,
+    which has no zero, the smallest normal number.
 
     Args:
         scales: float32, at least 0, any shape.
@@ -153,7 +155,9 @@ def nearest_scales(scales: Array, format: NumberFormat) -> Array:
         powers = xp.asarray(_powers(), device=device(scales))
         found = xp.searchsorted(powers, xp.reshape(_usable(scales), (-1,)), side="right") - 1
         return xp.reshape(xp.take(powers, found, axis=0), scales.shape)
-    return _to_e4m3(scales) if format.kind == "nvfp4" else _usable(scales)
+    if format.kind == "nvfp4":
+        return _to_e4m3(scales)
+    return _usable(scales, TINY if format.kind == "binary" else 1.0)
 
 
 def _e4m3() -> Table:
@@ -205,10 +209,14 @@ def refuse_unfit(parameters: Parameters, shape: tuple[int, ...], format: NumberF
         inside = bool(xp.all((points >= format.lowest) & (points <= format.highest)))
         rules.append((f"zero points are from {format.lowest} to {format.highest}", inside))
     if whole is not None:
-        rules.append(("the tensor scale is one positive number", whole.shape == () and 0 < float(whole) < math.inf))
+        rules.append(
+            ("the tensor scale is one positive number", whole.shape == () and 0 < float(whole) < math.inf)
+        )
     for rule, holds in rules:
         if not holds:
-            raise Refused(rule, value=value if rule.startswith("scales") else None, place=str(format), fix=fix)
+            raise Refused(
+                rule, value=value if rule.startswith("scales") else None, place=str(format), fix=fix
+            )
 
 
 def code_type(format: NumberFormat, xp: Any) -> Any:

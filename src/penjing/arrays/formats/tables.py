@@ -1,4 +1,4 @@
-"""Formats whose values stand in a table: their values, and rounding to the nearest one, ties to even codes."""
+"""Formats whose values stand in a table: rounding to the nearest one, ties to even codes."""
 
 from __future__ import annotations
 
