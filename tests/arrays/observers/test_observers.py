@@ -257,6 +257,10 @@ def test_settings_out_of_range_are_refused():
     with pytest.raises(Refused, match="momentum"):
         Observer("moving_average", TENSOR, momentum=1.0)
     with pytest.raises(Refused, match="percentile"):
+        Observer("percentile", TENSOR, percentile=100.1)
+    with pytest.raises(Refused, match="16 bins for each code"):
+        Observer("entropy", number_format("int10"))
+    with pytest.raises(Refused, match="percentile"):
         percentile_range(filled(normal(10)), 50)
     with pytest.raises(Refused, match="16 bins for each code"):
         entropy_range(filled(normal(10)), number_format("int16"))

@@ -13,7 +13,7 @@ from penjing.core.number_format import NumberFormat
 
 Array = Any
 
-SHRINKS = tuple(1 - 0.01 * step for step in range(81))
+SHRINKS = tuple(1 - 0.02 * step for step in range(41))
 """Factors for most formats: the whole range to a fifth of it."""
 
 _OWN_FACTORS: dict[str, tuple[float, ...]] = {

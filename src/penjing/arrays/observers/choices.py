@@ -33,10 +33,7 @@ def percentile_range(histogram: Histogram, percentile: float = 99.99) -> Range:
         histogram: with data.
         percentile: in (50, 100]; as fine as a bin.
     """
-    if not 50 < percentile <= 100:
-        raise Refused(
-            "50 < percentile <= 100", value=percentile, place="observer", fix="choose for example 99.99"
-        )
+    refuse_percentile(percentile)
     seen, edges = np.cumsum(histogram.counts, axis=1), histogram.edges
     total = seen[:, -1:]
     tail = (1 - percentile / 100) / 2
@@ -87,9 +84,7 @@ def entropy_range(histogram: Histogram, format: NumberFormat) -> Range:
     Raises:
         Refused: too few bins.
     """
-    if BINS_A_CODE * 2**format.bits > histogram.bins:
-        raise Refused(f"entropy has {BINS_A_CODE} bins for each code", value=f"{histogram.bins} bins",
-                      place=str(format), fix="use the observer mse")  # fmt: skip
+    refuse_few_bins(histogram.bins, format)
     by_row = _by_row(format)
     counts = _without_zeros(histogram)
     best = np.ones(len(counts))
@@ -103,6 +98,20 @@ def entropy_range(histogram: Histogram, format: NumberFormat) -> Range:
         error[inside.sum(axis=1) < (2**format.bits if share < 1 else 0)] = np.inf
         best, least = np.where(error < least, share, best), np.minimum(error, least)
     return _shaped(histogram, *_clipped(histogram, best))
+
+
+def refuse_percentile(percentile: float) -> None:
+    """Refuse a percentile that `percentile_range` cannot take."""
+    if not 50 < percentile <= 100:
+        raise Refused("50 < percentile <= 100", value=percentile, place="observer",
+                      fix="choose for example 99.99")  # fmt: skip
+
+
+def refuse_few_bins(bins: int, format: NumberFormat) -> None:
+    """Refuse a histogram that is too coarse for `entropy_range`."""
+    if BINS_A_CODE * 2**format.bits > bins:
+        raise Refused(f"entropy has {BINS_A_CODE} bins for each code", value=f"{bins} bins",
+                      place=str(format), fix="use the observer mse")  # fmt: skip
 
 
 def _clipped(histogram: Histogram, share: float | Floats) -> tuple[Floats, Floats]:

@@ -7,7 +7,14 @@ from typing import Any, Literal, get_args
 from numpy.typing import NDArray
 
 from penjing.arrays.formats.parameters import Parameters, parameters_of_range
-from penjing.arrays.observers.choices import Range, entropy_range, mse_range, percentile_range
+from penjing.arrays.observers.choices import (
+    Range,
+    entropy_range,
+    mse_range,
+    percentile_range,
+    refuse_few_bins,
+    refuse_percentile,
+)
 from penjing.arrays.observers.extremes import Extremes
 from penjing.arrays.observers.histogram import BINS, Histogram
 from penjing.core.errors import Refused, nearest
@@ -44,10 +51,17 @@ class Observer:
             axis: where channels are, for granularity channel.
             percentile: in (50, 100], share of the values that is kept; for `percentile`.
             momentum: in [0, 1), weight of earlier batches; for `moving_average`.
+
+        Raises:
+            Refused: a setting out of its range, or more than 9 bits for `entropy`.
         """
         if kind not in get_args(ObserverKind):
             raise Refused("the observer is known", value=repr(kind), place="observer",
                           fix=nearest(str(kind), get_args(ObserverKind)))  # fmt: skip
+        if kind == "percentile":
+            refuse_percentile(percentile)
+        if kind == "entropy":
+            refuse_few_bins(ENTROPY_BINS, format)
         self.kind, self.format, self._percentile = kind, format, percentile
         self._seen: Extremes | Histogram
         if kind in ("minmax", "moving_average"):
