@@ -1,7 +1,4 @@
-"""Integer grids: ranges of values, scales and zero points, rounding, and bias correction, on NumPy arrays.
-
-The rounding is that of ONNX's QuantizeLinear and DequantizeLinear, bit for bit in float32.
-"""
+"""The 8-bit integers of ONNX's fast kernels, as cases of `formats`; int32 biases; bias correction."""
 
 from __future__ import annotations
 
@@ -10,11 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.core.errors import Refused
+from penjing.arrays.formats.coding import Encoded, decode, encode
+from penjing.arrays.formats.parameters import parameters_of_range
+from penjing.core.number_format import number_format
 
 Floats = NDArray[np.float32]
 
-BINS = 2048
+ACTIVATIONS = number_format("uint8")
+WEIGHTS = number_format("int8 narrow channel")
 INT32_BIAS_LIMIT = 2.0**30
 """Largest magnitude of an int32 bias: half of the type's range is left for the sum of products."""
 
@@ -43,10 +43,8 @@ class Grid:
 
 
 def grid_of_range(low: float, high: float) -> Grid:
-    """Return the asymmetric unsigned grid that covers [low, high] and has 0 on it.
+    """Return the asymmetric unsigned grid that covers [low, high] and has 0 on it (`parameters_of_range`).
 
-    The range is widened to hold 0, so that padding and ReLU are exact (Jacob et al. 2018,
-    "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference").
     A range of no width at 0 gives the grid of step 1.
 
     Raises:
@@ -55,28 +53,31 @@ def grid_of_range(low: float, high: float) -> Grid:
     >>> grid_of_range(0.0, 2.55).zero_point
     0
     """
-    if not (np.isfinite(low) and np.isfinite(high) and low <= high):
-        raise Refused("a range of activations is finite", value=f"[{low}, {high}]", place="calibration",
-                      fix="remove NaN and infinite values from the calibration data")  # fmt: skip
-    low, high = min(float(low), 0.0), max(float(high), 0.0)
-    scale = np.float32((high - low) / 255)
-    if scale < np.finfo(np.float32).tiny:
-        return Grid(np.float32(1), 0)
-    return Grid(scale, int(np.clip(np.rint(-low / float(scale)), 0, 255)))
+    found = parameters_of_range(float(low), float(high), ACTIVATIONS)
+    assert found.zero_points is not None
+    return Grid(np.float32(found.scales), int(found.zero_points))
 
 
 def quantize(x: Floats, grid: Grid) -> NDArray[np.uint8]:
-    """Round to the nearest integer of the grid, half to even, saturating at 0 and 255."""
-    with np.errstate(over="ignore"):  # an infinite number of steps saturates like a large one
-        steps = np.rint(np.asarray(x, np.float32) / grid.scale)
-    clipped = np.clip(steps, -grid.zero_point, 255 - grid.zero_point)
-    integers: NDArray[np.uint8] = (clipped + grid.zero_point).astype(np.uint8)
+    """Round to the nearest integer of the grid, half to even, saturating at 0 and 255, as infinity does.
+
+    Raises:
+        Refused: a value is NaN.
+    """
+    largest = np.finfo(np.float32).max
+    finite = np.clip(np.asarray(x, np.float32), -largest, largest)
+    integers: NDArray[np.uint8] = encode(finite, ACTIVATIONS, *_parameters(grid)).codes
     return integers
 
 
 def dequantize(q: NDArray[np.uint8], grid: Grid) -> Floats:
     """Return the real values of integers on the grid, float32."""
-    return (q.astype(np.int32) - grid.zero_point).astype(np.float32) * grid.scale
+    real: Floats = decode(Encoded(q, *_parameters(grid), ACTIVATIONS))
+    return real
+
+
+def _parameters(grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    return np.asarray(grid.scale, np.float32), np.asarray(grid.zero_point, np.uint8)
 
 
 def weight_scales(weight: Floats, floor: Floats | None = None) -> Floats:
@@ -88,24 +89,31 @@ def weight_scales(weight: Floats, floor: Floats | None = None) -> Floats:
 
     Per-channel symmetric scales are Krishnamoorthi 2018 ("Quantizing deep convolutional networks for
     efficient inference"). A channel of zeros has step 1.
+
+    Raises:
+        Refused: a weight is NaN or infinite.
     """
-    largest = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1, initial=0.0)
-    scales = (largest / 127).astype(np.float32)
+    largest = np.abs(weight.reshape(weight.shape[0], -1)).max(axis=1, initial=0.0).astype(np.float64)
     if floor is not None:
-        scales = np.maximum(scales, floor.astype(np.float32))
-    return np.where(scales < np.finfo(np.float32).tiny, np.float32(1), scales)
+        largest = np.maximum(largest, floor.astype(np.float64) * WEIGHTS.highest)
+    scales: Floats = parameters_of_range(-largest, largest, WEIGHTS).scales
+    return scales
 
 
 def quantize_weight(weight: Floats, scales: Floats) -> NDArray[np.int8]:
-    """Round a weight `[out, ...]` to -127..127 with one step for every output channel."""
-    steps = weight / scales.reshape(-1, *[1] * (weight.ndim - 1))
-    integers: NDArray[np.int8] = np.clip(np.rint(steps), -127, 127).astype(np.int8)
+    """Round a weight `[out, ...]` to -127..127 with one step for every output channel.
+
+    Raises:
+        Refused: a weight is NaN or infinite.
+    """
+    integers: NDArray[np.int8] = encode(weight, WEIGHTS, scales).codes
     return integers
 
 
 def dequantize_weight(q: NDArray[np.int8], scales: Floats) -> Floats:
     """Return the real values of an integer weight `[out, ...]`, float32."""
-    return q.astype(np.float32) * scales.reshape(-1, *[1] * (q.ndim - 1))
+    real: Floats = decode(Encoded(q, scales, None, WEIGHTS))
+    return real
 
 
 def bias_floor(bias: Floats, input_scale: float) -> Floats:
@@ -128,85 +136,6 @@ def relative_error(value: Floats, reference: Floats) -> float:
     norm = float(np.linalg.norm(reference.astype(np.float64)))
     gap = float(np.linalg.norm(value.astype(np.float64) - reference.astype(np.float64)))
     return gap / norm if norm else (0.0 if gap == 0 else float("inf"))
-
-
-class Range:
-    """Smallest and largest value seen so far; batches are added one by one and not kept."""
-
-    def __init__(self) -> None:
-        self.low = float("inf")
-        self.high = float("-inf")
-
-    def add(self, x: Floats) -> None:
-        """Take a batch in.
-
-        Raises:
-            Refused: a value is NaN or infinite.
-        """
-        if x.size == 0:
-            return
-        low, high = float(x.min()), float(x.max())
-        if not (np.isfinite(low) and np.isfinite(high)):
-            bad = int(x.size - np.isfinite(x).sum())
-            raise Refused("activations are finite", value=f"{bad} NaN or infinite values",
-                          place="calibration",
-                          fix="check the calibration data and the model's weights")  # fmt: skip
-        self.low, self.high = min(self.low, low), max(self.high, high)
-
-
-class Histogram:
-    """Counts of values in equal bins over a known range; memory does not grow with the data."""
-
-    def __init__(self, low: float, high: float, bins: int = BINS) -> None:
-        self.low, self.high = float(low), float(high)
-        self.counts = np.zeros(bins, np.int64)
-
-    def add(self, x: Floats) -> None:
-        """Take a batch in; values outside the range count in the outermost bins."""
-        bins = self.counts.size
-        width = (self.high - self.low) or 1.0
-        index = ((x.ravel() - np.float32(self.low)) * np.float32(bins / width)).astype(np.int32)
-        self.counts += np.bincount(np.clip(index, 0, bins - 1), minlength=bins)
-
-    @property
-    def centers(self) -> NDArray[np.float64]:
-        """Middle of every bin."""
-        width = (self.high - self.low) / self.counts.size
-        return np.asarray(self.low + width * (np.arange(self.counts.size) + 0.5), np.float64)
-
-
-def percentile_range(histogram: Histogram, percentile: float = 99.99) -> tuple[float, float]:
-    """Return the range that cuts (100 - percentile)% of the values off, half at each end.
-
-    An end that lies at 0 (after a ReLU) stays there. Wu et al. 2020, "Integer quantization for deep
-    learning inference", recommend 99.99% and above for activations.
-    """
-    share = np.cumsum(histogram.counts) / max(int(histogram.counts.sum()), 1)
-    tail = (1 - percentile / 100) / 2
-    width = (histogram.high - histogram.low) / histogram.counts.size
-    first = int(np.searchsorted(share, tail, side="right"))
-    last = int(np.searchsorted(share, 1 - tail, side="left"))
-    low = histogram.low if histogram.low >= 0 else histogram.low + width * first
-    high = histogram.high if histogram.high <= 0 else histogram.low + width * (last + 1)
-    return low, min(high, histogram.high)
-
-
-def mse_range(histogram: Histogram, candidates: int = 80) -> tuple[float, float]:
-    """Return the range, shrunk from the full one, with the least mean squared error of rounding.
-
-    The search over shrunk ranges is that of Nagel et al. 2021, "A White Paper on Neural Network
-    Quantization", section 3.1; the error is estimated from the histogram.
-    """
-    centers = histogram.centers.astype(np.float32)
-    best = (np.inf, histogram.low, histogram.high)
-    for share in np.linspace(1.0, 0.2, candidates):
-        low, high = histogram.low * share, histogram.high * share
-        grid = grid_of_range(min(low, high), max(low, high))
-        gap = (dequantize(quantize(centers, grid), grid) - centers).astype(np.float64)
-        error = float((gap * gap) @ histogram.counts)
-        if error < best[0]:
-            best = (error, low, high)
-    return best[1], best[2]
 
 
 class ChannelMean:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from penjing.arrays.quantization import Histogram, Range, mse_range, percentile_range
+from penjing.arrays.observers.observer import Observer, ObserverKind
+from penjing.arrays.quantization import ACTIVATIONS
 from penjing.backends.onnx.backend import with_outputs
 from penjing.backends.onnx.model import as_feed, graph_inputs, open_session, run_session
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
 
-Observer = Literal["minmax", "percentile", "mse"]
 LARGEST_BATCH = 64
 BATCH_BYTES = 2**28
 """Tensors watched at once take at most this much memory."""
@@ -66,18 +66,16 @@ class Watcher:
 
 
 def ranges(
-    proto: Any, names: Sequence[str], split: Any, observer: Observer, examples: int, seed: int
+    proto: Any, names: Sequence[str], split: Any, observer: ObserverKind, examples: int, seed: int
 ) -> dict[str, tuple[float, float]]:
-    """Return the range of every named tensor over calibration data.
-
-    `minmax` walks the data once; `percentile` and `mse` walk it again to fill a histogram for each tensor.
+    """Return the range of every named tensor over calibration data, walked once.
 
     Raises:
         Refused: no data, NaN or infinite values, or the inputs are one constant.
     """
     watcher = Watcher(proto, names)
     size = watcher.batch_size(split.example()) if len(split) else 1
-    seen = {name: Range() for name in names}
+    seen = {name: Observer(observer, ACTIVATIONS) for name in names}
     given: set[float] = set()
     for inputs in calibration_batches(split, examples, size, seed):
         given.update(float(end) for array in inputs if array.size for end in (array.min(), array.max()))
@@ -90,12 +88,5 @@ def ranges(
     if len(given) < 2:
         raise Refused("calibration inputs vary", value=f"only {given or 'nothing'}", place="task.train",
                       fix="calibrate on real examples")  # fmt: skip
-    full = {name: (entry.low, entry.high) for name, entry in seen.items()}
-    if observer == "minmax":
-        return full
-    histograms = {name: Histogram(low, high) for name, (low, high) in full.items()}
-    for inputs in calibration_batches(split, examples, size, seed):
-        for name, value in watcher.values(inputs).items():
-            histograms[name].add(value)
-    choose = percentile_range if observer == "percentile" else mse_range
-    return {name: choose(histogram) for name, histogram in histograms.items()}
+    found = {name: entry.range() for name, entry in seen.items()}
+    return {name: (float(low), float(high)) for name, (low, high) in found.items()}

@@ -1,0 +1,1 @@
+"""Number formats on arrays: encoding, decoding, packing, and the choice of scales."""

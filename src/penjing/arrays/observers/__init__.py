@@ -1,0 +1,1 @@
+"""Ranges of values over batches, in bounded memory."""
