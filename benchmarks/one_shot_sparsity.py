@@ -44,6 +44,9 @@ ROWS: Table = {
     "OBC global": lambda s, n: (pj.PruneOBC(s, calibration=n, allocation="global"),),
     "ALPS": lambda s, n: (pj.PruneALPS(s, calibration=n),),
     "ALPS + BatchNorm": lambda s, n: (pj.PruneALPS(s, calibration=n), _batchnorm(n)),
+    "ALPS global, compensated": lambda s, n: (
+        pj.PruneALPS(s, calibration=n, allocation="global", compensate=True),
+    ),
     "second order": lambda s, n: (pj.PruneSecondOrder(s, examples=min(n, 1000)),),
     "K-FAC": lambda s, n: (pj.PruneKFAC(s, calibration=n, sequential=False, compensate=False),),
     "K-FAC + BatchNorm": lambda s, n: (

@@ -46,7 +46,6 @@ _NAMES = {
     "CorrectBias": "penjing.repair.bias",
     "LeastSquares": "penjing.repair.least_squares",
     "MatchStatistics": "penjing.repair.match_statistics",
-    "ReconstructBlocks": "penjing.repair.reconstruct",
     "FineTune": "penjing.train.finetune",
     "Distill": "penjing.distill.logits",
     "Int8Static": "penjing.quantize.int8_static",
@@ -104,7 +103,6 @@ if TYPE_CHECKING:
     from penjing.repair.bias import CorrectBias as CorrectBias
     from penjing.repair.least_squares import LeastSquares as LeastSquares
     from penjing.repair.match_statistics import MatchStatistics as MatchStatistics
-    from penjing.repair.reconstruct import ReconstructBlocks as ReconstructBlocks
     from penjing.run.optimize import optimize as optimize
     from penjing.run.record import Result as Result
     from penjing.run.verify import verify as verify

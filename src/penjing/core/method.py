@@ -132,7 +132,6 @@ METHOD_MODULES = (
     "penjing.repair.bias",
     "penjing.repair.least_squares",
     "penjing.repair.match_statistics",
-    "penjing.repair.reconstruct",
     "penjing.train.finetune",
     "penjing.distill.logits",
     "penjing.quantize.int8_static",
