@@ -34,7 +34,10 @@ def task_file(tmp_path):
         (["--size", "0"], "positive"),
         (["--time", "10"], "write 90s, 10min or 1.5h"),
         (["--max-drop", "1%", "--trials", "0"], "trials"),
-        (["--max-drop", "1%", "--target", "tensorrt"], "known: onnxruntime, torch, torch-compiled"),
+        (
+            ["--max-drop", "1%", "--target", "tensorrt"],
+            "known: onnxruntime, openvino, openvino-bf16, torch, torch-compiled",
+        ),
         (["--max-drop", "1%", "--threads", "0"], "threads"),
         (["--max-drop", "1%", "--confidence", "95"], "budget.confidence"),
         (["--max-dorp", "1%"], "--max-drop"),
