@@ -36,7 +36,7 @@ def task_file(tmp_path):
         (["--max-drop", "1%", "--trials", "0"], "trials"),
         (
             ["--max-drop", "1%", "--target", "tensorrt"],
-            "known: onnxruntime, openvino, openvino-bf16, torch, torch-compiled",
+            "known: auto, auto-torch, onnxruntime, openvino, openvino-bf16, torch, torch-compiled",
         ),
         (["--max-drop", "1%", "--threads", "0"], "threads"),
         (["--max-drop", "1%", "--confidence", "95"], "budget.confidence"),
@@ -124,5 +124,5 @@ def test_a_closed_pipe_is_no_error():
 def test_doctor_names_versions_and_extras():
     out = penjing("doctor", "--json")
     data = json.loads(out.stdout)
-    assert set(data["extras"]) == {"torch", "onnx", "metrics"}
+    assert set(data["extras"]) == {"torch", "onnx", "openvino", "metrics"}
     assert out.returncode == data["code"]

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
 import penjing as pj
-from penjing.backends.onnx.integers import integer_layers, rounding_noise
+from penjing.backends.onnx.integers import STEP, integer_layers, rounding_noise
 from penjing.backends.onnx.model import OnnxModel
 from penjing.core.artefact import open_artefact
 from penjing.core.errors import Exit, Refused
@@ -325,7 +325,7 @@ def test_integers_that_run_in_float_are_named_with_the_layer(tmp_path):
 
 def test_rounding_noise_is_that_of_integers_only():
     model, x = integer_net("Conv")
-    assert 0 <= rounding_noise(model, (x,)) < 0.02
+    assert STEP <= rounding_noise(model, (x,)) < 0.02
     assert rounding_noise(two_inputs(), (X, K)) == 0.0
 
 

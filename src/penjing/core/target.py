@@ -10,13 +10,15 @@ from typing import Any, Literal, Protocol
 from pydantic import Field, model_validator
 
 from penjing.core.backend import Arrays
+from penjing.core.errors import Exit, Refused
 from penjing.core.extras import need
 from penjing.core.method import Model, Value
 from penjing.core.plan import Plan
 
-RuntimeName = Literal["onnxruntime", "openvino", "torch"]
+RuntimeName = Literal["auto", "onnxruntime", "openvino", "torch"]
 
 MODES: dict[str, tuple[str, ...]] = {
+    "auto": ("default", "torch"),
     "onnxruntime": ("default",),
     "openvino": ("f32", "bf16"),
     "torch": ("eager", "compiled"),
@@ -31,9 +33,10 @@ class Target(Value):
     """Runtime, device, threads, batch and input shapes in which a model is judged.
 
     Attributes:
-        runtime: `onnxruntime` (the default), `openvino` or `torch`.
+        runtime: `onnxruntime` (the default), `openvino`, `torch`, or `auto`: the one that measurement finds
+            fastest for the float model, which only `optimize` can do.
         mode: for `torch`: `eager` or `compiled`; for `openvino`: the precision of what is float, `f32` or
-            `bf16`; `default` elsewhere.
+            `bf16`; for `auto`: `torch` lets PyTorch compete too; `default` elsewhere.
         threads: threads of one call, at least 1; processes are pinned to as many cores.
         batch: examples in one timed call.
         input_shapes: shape of one example for each input, without the batch; None: as in the data.
@@ -43,7 +46,7 @@ class Target(Value):
     """
 
     runtime: RuntimeName = "onnxruntime"
-    mode: Literal["default", "eager", "compiled", "f32", "bf16"] = "default"
+    mode: Literal["default", "eager", "compiled", "f32", "bf16", "torch"] = "default"
     device: Literal["cpu"] = "cpu"
     threads: int = Field(default=1, ge=1, le=1024)
     batch: int = Field(default=1, ge=1, le=65536)
@@ -69,8 +72,11 @@ class Target(Value):
     def reference(self) -> Target:
         """Return where the float model runs that quality and costs are compared with: in float32.
 
-        A lower float precision changes outputs as quantization does, and is judged in the same way.
+        A lower float precision changes outputs as quantization does, and is judged in the same way. What
+        `auto` chooses is compared with the default runtime.
         """
+        if self.runtime == "auto":
+            return self.model_copy(update={"runtime": "onnxruntime", "mode": "default"})
         return self.model_copy(update={"mode": "f32"}) if self.mode == "bf16" else self
 
 
@@ -103,8 +109,11 @@ def runtime_for(target: Target) -> Runtime:
     """Import the module that carries a target out.
 
     Raises:
-        Refused: the runtime's packages are not installed; the message has the line to type.
+        Refused: the runtime's packages are not installed (the message has the line to type), or it is `auto`.
     """
+    if target.runtime == "auto":
+        raise Refused("the target names a runtime", value="auto", place="target.runtime",
+                      fix="let `optimize` choose, or name one", code=Exit.USAGE)  # fmt: skip
     need(_EXTRAS[target.runtime][0], f"the target {target.label}")
     runtime: Runtime = importlib.import_module(f"penjing.targets.{target.runtime}").RUNTIME
     return runtime

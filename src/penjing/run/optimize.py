@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from penjing.arrays.statistics import needed_examples, smallest_certifiable_drop
 from penjing.core.budget import Budget
 from penjing.core.errors import Refused
@@ -33,6 +35,7 @@ from penjing.run.noise import within_noise
 from penjing.run.open import open_session
 from penjing.run.record import Result, finish, write_best
 from penjing.run.room import candidate_limits
+from penjing.run.runtimes import choose_runtime
 from penjing.run.session import Session
 
 PATIENCE, LEAST_PATIENCE = 20.0, 300.0
@@ -88,11 +91,10 @@ def _run(session: Session) -> Result:
     baseline = Trial.model_validate(baselines["trial"])
     write_best(session, [baseline])
     kinds = {layer["kind"] for layer in facts["layers"]}
-    precisions = recipes(kinds, session.target)
     setting = Setting(
         budget=session.budget,
         baseline=baseline,
-        precisions=precisions,
+        precisions=(),
         prunable=any(group["size"] > 1 for group in facts["groups"]),
         repair=repairs(kinds, facts["backend"]),
         trainable=facts["epoch_seconds"] is not None,
@@ -101,12 +103,24 @@ def _run(session: Session) -> Result:
         widths=tuple(group["size"] for group in facts["groups"]),
         blocks=len(facts["blocks"]),
     )
+    choice = choose_runtime(session, facts, setting)
+    session = choice.session
+    setting = replace(setting, start=choice.start, precisions=recipes(kinds, session.target))
     plans = _forecast(session, facts, baseline, setting)
-    trials = [] if plans.met else _search(session, setting, plans)
+    trials = [] if plans.met or _enough(session, setting) else _search(session, setting, plans)
     certified = certify_and_judge(session, trials, baseline, setting)
     honest = within_noise(certified.verdict, facts["spread"], tuple(facts["notes"]))
     certified = replace(certified, verdict=honest)
-    return finish(session, facts, baselines, plans, trials, certified)
+    return finish(session, facts, baselines, plans, trials, certified, choice.data)
+
+
+def _enough(session: Session, setting: Setting) -> bool:
+    """Tell whether the change of runtime or precision alone keeps every limit on cost, and quality holds."""
+    start = setting.start
+    if start is None or not session.budget.costs or not (start.feasible and setting.passes(start)):
+        return False
+    session.say(f"{start.name}, keeps every limit: nothing to search")
+    return True
 
 
 def _survey(session: Session) -> dict[str, Any]:
@@ -145,7 +159,8 @@ def _baseline(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     seconds = {"measurement": time.perf_counter() - start}
     key = session.key("trial", [])
     blank = Trial(key=key, name=plan_name(()), plan=[], status="done", folder="float", seconds=seconds)
-    apart = apart_from_memory(mine, session.path("float"), facts["noise"])
+    expected = np.load(session.path("float", "expected.npy"), allow_pickle=False)
+    apart = apart_from_memory(mine, expected, facts["noise"])
     trial = judge(session, mine, mine, apart, blank, blank)
     if trial.status == "failed":
         raise Refused(
@@ -246,11 +261,12 @@ def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
     def one(plan: Plan) -> Trial:
         return evaluate(session, plan, setting.baseline, candidate_limits(_patience(plans, left())))
 
+    start = [] if setting.start is None else [setting.start]
     planner = bisection(setting, options)
     for trial in search(planner, one, session.budget, left, partial(_next_seconds, plans)):
         trials.append(trial)
         session.say(_line(trial))
-        write_best(session, [t for t in trials if setting.passes(t)] or [setting.baseline])
+        write_best(session, [t for t in [*start, *trials] if setting.passes(t)] or [setting.baseline])
     return trials
 
 
