@@ -107,20 +107,17 @@ def _run(session: Session) -> Result:
     session = choice.session
     setting = replace(setting, start=choice.start, precisions=recipes(kinds, session.target))
     plans = _forecast(session, facts, baseline, setting)
-    trials = [] if plans.met or _enough(session, setting) else _search(session, setting, plans)
+    trials = [] if plans.met or _enough(setting) else _search(session, setting, plans)
     certified = certify_and_judge(session, trials, baseline, setting)
     honest = within_noise(certified.verdict, facts["spread"], tuple(facts["notes"]))
     certified = replace(certified, verdict=honest)
     return finish(session, facts, baselines, plans, trials, certified, choice.data)
 
 
-def _enough(session: Session, setting: Setting) -> bool:
+def _enough(setting: Setting) -> bool:
     """Tell whether the change of runtime or precision alone keeps every limit on cost, and quality holds."""
     start = setting.start
-    if start is None or not session.budget.costs or not (start.feasible and setting.passes(start)):
-        return False
-    session.say(f"{start.name}, keeps every limit: nothing to search")
-    return True
+    return start is not None and bool(setting.budget.costs) and start.feasible and setting.passes(start)
 
 
 def _survey(session: Session) -> dict[str, Any]:
@@ -205,7 +202,7 @@ def _forecast(session: Session, facts: dict[str, Any], baseline: Trial, setting:
 
     content = session.once("forecast", None, work)
     plans = Forecast.model_validate({k: v for k, v in content.items() if k != "elapsed"})
-    _announce(session, plans)
+    _announce(session, plans, setting)
     return plans
 
 
@@ -221,7 +218,7 @@ def _certifiable(session: Session) -> tuple[float, int | None]:
 def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast) -> Measurement | None:
     time_left = session.budget.time
     plan = floor_plan(setting.precisions, setting.prunable)
-    if plan is None or plans.met or not session.budget.costs:
+    if plan is None or plans.met or _enough(setting) or not session.budget.costs:
         return None
     if time_left is not None and plans.cheap_seconds > FLOOR_SHARE * time_left:
         return None
@@ -235,13 +232,15 @@ def _patience(plans: Forecast, left: float | None) -> float:
     return limit if left is None else min(limit, left)
 
 
-def _announce(session: Session, plans: Forecast) -> None:
+def _announce(session: Session, plans: Forecast, setting: Setting) -> None:
     for line in plans.lines:
         session.say(f"limit {line.name}: {line.words}")
     if session.budget.max_drop is not None:
         session.say(f"limit max_drop: {session.budget.max_drop * 100:g} points")
     if plans.met:
         session.say("the float model in the target keeps every limit on cost already: nothing to search")
+    elif setting.start is not None and _enough(setting):
+        session.say(f"{setting.start.name}, keeps every limit on cost already: nothing to search")
     else:
         session.say(
             f"a trial takes about {plans.trial_seconds:.0f} s with {plans.epochs:g} epochs of recovery"
