@@ -23,7 +23,7 @@ LEVELS = [
 ]
 LEVEL = {name: depth for depth, names in enumerate(LEVELS) for name in names}
 METHODS = {"prune", "quantize", "distill", "repair"}
-HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "sklearn", "keras", "tensorflow", "optuna"}
+HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "sklearn", "keras", "tensorflow", "optuna"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

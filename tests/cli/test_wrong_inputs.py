@@ -34,7 +34,10 @@ def task_file(tmp_path):
         (["--size", "0"], "positive"),
         (["--time", "10"], "write 90s, 10min or 1.5h"),
         (["--max-drop", "1%", "--trials", "0"], "trials"),
-        (["--max-drop", "1%", "--target", "tensorrt"], "known: onnxruntime, torch, torch-compiled"),
+        (
+            ["--max-drop", "1%", "--target", "tensorrt"],
+            "known: auto, auto-torch, onnxruntime, openvino, openvino-bf16, torch, torch-compiled",
+        ),
         (["--max-drop", "1%", "--threads", "0"], "threads"),
         (["--max-drop", "1%", "--confidence", "95"], "budget.confidence"),
         (["--max-dorp", "1%"], "--max-drop"),
@@ -121,5 +124,5 @@ def test_a_closed_pipe_is_no_error():
 def test_doctor_names_versions_and_extras():
     out = penjing("doctor", "--json")
     data = json.loads(out.stdout)
-    assert set(data["extras"]) == {"torch", "onnx", "metrics"}
+    assert set(data["extras"]) == {"torch", "onnx", "openvino", "metrics"}
     assert out.returncode == data["code"]

@@ -139,6 +139,42 @@ def test_safetensors_with_an_unlucky_length_is_no_pickle(tmp_path, runtime):
     assert open_artefact(made.path).size_bytes == 8 + 0x0280
 
 
+class TwoFiles(FakeRuntime):
+    """Bare numbers in `model.bin`, beside the file that describes them."""
+
+    def deliver(self, model, plan, example, folder):
+        (folder / "model.xml").write_bytes(b"<net/>")
+        (folder / "model.bin").write_bytes(model)
+        return {
+            "format": "fake",
+            "changes": [Change(method="fake", layer="conv", status="skipped", reason="r")],
+        }
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_bare_numbers_may_start_like_a_pickle_but_be_none(tmp_path, monkeypatch, protocol):
+    monkeypatch.setattr(module, "runtime_for", lambda target: TwoFiles())
+    head = bytes([0x80, protocol])
+    numbers = head + np.random.default_rng(protocol).standard_normal(1000).astype(np.float32).tobytes()
+    assert (
+        open_artefact(deliver(numbers, (), Target(), tmp_path / "a", example=EXAMPLE).path).size_bytes == 4008
+    )
+    data = pickle.dumps(Bomb(tmp_path / "marker"), protocol)
+    for content in (data, data + bytes(100), zipped(data)):
+        with pytest.raises(Refused, match="pickle"):
+            deliver(content, (), Target(), tmp_path / "b", example=EXAMPLE)
+    assert not (tmp_path / "marker").exists()
+
+
+def test_what_a_runtime_makes_of_layers_joins_the_changes(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "runtime_for", lambda target: TwoFiles())
+    mine = Change(method="Int8Static", layer="conv", status="done")
+    made = deliver(b"w", (), Target(), tmp_path / "a", example=EXAMPLE, changes=[mine])
+    assert made.facts == {"format": "fake"}
+    written = json.loads((made.path / "changes.json").read_text())
+    assert [(c["method"], c["reason"]) for c in written] == [("Int8Static", ""), ("fake", "r")]
+
+
 def test_folder_of_another_kind(tmp_path):
     files = importlib.import_module("penjing.core.files")
     files.write_folder(tmp_path / "a", lambda folder: {"kind": "something else"})

@@ -161,7 +161,7 @@ def test_doctor_names_what_is_installed_and_cannot_be_imported(monkeypatch):
             raise ImportError("numpy.core.multiarray failed to import (auto-generated because of numpy ABI)")
         return ModuleType(name)
 
-    monkeypatch.setattr("penjing.run.doctor.importlib.import_module", broken)
+    monkeypatch.setattr("penjing.run.doctor.bring", broken)
     found = examine()
     assert found["code"] == Exit.ENVIRONMENT
     assert not found["extras"]["metrics"]["usable"]

@@ -7,9 +7,13 @@ import pytest
 import penjing as pj
 from penjing.run.benchmark import benchmark
 from penjing.run.inspect import inspect_model
+from penjing.run.runtimes import openvino_modes
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
+
+
+IN_OPENVINO = [f"float, openvino {mode}" for mode in openvino_modes()]
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +63,8 @@ def test_benchmark_puts_artefacts_beside_the_float_model(parts, tmp_path):
     small = pj.apply(model, pj.PruneChannels(0.5), task).model
     folder = pj.deliver(small, (), pj.Target(), tmp_path / "b", example=example).path
     data = benchmark(onnx, task, [folder])
-    assert list(data["rows"]) == ["float, onnxruntime", str(folder)]
-    float_row, small_row = data["rows"].values()
+    assert list(data["rows"]) == ["float, onnxruntime", *IN_OPENVINO, str(folder)]
+    float_row, *_, small_row = data["rows"].values()
     assert small_row["size_bytes"] < float_row["size_bytes"]
     assert small_row["latency"]["ratio"]["n"] > 1
     assert float_row["quality"]["value"] > 0.9
@@ -69,5 +73,6 @@ def test_benchmark_puts_artefacts_beside_the_float_model(parts, tmp_path):
 @pytest.mark.slow
 def test_benchmark_measures_every_runtime(command, task_file):
     data = json.loads(command("benchmark", task_file, "--json", check=0).stdout)
-    assert list(data["rows"]) == ["float, onnxruntime", "float, torch eager", "float, torch compiled"]
+    in_torch = ["float, torch eager", "float, torch compiled"]
+    assert list(data["rows"]) == ["float, onnxruntime", *IN_OPENVINO, *in_torch]
     assert all(row["latency"]["kind"] == "latency" for row in data["rows"].values())

@@ -27,7 +27,12 @@ Operations = Annotated[str | None, typer.Option("--operations", help="Multiply-a
 Time = Annotated[str | None, typer.Option("--time", help="What the whole run may take, as 5min.")]
 Trials = Annotated[int | None, typer.Option("--trials", help="Largest number of plans tried.", min=1)]
 Confidence = Annotated[str, typer.Option("--confidence", help="Of the verdict, one-sided.")]
-Runtime = Annotated[str, typer.Option("--target", help="onnxruntime, torch or torch-compiled.")]
+Runtime = Annotated[
+    str,
+    typer.Option(
+        "--target", help="onnxruntime, openvino, openvino-bf16, torch, torch-compiled; auto: fastest."
+    ),
+]
 Threads = Annotated[int, typer.Option("--threads", help="Threads of one call.", min=1)]
 Batch = Annotated[int, typer.Option("--batch", help="Examples in one timed call.", min=1)]
 
@@ -50,7 +55,11 @@ def target_from(runtime: str, threads: int, batch: int) -> Target:
     from penjing.core.target import Target
 
     known: dict[str, Any] = {
+        "auto": ("auto", {}),
+        "auto-torch": ("auto", {"mode": "torch"}),
         "onnxruntime": ("onnxruntime", {}),
+        "openvino": ("openvino", {"mode": "f32"}),
+        "openvino-bf16": ("openvino", {"mode": "bf16"}),
         "torch": ("torch", {"mode": "eager"}),
         "torch-compiled": ("torch", {"mode": "compiled"}),
     }

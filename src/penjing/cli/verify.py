@@ -51,7 +51,7 @@ def verify(
                       fix="give the task file with --task", code=Exit.USAGE)  # fmt: skip
     file = load_task_file(path)
     data = call(file.task, file).prepare(seed)
-    model = call(file.model, file) if target.runtime == "torch" else None
+    model = call(file.model, file) if "torch" in (target.runtime, target.mode) else None
     result = judge(run, data, budget, model=model)
     emit(result.model_dump(mode="json"), json, lambda _: _show(result))
     return int(Exit.DONE if result.status == "reached" else Exit.BUDGET_NOT_REACHED)

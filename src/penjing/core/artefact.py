@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickletools
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
@@ -40,6 +41,9 @@ ZLIB_LEVEL = 6
 BLOCK = 1 << 20
 
 _OWN_FILES = frozenset({"plan.json", "changes.json", "record.json"})
+
+_RAW = {"model.bin": "model.xml"}
+"""Files of bare numbers, each with the file that describes them and says what they are."""
 
 
 class ArtefactFile(Value):
@@ -109,19 +113,20 @@ def deliver(
     runtime = runtime_for(target)
 
     def build(temporary: Path) -> dict[str, Any]:
-        facts = runtime.deliver(model, plan, example, temporary)
+        facts = dict(runtime.deliver(model, plan, example, temporary))
+        noticed = [*changes, *facts.pop("changes", ())]
         model_files = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
         if not model_files or _OWN_FILES & set(model_files):
             raise Refused("a runtime writes model files under names of its own", value=model_files,
                           place=f"deliver ({target.label})", code=Exit.INTERNAL)  # fmt: skip
         _refuse_pickles(temporary, model_files)
         write_json(temporary / "plan.json", steps)
-        write_json(temporary / "changes.json", [change.model_dump(mode="json") for change in changes])
+        write_json(temporary / "changes.json", [change.model_dump(mode="json") for change in noticed])
         if record is not None:
             write_json(temporary / "record.json", dict(record))
         return {"target": target.model_dump(mode="json"), "plan": steps, "model_files": model_files,
                 "compressed_bytes": sum(compressed_bytes(temporary / name) for name in model_files),
-                "runtime": dict(facts)}  # fmt: skip
+                "runtime": facts}  # fmt: skip
 
     return _artefact(folder, write_folder(folder, build))
 
@@ -187,10 +192,14 @@ def compressed_bytes(path: Path) -> int:
 
 
 def _refuse_pickles(folder: Path, names: Iterable[str]) -> None:
+    names = list(names)
     for name in names:
+        raw = _RAW.get(name) in names
         with refusing(folder / name, "read"), open(folder / name, "rb") as file:
             head = file.read(9)
-        if Path(name).suffix.lower() in PICKLES or _looks_pickled(name, head):
+            file.seek(0)
+            pickled = _looks_pickled(name, head) and not (raw and not _is_pickle(file))
+        if pickled or (Path(name).suffix.lower() in PICKLES and not raw):
             raise Refused("no file of an artefact may carry a pickle", value=name, place=str(folder),
                           fix="a pickle can run any code: use ONNX or safetensors")  # fmt: skip
 
@@ -204,3 +213,17 @@ def _looks_pickled(name: str, head: bytes) -> bool:
     if head.startswith(b"PK\x03\x04"):
         return not name.lower().endswith(".keras")
     return len(head) > 1 and head[0] == 0x80 and head[1] in (2, 3, 4, 5) and head[8:9] != b"{"
+
+
+def _is_pickle(file: BinaryIO) -> bool:
+    """Tell whether a file that starts like a pickle or a zip archive is one to its end; nothing is loaded.
+
+    Numbers without a header may start with any bytes.
+    """
+    if file.read(4) == b"PK\x03\x04":
+        return True
+    file.seek(0)
+    try:
+        return any(code.name == "STOP" for code, _, _ in pickletools.genops(file))
+    except (ValueError, OverflowError, MemoryError):
+        return False

@@ -76,6 +76,7 @@ class Setting:
         training_precision: in which training was found faster on this machine.
         widths: units of each group of channels; empty where they are not known.
         blocks: how many whole blocks could go.
+        start: the float model where the trials run, where that is not where the baseline runs.
     """
 
     budget: Budget
@@ -88,6 +89,7 @@ class Setting:
     training_precision: Literal["float32", "bfloat16"] = "float32"
     widths: tuple[int, ...] = ()
     blocks: int = 0
+    start: Trial | None = None
 
     def passes(self, trial: Trial) -> bool:
         """Tell whether a trial will probably be certified: drop + z sqrt(flips / n_test) within the limit."""
@@ -131,7 +133,7 @@ class Lever:
 def bisection(setting: Setting, options: Bisection | None = None) -> Planner:
     """Propose plans; told of each trial, end when every lever's largest share that passes is known."""
     options = options or Bisection()
-    best = setting.baseline
+    best = setting.start or setting.baseline
     for plan in setting.precisions:
         trial = yield plan
         if setting.passes(trial) and _faster(trial, best):

@@ -149,7 +149,7 @@ def _plans(record: Json) -> list[str]:
         for name, m in _named(record)
         if name[0] != "float"
     ]
-    return [*lines, *filter(None, [zeros_sentence(record)])]
+    return [*lines, *filter(None, [words.chosen_runtime(record), zeros_sentence(record)])]
 
 
 def _cells(m: Measurement) -> list[tuple[str, str]]:

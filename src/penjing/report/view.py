@@ -156,9 +156,15 @@ def _measured_row(role: str, m: Measurement) -> dict[str, Any]:
 
 def _runtime_note(record: Json) -> str:
     gap = latency_gap(record)
+    chosen = words.chosen_runtime(record)
     if gap is None:
-        return ""
+        return chosen
     how = f"{gap:.1f} times faster" if gap >= 1 else f"{1 / gap:.1f} times slower"
+    if chosen:
+        base = clean(record["baselines"]["target"]["target"], 60)
+        return (
+            f"The change of runtime alone makes the float model in {base} {how} than PyTorch eager. {chosen}"
+        )
     return (
         f"The change of runtime alone makes the float model {how} than PyTorch eager; "
         "what compression adds is the result against the float model in the target."

@@ -275,6 +275,25 @@ def measurements(record: Json) -> list[tuple[str, Measurement]]:
     return [(role, Measurement.model_validate(m)) for role, m in found if m is not None]
 
 
+def chosen_runtime(record: Json) -> str:
+    """Say what the chosen runtime and precision gain alone; nothing where the baseline runs there."""
+    runtimes = record.get("runtimes") or {}
+    chosen, base = runtimes.get("chosen"), (record.get("baselines") or {}).get("target") or {}
+    row = (runtimes.get("rows") or {}).get(chosen)
+    if not row or not row.get("measurement"):
+        return ""
+    ratio = (row["measurement"].get("latency") or {}).get("ratio")
+    if not ratio:
+        return ""
+    value = float(ratio["value"])
+    how = f"{1 / value:.2f} times faster" if value <= 1 else f"{value:.2f} times slower"
+    where = clean(base.get("target") or "the baseline", 60)
+    return (
+        f"{clean(chosen, 60)} alone makes the float model {how} than {where}, which quality and speed-ups "
+        "are counted from."
+    )
+
+
 def metric_of(record: Json) -> str:
     """Return the name of the metric that judges, from whatever was measured."""
     return next((clean(m.metric, 60) for role, m in reversed(measurements(record))), "quality")

@@ -16,6 +16,7 @@ from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.measuring.measure import measure_all
 from penjing.measuring.sealing import factory_of
+from penjing.run.runtimes import openvino_modes
 
 
 def benchmark(
@@ -59,6 +60,7 @@ def benchmark(
 def _targets(backend: str, threads: int, batch: int) -> list[Target]:
     common = {"threads": threads, "batch": batch}
     targets = [] if missing("onnx") else [Target("onnxruntime", **common)]
+    targets += [Target("openvino", mode=mode, **common) for mode in openvino_modes()]
     if backend == "torch":
         targets += [Target("torch", mode=mode, **common) for mode in ("eager", "compiled")]
     return targets

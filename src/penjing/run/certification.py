@@ -31,7 +31,7 @@ def sequence(trials: Sequence[Trial], baseline: Trial, passes: Callable[[Trial],
     and of these the Pareto front of latency and drop on the data of the search. The float model in the
     target comes first: it is the safest of all; where it keeps every limit, no slower model is tested.
     """
-    fit = [t for t in trials if passes(t) and t.latency_ms is not None and t.drop is not None and t.plan]
+    fit = [t for t in trials if passes(t) and t.latency_ms is not None and t.drop is not None]
     fit = [t for t in fit if t.feasible] or fit
     if baseline.feasible and baseline.latency_ms is not None:
         fit = [t for t in fit if (t.latency_ms or 0.0) < baseline.latency_ms]
@@ -166,10 +166,17 @@ class Judged:
 
 
 def certify_and_judge(session: Session, trials: Sequence[Trial], baseline: Trial, setting: Setting) -> Judged:
-    """Measure the candidates on the test split, test them in fixed order, choose one and judge it."""
-    candidates = _candidates(session.budget, trials, baseline, setting)
+    """Measure the candidates on the test split, test them in fixed order, choose one and judge it.
+
+    The float model in another runtime or precision than the baseline's is a candidate like any other.
+    """
+    start = setting.start
+    if start is not None and _slower(start, baseline):
+        start = None
+    tried = [*trials, *([start] if start is not None else [])]
+    candidates = _candidates(session.budget, tried, baseline, setting)
     keys = [candidate.key for candidate in candidates]
-    done = session.once("certificate", keys, partial(_measure_and_test, session, candidates, trials))
+    done = session.once("certificate", keys, partial(_measure_and_test, session, candidates, setting.start))
     certificate = Certificate.model_validate(done["certificate"]) if done["certificate"] else None
     measured = {name: Measurement.model_validate(m) for name, m in done["measurements"].items()}
     index = choose(candidates, done["certified"], session.budget)
@@ -185,27 +192,32 @@ def certify_and_judge(session: Session, trials: Sequence[Trial], baseline: Trial
         baseline=reference,
         eager=measured.get("eager"),
         runners_up=tuple(measured[key] for i, key in enumerate(keys) if i not in (0, index)),
-        ablation=_ablation(chosen, baseline, measured),
+        ablation=_ablation(session, chosen, baseline, measured),
         seconds=done["seconds"],
         notes=tuple(chosen.warnings),
     )
 
 
+def _slower(a: Trial, b: Trial) -> bool:
+    """Tell whether one trial is slower than another; one that was not timed counts as slower."""
+    return a.latency_ms is None or (b.latency_ms is not None and a.latency_ms > b.latency_ms)
+
+
 def _candidates(budget: Budget, trials: Sequence[Trial], baseline: Trial, setting: Setting) -> list[Trial]:
     if budget.max_drop is not None:
         return sequence(trials, baseline, setting.passes)
-    done = [trial for trial in trials if trial.status == "done" and trial.plan and trial.drop is not None]
+    done = [trial for trial in trials if trial.status == "done" and trial.drop is not None]
     done.sort(key=lambda t: (max([1.0, *t.breaks.values()]), t.drop or 0.0))
     return [baseline, *done[:CANDIDATES]]
 
 
-def _measure_and_test(
-    session: Session, candidates: Sequence[Trial], trials: Sequence[Trial]
-) -> dict[str, Any]:
+def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Trial | None) -> dict[str, Any]:
     session.say(f"certifying {len(candidates)} candidates on {len(session.task.test)} unseen examples")
-    start = time.perf_counter()
+    began = time.perf_counter()
     others = candidates[1:]
     folders = {c.key: session.path(str(c.folder), "artefact") for c in others}
+    if start is not None:
+        folders[start.key] = session.path(str(start.folder), "artefact")
     counts: dict[str, Operations | None] = {c.key: c.measurement.operations for c in others if c.measurement}
     assert candidates[0].measurement is not None
     counts |= {REFERENCE: candidates[0].measurement.operations, "eager": candidates[0].measurement.operations}
@@ -237,20 +249,28 @@ def _measure_and_test(
             key: m.measurement.model_copy(update={"name": names.get(key, key)}).model_dump(mode="json")
             for key, m in named.items()
         },
-        "seconds": {"measurement": time.perf_counter() - start},
+        "seconds": {"measurement": time.perf_counter() - began},
     }
 
 
-def _ablation(chosen: Trial, baseline: Trial, measured: dict[str, Measurement]) -> list[dict[str, Any]]:
+def _ablation(
+    session: Session, chosen: Trial, baseline: Trial, measured: dict[str, Measurement]
+) -> list[dict[str, Any]]:
     """Return a row for the float model and one for each step: quality, latency, size, operations.
 
+    Where the result runs in another runtime or precision than the baseline, that is the first step.
     Quality is that of the model in memory on the first examples of the data of the search. Latency and size
     are those of the file: a step that only changes weights keeps the file's shape and so its latency.
     """
-    reference = measured[baseline.key]
-    rows = [_row("float model in the target", reference.quality.model_dump(mode="json"), reference)]
+    current = measured[baseline.key]
+    moved = measured.get(session.key("runtime", session.target.label))
+    where = "the target" if moved is None else session.reference.label
+    rows = [_row(f"float model in {where}", current.quality.model_dump(mode="json"), current)]
+    if moved is not None and chosen.key != baseline.key:
+        current = moved
+        words = f"the same in {session.target.label}"
+        rows.append(_row(words, current.quality.model_dump(mode="json"), current))
     shaped = measured.get(f"{STRUCTURE} {chosen.key}")
-    current = reference
     for step in chosen.steps:
         kind = stage_of(method_from_json(step["step"]))
         if kind is Stage.STRUCTURE:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 from typing import Any
 
 from packaging.version import Version
 
 from penjing.core.errors import Exit
-from penjing.core.extras import EXTRAS, missing
+from penjing.core.extras import EXTRAS, bring, missing
 from penjing.run.folder import environment
 
-FLOORS = {"torch": "2.10", "onnx": "1.21", "onnxruntime": "1.22"}
+FLOORS = {"torch": "2.10", "onnx": "1.21", "onnxruntime": "1.22", "openvino": "2026.4"}
 """Oldest versions without a known hole in loading files, or that Penjing was tested with."""
 
 
@@ -34,7 +33,7 @@ def _extra(name: str) -> dict[str, Any]:
         return {"usable": False, "broken": False, "reason": f'not installed: pip install "penjing[{name}]"'}
     for module in EXTRAS[name]:
         try:
-            importlib.import_module(module)
+            bring(module)
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
             reason = f"{module} is installed but cannot be imported: {type(error).__name__}: {error}"
             return {"usable": False, "broken": True, "reason": reason}

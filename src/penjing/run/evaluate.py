@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from penjing.core.artefact import open_artefact
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Finished, Limits, candidate_seed
 from penjing.core.measurement import Measurement, Operations
@@ -18,10 +22,13 @@ from penjing.core.plan import Plan, plan_name, plan_to_json
 from penjing.core.target import Target
 from penjing.core.trial import Trial, broken
 from penjing.measuring.measure import Measured, difference, measure_all
+from penjing.measuring.process import RuntimeProcess, save_arrays
 from penjing.measuring.quality import maximized
 from penjing.measuring.sealing import factory_of
 from penjing.run.jobs import build
 from penjing.run.session import Session
+
+Outputs = NDArray[Any]
 
 TOLERANCE = 1e-3
 """Largest relative difference between a file's outputs and those of the model in memory."""
@@ -77,7 +84,9 @@ def _trial(session: Session, plan: Plan, key: str, built: dict[str, Any], baseli
     operations = Operations.model_validate(finished.value["operations"])
     try:
         results = measure_candidates(session, {name: folder / "artefact"}, {name: operations}, "valid")
-        apart = apart_from_memory(results[name], folder, finished.value["noise"])
+        expected = np.load(folder / "expected.npy", allow_pickle=False)
+        exact = outputs_in_float32(session, session.target, folder / "artefact", len(expected))
+        apart = apart_from_memory(results[name], expected, finished.value["noise"], exact)
     except Refused as refused:
         if refused.code == Exit.ENVIRONMENT:
             raise
@@ -108,7 +117,7 @@ def measure_candidates(
         eager: also measure the original in PyTorch eager, under the name `eager`.
     """
     factory = factory_of(session.model)
-    entries: dict[str, Any] = {REFERENCE: (session.path("float", "target"), session.target, factory)}
+    entries: dict[str, Any] = {REFERENCE: (session.path("float", "target"), session.reference, factory)}
     if eager:
         entries["eager"] = (session.path("float", "eager"), eager_target(session.target), factory)
     entries |= {name: (folder, session.target, factory) for name, folder in folders.items()}
@@ -120,23 +129,54 @@ def eager_target(target: Target) -> Target:
     return Target("torch", threads=target.threads, batch=target.batch)
 
 
-def apart_from_memory(mine: Measured, folder: Path, noise: float) -> tuple[float, float]:
-    """Return how far a file's outputs are from the model's in memory, relative, and how far they may be.
+@dataclass(frozen=True)
+class Apart:
+    """How far a file's outputs are from the model's in memory, relative to the largest output.
+
+    Attributes:
+        found: as the target computes.
+        exact: with everything float in float32: whether the file holds the model.
+        limit: how far `exact` may be.
+    """
+
+    found: float
+    exact: float
+    limit: float
+
+
+def apart_from_memory(mine: Measured, expected: Outputs, noise: float, exact: Outputs | None = None) -> Apart:
+    """Compare a file's outputs with the model's in memory.
 
     Args:
         mine: the file's outputs.
-        folder: where the build kept the model's outputs.
+        expected: the model's, for the first examples.
         noise: relative difference of two evaluations of the model in memory.
+        exact: the file's outputs in float32, where the target computes in less.
     """
-    expected = np.load(folder / "expected.npy", allow_pickle=False)
-    return difference(mine.outputs[: len(expected)], expected), TOLERANCE + NOISES * noise
+    found = difference(mine.outputs[: len(expected)], expected)
+    held = found if exact is None else difference(exact, expected)
+    return Apart(found, held, TOLERANCE + NOISES * noise)
+
+
+def outputs_in_float32(session: Session, target: Target, artefact: Path, examples: int) -> Outputs | None:
+    """Return an artefact's outputs for the first examples in float32; None where the target computes so."""
+    if target.mode != "bf16":
+        return None
+    inputs = tuple(x[:examples] for x in session.task.valid.arrays()[0])
+    batch = open_artefact(artefact).evaluation_batch(session.task.batch_size)
+    with (
+        tempfile.TemporaryDirectory(prefix="penjing-") as temporary,
+        RuntimeProcess(artefact, target.reference) as process,
+    ):
+        folder = Path(temporary)
+        return process.outputs(save_arrays(folder, inputs, "inputs"), batch, folder / "outputs.npy")
 
 
 def judge(
     session: Session,
     mine: Measured,
     reference: Measured,
-    apart: tuple[float, float],
+    apart: Apart,
     trial: Trial,
     baseline: Trial,
 ) -> Trial:
@@ -149,11 +189,10 @@ def judge(
         trial: without its measurement.
         baseline: the float model, whose costs relative limits are shares of.
     """
-    measurement = mine.measurement.model_copy(update={"difference": apart[0]})
-    if apart[0] > apart[1]:
-        reason = (
-            f"the file's outputs differ from the model's in memory by {apart[0]:.2g} (limit {apart[1]:g})"
-        )
+    measurement = mine.measurement.model_copy(update={"difference": apart.found})
+    if apart.exact > apart.limit:
+        words = f"{apart.exact:.2g} (limit {apart.limit:g})"
+        reason = f"the file's outputs differ from the model's in memory by {words}"
         return trial.model_copy(update={"status": "failed", "reason": reason, "measurement": measurement})
     drop = drop_of(session, measurement, reference.measurement)
     flips = flips_of(mine.outputs, reference.outputs)

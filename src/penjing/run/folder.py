@@ -35,7 +35,9 @@ SCHEMA = 1
 """Version of the run folder's form; a folder of a newer one is refused."""
 
 _LEAST_FREE = 64 * 2**20
-_PACKAGES = ("penjing", "numpy", "scipy", "torch", "onnx", "onnxruntime", "onnxscript", "scikit-learn")
+_PACKAGES = (
+    "penjing", "numpy", "scipy", "torch", "onnx", "onnxruntime", "onnxscript", "openvino", "scikit-learn",
+)  # fmt: skip
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "LD_PRELOAD")
 
 

@@ -46,6 +46,9 @@ STEP_EXAMPLES = 1024
 STRUCTURE = "structure"
 """Folder of a candidate's float model after the steps that change its shape, kept for the ablation."""
 
+OTHER_RUNTIME = 3.0
+"""How many times as far as two executions of integers those of two runtimes count as the same."""
+
 PROBE_STEPS = 4
 """Training steps that the survey times to forecast an epoch."""
 
@@ -87,7 +90,7 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int, hu
     say("exporting the original")
     with clock.count("export"):
         (folder / "float").mkdir(parents=True, exist_ok=True)
-        deliver(model, (), target, folder / "float" / "target", example=example)
+        deliver(model, (), target.reference, folder / "float" / "target", example=example)
         eager = backend.name == "torch" and target.label != "torch eager"
         unsent = _cannot_be_sent(model) if eager else ""
         if eager and not unsent:
@@ -121,6 +124,27 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int, hu
         **training,
         "seconds": clock.seconds,
     }
+
+
+def deliver_float(
+    shared: Shared, say: Say, targets: dict[str, Target], folder: Path, seed: int
+) -> dict[str, Any]:
+    """Deliver the original, as it is, to other targets, each into the folder of its name.
+
+    Returns:
+        `refused`: by label, why a target cannot take the model; `seconds` by activity.
+    """
+    model, task = shared
+    clock, refused = Clock(), {}
+    example = task.valid.example()
+    for name, target in targets.items():
+        say(f"exporting the original for {target.label}")
+        with clock.count("export"):
+            try:
+                deliver(model, (), target, folder / name / "artefact", example=example)
+            except Refused as refusal:
+                refused[target.label] = str(refusal)
+    return {"refused": refused, "seconds": clock.seconds}
 
 
 def _cannot_be_sent(model: Model) -> str:
@@ -211,6 +235,8 @@ def build(
     with clock.count("evaluation"):
         batch = artefact.evaluation_batch(task.batch_size)
         expected, noise = twice(final, applied.model, task, CHECKED_EXAMPLES, batch)
+        if final.name == "onnx" and target.runtime != "onnxruntime":
+            noise = max(noise, _integer_noise(applied.model, task))
     np.save(folder / "expected.npy", expected, allow_pickle=False)
     return {
         "changes": [change.model_dump(mode="json") for change in applied.changes],
@@ -220,6 +246,14 @@ def build(
         "notes": {k: v for k, v in applied.notes.items() if isinstance(v, str | int | float | list)},
         "seconds": clock.seconds,
     }
+
+
+def _integer_noise(model: Model, task: Task) -> float:
+    """Return what another runtime's integers may differ by: a few times what two executions here do."""
+    from penjing.backends.onnx.integers import rounding_noise
+
+    inputs = tuple(x[:CHECKED_EXAMPLES] for x in task.valid.arrays()[0])
+    return OTHER_RUNTIME * rounding_noise(model, inputs)
 
 
 def _step(plan: Plan, index: int, backend: Backend, model: Model, task: Task) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.files import remove_leftovers
 from penjing.core.method import Model
 from penjing.core.plan import digest
-from penjing.core.target import Target, runtime_for
+from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.measuring.quality import maximized
 from penjing.planners.bisection import Bisection
@@ -26,6 +26,7 @@ from penjing.run.folder import RunFolder, create, open_run, read_config, write_c
 from penjing.run.ledger import Ledger
 from penjing.run.lock import DriverLock
 from penjing.run.room import check_memory, disk_bytes, model_bytes
+from penjing.run.runtimes import check_target
 from penjing.run.session import Session
 from penjing.run.workers import LocalExecutor
 
@@ -68,7 +69,7 @@ def open_session(
     """
     say, name, config, planner = _options(options)
     check_budget(budget)
-    runtime_for(target)
+    check_target(target)
     maximized(task)
     task = task.prepare(seed)
     backend, model, task = enter(model, task)
@@ -96,7 +97,7 @@ def open_session(
             executor = stack.enter_context(_executor(model, task, run, say))
             yield Session(
                 folder=run.path, ledger=ledger, executor=executor, model=model, task=task, budget=budget,
-                target=target, seed=seed, options=planner, identity=digest(parts),
+                target=target, reference=target.reference, seed=seed, options=planner, identity=digest(parts),
                 before=max((float(row.get("elapsed", 0.0)) for _, row in ledger.all()), default=0.0), say=say,
             )  # fmt: skip
         except KeyboardInterrupt:

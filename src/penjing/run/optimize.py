@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from penjing.arrays.statistics import needed_examples, smallest_certifiable_drop
 from penjing.core.budget import Budget
 from penjing.core.errors import Refused
@@ -33,6 +35,7 @@ from penjing.run.noise import within_noise
 from penjing.run.open import open_session
 from penjing.run.record import Result, finish, write_best
 from penjing.run.room import candidate_limits
+from penjing.run.runtimes import choose_runtime
 from penjing.run.session import Session
 
 PATIENCE, LEAST_PATIENCE = 20.0, 300.0
@@ -88,11 +91,10 @@ def _run(session: Session) -> Result:
     baseline = Trial.model_validate(baselines["trial"])
     write_best(session, [baseline])
     kinds = {layer["kind"] for layer in facts["layers"]}
-    precisions = recipes(kinds, session.target)
     setting = Setting(
         budget=session.budget,
         baseline=baseline,
-        precisions=precisions,
+        precisions=(),
         prunable=any(group["size"] > 1 for group in facts["groups"]),
         repair=repairs(kinds, facts["backend"]),
         trainable=facts["epoch_seconds"] is not None,
@@ -101,12 +103,21 @@ def _run(session: Session) -> Result:
         widths=tuple(group["size"] for group in facts["groups"]),
         blocks=len(facts["blocks"]),
     )
+    choice = choose_runtime(session, facts, setting)
+    session = choice.session
+    setting = replace(setting, start=choice.start, precisions=recipes(kinds, session.target))
     plans = _forecast(session, facts, baseline, setting)
-    trials = [] if plans.met else _search(session, setting, plans)
+    trials = [] if plans.met or _enough(setting) else _search(session, setting, plans)
     certified = certify_and_judge(session, trials, baseline, setting)
     honest = within_noise(certified.verdict, facts["spread"], tuple(facts["notes"]))
     certified = replace(certified, verdict=honest)
-    return finish(session, facts, baselines, plans, trials, certified)
+    return finish(session, facts, baselines, plans, trials, certified, choice.data)
+
+
+def _enough(setting: Setting) -> bool:
+    """Tell whether the change of runtime or precision alone keeps every limit on cost, and quality holds."""
+    start = setting.start
+    return start is not None and bool(setting.budget.costs) and start.feasible and setting.passes(start)
 
 
 def _survey(session: Session) -> dict[str, Any]:
@@ -145,7 +156,8 @@ def _baseline(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
     seconds = {"measurement": time.perf_counter() - start}
     key = session.key("trial", [])
     blank = Trial(key=key, name=plan_name(()), plan=[], status="done", folder="float", seconds=seconds)
-    apart = apart_from_memory(mine, session.path("float"), facts["noise"])
+    expected = np.load(session.path("float", "expected.npy"), allow_pickle=False)
+    apart = apart_from_memory(mine, expected, facts["noise"])
     trial = judge(session, mine, mine, apart, blank, blank)
     if trial.status == "failed":
         raise Refused(
@@ -190,7 +202,7 @@ def _forecast(session: Session, facts: dict[str, Any], baseline: Trial, setting:
 
     content = session.once("forecast", None, work)
     plans = Forecast.model_validate({k: v for k, v in content.items() if k != "elapsed"})
-    _announce(session, plans)
+    _announce(session, plans, setting)
     return plans
 
 
@@ -206,7 +218,7 @@ def _certifiable(session: Session) -> tuple[float, int | None]:
 def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast) -> Measurement | None:
     time_left = session.budget.time
     plan = floor_plan(setting.precisions, setting.prunable)
-    if plan is None or plans.met or not session.budget.costs:
+    if plan is None or plans.met or _enough(setting) or not session.budget.costs:
         return None
     if time_left is not None and plans.cheap_seconds > FLOOR_SHARE * time_left:
         return None
@@ -220,13 +232,15 @@ def _patience(plans: Forecast, left: float | None) -> float:
     return limit if left is None else min(limit, left)
 
 
-def _announce(session: Session, plans: Forecast) -> None:
+def _announce(session: Session, plans: Forecast, setting: Setting) -> None:
     for line in plans.lines:
         session.say(f"limit {line.name}: {line.words}")
     if session.budget.max_drop is not None:
         session.say(f"limit max_drop: {session.budget.max_drop * 100:g} points")
     if plans.met:
         session.say("the float model in the target keeps every limit on cost already: nothing to search")
+    elif setting.start is not None and _enough(setting):
+        session.say(f"{setting.start.name}, keeps every limit on cost already: nothing to search")
     else:
         session.say(
             f"a trial takes about {plans.trial_seconds:.0f} s with {plans.epochs:g} epochs of recovery"
@@ -246,11 +260,12 @@ def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
     def one(plan: Plan) -> Trial:
         return evaluate(session, plan, setting.baseline, candidate_limits(_patience(plans, left())))
 
+    start = [] if setting.start is None else [setting.start]
     planner = bisection(setting, options)
     for trial in search(planner, one, session.budget, left, partial(_next_seconds, plans)):
         trials.append(trial)
         session.say(_line(trial))
-        write_best(session, [t for t in trials if setting.passes(t)] or [setting.baseline])
+        write_best(session, [t for t in [*start, *trials] if setting.passes(t)] or [setting.baseline])
     return trials
 
 

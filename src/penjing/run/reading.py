@@ -58,6 +58,25 @@ class Place(BaseModel):
     files: list[ArtefactFile]
 
 
+class RuntimeRow(BaseModel):
+    """The float model in one of the runtimes that were compared."""
+
+    measurement: Measurement | None
+    drop: float | None
+    flips: float | None
+    status: Literal["done", "failed"]
+    reason: str
+
+
+class Runtimes(BaseModel):
+    """The runtimes that were compared before the search, if any."""
+
+    asked: str = ""
+    chosen: str = ""
+    words: list[str] = Field(default_factory=list)
+    rows: dict[str, RuntimeRow] = Field(default_factory=dict)
+
+
 class Asked(BaseModel):
     """What the run was asked."""
 
@@ -74,6 +93,7 @@ class Record(BaseModel):
     verdict: Verdict
     artefact: Place
     baselines: dict[str, Measurement | None]
+    runtimes: Runtimes = Field(default_factory=Runtimes)
     result: Measurement
     runners_up: list[Measurement]
     config: Asked

@@ -103,6 +103,7 @@ def finish(
     plans: Forecast,
     trials: Sequence[Trial],
     judged: Judged,
+    runtimes: dict[str, Any],
 ) -> Result:
     """Write record, pointer and report; return the result."""
     chosen = judged.chosen
@@ -130,6 +131,7 @@ def finish(
             "eager": judged.eager and judged.eager.model_dump(mode="json"),
             "target": judged.baseline.model_dump(mode="json"),
         },
+        "runtimes": {name: runtimes[name] for name in ("asked", "chosen", "words", "rows")},
         "result": judged.result.model_dump(mode="json"),
         "runners_up": [m.model_dump(mode="json") for m in judged.runners_up],
         "plan": chosen.plan,
@@ -137,8 +139,15 @@ def finish(
         "ablation": judged.ablation,
         "trials": [_trial(index, trial, trials) for index, trial in enumerate(trials)],
         "environment": environment(),
-        "spent": _spent(session, facts, baselines, trials, judged).model_dump(mode="json"),
-        "notes": [*session.task.notes, *plans.warnings, *facts["notes"], *baselines["notes"], *judged.notes],
+        "spent": _spent(session, (facts, runtimes), baselines, trials, judged).model_dump(mode="json"),
+        "notes": [
+            *session.task.notes,
+            *runtimes["notes"],
+            *plans.warnings,
+            *facts["notes"],
+            *baselines["notes"],
+            *judged.notes,
+        ],
     }
     write_json(session.path("best.json"), {"artefact": _artefact_path(chosen), "trial": chosen.key,
                                            "certified": judged.certified})  # fmt: skip
@@ -148,7 +157,7 @@ def finish(
 
 
 def _artefact_path(trial: Trial) -> str:
-    return "float/target" if not trial.plan else f"{trial.folder}/artefact"
+    return "float/target" if trial.folder == "float" else f"{trial.folder}/artefact"
 
 
 def _changes(session: Session, chosen: Trial) -> list[Any]:
@@ -183,12 +192,17 @@ def pareto(trial: Trial, trials: Sequence[Trial]) -> bool:
 
 def _spent(
     session: Session,
-    facts: dict[str, Any],
+    surveys: tuple[dict[str, Any], ...],
     baselines: dict[str, Any],
     trials: Sequence[Trial],
     judged: Judged,
 ) -> Spent:
-    parts = [facts["seconds"], baselines["trial"]["seconds"], judged.seconds, *(t.seconds for t in trials)]
+    parts = [
+        *(survey["seconds"] for survey in surveys),
+        baselines["trial"]["seconds"],
+        judged.seconds,
+        *(t.seconds for t in trials),
+    ]
     by = {name: sum(part.get(name, 0.0) for part in parts) for name in ACTIVITIES}
     seconds = session.elapsed
     return Spent(seconds=seconds, by=by | {"other": max(0.0, seconds - sum(by.values()))}, trials=len(trials))

@@ -31,6 +31,8 @@ class Session:
     Attributes:
         folder: the run directory.
         identity: digest of model, data, target, budget, seed, options and version; part of every key.
+        target: where candidates run; the one that was chosen, once it is.
+        reference: where the float model runs that they are compared with.
         before: seconds that earlier sessions of this run have spent.
         say: receives one line of progress at a time.
     """
@@ -42,6 +44,7 @@ class Session:
     task: Task
     budget: Budget
     target: Target
+    reference: Target
     seed: int
     options: Bisection
     identity: str

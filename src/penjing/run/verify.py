@@ -54,7 +54,7 @@ def _delivered(model: Model | None, task: Task, artefact: Artefact, folder: Path
             fix="pass model=, or the run directory instead of the artefact",
             code=Exit.USAGE,
         )
-    return deliver(model, (), artefact.target, folder / "float", example=task.valid.example()).path
+    return deliver(model, (), artefact.target.reference, folder / "float", example=task.valid.example()).path
 
 
 def _operations(run: Path) -> dict[str, Operations | None]:
@@ -81,7 +81,7 @@ def _judge(
     if not operations and model is not None:
         operations = {REFERENCE: backend_for(model).operations(model, task.valid.example())}
     entries = {
-        REFERENCE: (baseline, artefact.target, factory),
+        REFERENCE: (baseline, open_artefact(baseline).target, factory),
         "artefact": (artefact.path, artefact.target, factory),
     }
     found = measure_all(entries, task, "test", REFERENCE, operations)

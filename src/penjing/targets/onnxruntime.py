@@ -6,17 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from penjing.core.backend import Arrays, backend_for
+from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.method import Model
 from penjing.core.plan import Plan
 from penjing.core.target import Target
+from penjing.targets.onnx_file import facts_of, input_specs, write_onnx
 from penjing.targets.signature import Guard, TensorSpec, fixed_batch
 
 FILE = "model.onnx"
@@ -80,22 +79,7 @@ class OnnxRuntime:
         Raises:
             Refused: the exported file does not pass `onnx.checker`.
         """
-        path = folder / FILE
-        backend_for(model).export(model, example, path)
-        try:
-            onnx.checker.check_model(str(path))
-        except (onnx.checker.ValidationError, ValueError) as error:
-            raise _refused("the exported file is valid ONNX", error, FILE) from error
-        proto = onnx.load(str(path), load_external_data=False)
-        weights = {tensor.name for tensor in proto.graph.initializer}
-        inputs = [_spec(value) for value in proto.graph.input if value.name not in weights]
-        return {
-            "format": "onnx",
-            "opset": max((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), default=0),
-            "inputs": [spec.to_json() for spec in inputs],
-            "outputs": [_spec(value).to_json() for value in proto.graph.output],
-            "batch_dependent": any(node.op_type == "DynamicQuantizeLinear" for node in proto.graph.node),
-        }
+        return {"format": "onnx"} | facts_of(write_onnx(model, example, folder / FILE))
 
     def open(self, folder: Path, target: Target, model: Callable[[], Model] | None = None) -> OnnxRunner:
         """Check the file (size, graph, external data) and open a session on it; `model` is not used.
@@ -111,9 +95,7 @@ class OnnxRuntime:
         from penjing.backends.onnx.model import load_onnx
 
         path = folder / FILE
-        graph = load_onnx(path).proto.graph
-        weights = {tensor.name for tensor in graph.initializer}
-        specs = tuple(_spec(value) for value in graph.input if value.name not in weights)
+        specs = input_specs(load_onnx(path).proto)
         provider = _PROVIDERS[target.device]
         _require_provider(provider, ort.get_available_providers())
         try:
@@ -142,17 +124,6 @@ def _require_provider(provider: str, present: list[str]) -> None:
         raise Refused("the session runs on the requested provider", value=", ".join(present) or "none",
                       place=f"onnxruntime provider {provider}", code=Exit.ENVIRONMENT,
                       fix="install the onnxruntime package that has this provider")  # fmt: skip
-
-
-def _spec(value: Any) -> TensorSpec:
-    tensor = value.type.tensor_type
-    if tensor.elem_type == 0:
-        raise Refused(
-            "inputs and outputs are tensors", value=value.type.WhichOneof("value"), place=value.name
-        )
-    dtype = np.dtype(onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)).name
-    dims = tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
-    return TensorSpec(value.name, dtype, dims)
 
 
 def _refused(rule: str, error: BaseException, place: str) -> Refused:

@@ -1,0 +1,140 @@
+"""Float and int8 latency of ResNet-20 and MiniLM in every installed runtime and precision.
+
+    export PENJING_DATA=/path/to/data
+    python benchmarks/runtimes.py                     # one thread, batch 1
+    python benchmarks/runtimes.py --threads 2 --batch 32 --only resnet20
+
+Every row is a delivered artefact in a process of its own, timed in interleaved rounds with all others of
+its model: median of the rounds' medians with its interval, ratio to ONNX Runtime in float32 round by round,
+largest relative difference of the outputs, changed predictions, and how many of the layers that are stated in
+integers run on integers.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import penjing as pj
+from penjing.core.artefact import Artefact, open_artefact
+from penjing.core.backend import enter
+from penjing.core.extras import missing
+from penjing.core.target import Target
+from penjing.measuring.latency import interleave, summarise
+from penjing.measuring.measure import difference, timed_batch
+from penjing.measuring.process import RuntimeProcess, save_arrays
+from penjing.measuring.sealing import factory_of
+from penjing.run.folder import environment
+from penjing.run.runtimes import openvino_modes
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+MODELS = {"resnet20": "cifar10", "minilm": "minilm"}
+COMPARED = 256
+REFERENCE = "onnxruntime float32"
+
+
+def main() -> None:
+    """Measure and print a Markdown table for each model."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", choices=MODELS)
+    parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
+    options = parser.parse_args()
+    facts = environment()
+    print(f"{facts['processor']}, {options.threads} threads, batch {options.batch}; "
+          f"{', '.join(f'{name} {version}' for name, version in facts['packages'].items())}")  # fmt: skip
+    for name in [options.only] if options.only else MODELS:
+        table(name, options)
+
+
+def table(name: str, options: argparse.Namespace) -> None:
+    """Measure one model everywhere and print its rows."""
+    module = _module(EXAMPLES / f"{MODELS[name]}.py")
+    task = module.task().prepare()
+    _, model, task = enter(module.model(), task)
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penjing-")))
+        rows = dict(variants(model, task, options, folder))
+        inputs = tuple(x[:COMPARED] for x in task.valid.arrays()[0])
+        outputs, processes = {}, {}
+        for number, (label, (artefact, target)) in enumerate(rows.items()):
+            process = stack.enter_context(RuntimeProcess(artefact.path, target, model=factory_of(model)))
+            process.set_batch(save_arrays(folder, timed_batch(inputs, target), f"batch{number}"))
+            files = save_arrays(folder, inputs, f"inputs{number}")
+            batch = artefact.evaluation_batch(32)
+            outputs[label] = process.outputs(files, batch, folder / f"outputs{number}.npy")
+            processes[label] = process
+        samples = interleave(processes, rounds=options.rounds, seconds=120.0)
+    print(f"\n## {name}\n")
+    print("| runtime and precision | p50 ms | interval | of ONNX Runtime float32 | interval | difference | "
+          "changed of 256 | integer layers |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for label, (artefact, target) in rows.items():
+        found = summarise(samples[label], samples[REFERENCE], target.batch, target.threads, REFERENCE)
+        p50, ratio = found.p50_ms, found.ratio
+        changed = int((outputs[label].argmax(-1) != outputs[REFERENCE].argmax(-1)).sum())
+        apart = difference(outputs[label], outputs[REFERENCE])
+        cells = (label, f"{p50.value:.3g}", f"{p50.low:.3g} to {p50.high:.3g}", f"{ratio.value:.2f}",
+                 f"{ratio.low:.2f} to {ratio.high:.2f}", f"{apart:.1e}", changed,
+                 _integers(artefact))  # fmt: skip
+        print(f"| {' | '.join(map(str, cells))} |")
+
+
+def variants(
+    model: Any, task: pj.Task, options: argparse.Namespace, folder: Path
+) -> Iterator[tuple[str, tuple[Artefact, Target]]]:
+    """Deliver the float model and its int8 forms to every target that takes them."""
+    common = {"threads": options.threads, "batch": options.batch}
+    example, number = task.valid.example(), itertools.count()
+
+    def delivered(changed: Any, plan: Any, target: Target) -> tuple[Artefact, Target]:
+        path = folder / f"artefact{next(number)}"
+        pj.deliver(changed, plan, target, path, example=example)
+        return open_artefact(path), target
+
+    runtimes = {"onnxruntime": Target(**common)}
+    if "f32" in openvino_modes():
+        runtimes["openvino"] = Target("openvino", **common)
+    low = Target("openvino", mode="bf16", **common) if "bf16" in openvino_modes() else None
+    for label, target in runtimes.items():
+        yield f"{label} float32", delivered(model, (), target)
+    if low is not None:
+        yield "openvino bfloat16", delivered(model, (), low)
+    if not options.no_torch and not missing("torch"):
+        for mode in ("eager", "compiled"):
+            yield f"torch {mode} float32", delivered(model, (), Target("torch", mode=mode, **common))
+    static = pj.chain(pj.Int8Static(), pj.CorrectBias())
+    dynamic = pj.chain(pj.Int8Dynamic())
+    for words, plan in {"int8 static": static, "int8 dynamic": dynamic}.items():
+        try:
+            changed = pj.apply(model, plan, task).model
+        except pj.Refused as refusal:
+            print(f"{words}: {refusal}")
+            continue
+        for label, target in runtimes.items():
+            yield f"{label} {words}", delivered(changed, plan, target)
+        if low is not None:
+            yield f"openvino {words}, the rest bfloat16", delivered(changed, plan, low)
+
+
+def _integers(artefact: Artefact) -> str:
+    if artefact.target.runtime != "openvino":
+        return "—"
+    here, elsewhere = (len(artefact.facts[name]) for name in ("integer_layers", "float_layers"))
+    return f"{here} of {here + elsewhere}" if here + elsewhere else "—"
+
+
+def _module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+if __name__ == "__main__":
+    main()
