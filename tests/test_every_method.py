@@ -49,6 +49,7 @@ class Row:
         kinds: kinds of layers that must each be reported; none: one change for the whole model, `*`.
         reported: names that must each be reported, where they are no layers with weights.
         one: a pattern that matches some of its layers.
+        simulated: whether the result computes with rounded values in float, so that it is not delivered.
         wrong: values that cannot be constructed, by field.
     """
 
@@ -61,6 +62,7 @@ class Row:
     kinds: tuple[str, ...] = ()
     reported: tuple[str, ...] = ()
     one: str = "pointwise"
+    simulated: bool = False
 
     @property
     def plan(self):
@@ -77,6 +79,14 @@ WRONG_RECIPE = {
     "clip_norm": [0],
     "max_seconds": [0],
     "precision": ["float8"],
+}
+WRONG_FORMATS = {
+    "weights": ["int1", "int8 token", "float", 3],
+    "inputs": ["uint17", "uint8 channel", "int4 group 8", 3],
+    "ends": ["perhaps"],
+    "observer": ["median"],
+    "calibration": [0, -1, 2.5],
+    "skip": ["fc", 3],
 }
 WRONG_SPARSITY = {
     "sparsity": [0, 1, -0.1, 1.5, math.nan, "half", None],
@@ -298,6 +308,31 @@ ROWS = {
         after=(pj.Int8Static(**FEW),),
         kinds=WEIGHTED,
     ),
+    "quantize-nearest": Row(
+        pj.QuantizeNearest("int4", "uint8", **FEW),
+        ("torch",),
+        WRONG_FORMATS,
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        simulated=True,
+    ),
+    "quantize-reconstruct": Row(
+        pj.QuantizeReconstruct("int4", "uint8", steps=3, examples=64, **FEW),
+        ("torch",),
+        WRONG_FORMATS
+        | {"examples": [31, 40.5], "steps": [0, 1.5], "size": [0], "block": [0], "drop": [-0.1, 1]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        simulated=True,
+    ),
+    "train-quantized": Row(
+        pj.TrainQuantized(**TRAIN),
+        ("torch",),
+        WRONG_RECIPE | {"temperature": [0, -1, math.inf], "alpha": [-0.1, 1.1]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        after=(pj.QuantizeNearest("int4", "uint8", **FEW),),
+        simulated=True,
+    ),
 }
 
 
@@ -513,9 +548,18 @@ def test_the_result_is_delivered_and_loads_to_equal_outputs(row, backend, lab, t
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     result = lab.applied(row.plan, backend)
     example = lab.task.valid.example()
-    artefact = pj.deliver(
-        result.model, row.plan, pj.Target(), tmp_path / "small", example=example, changes=result.changes
-    )
+
+    def deliver():
+        folder = tmp_path / "small"
+        return pj.deliver(
+            result.model, row.plan, pj.Target(), folder, example=example, changes=result.changes
+        )
+
+    if row.simulated:
+        with pytest.raises(pj.Refused, match="no simulation of number formats"):
+            deliver()
+        return
+    artefact = deliver()
     assert gap(pj.load(artefact.path)(*lab.inputs), outputs(result.model, lab.inputs)) < 1e-5
 
 
@@ -558,6 +602,13 @@ def test_only_some_layers_are_touched(row, backend, lab):
     if backend in row.adopted or backend == "onnx" or stage_of(row.method) == Stage.STRUCTURE:
         return
     start = lab.applied(row.after, backend).model if row.after else model
+    if row.simulated and not row.after:
+        rounding = [
+            name for name, layer in result.model.named_modules() if hasattr(layer, "weight_quantizer")
+        ]
+        assert rounding
+        assert all(limited.covers(name) for name in rounding)
+        return
     for name in names:
         before, after = reader.read(start, name), reader.read(result.model, name)
         same = all(np.array_equal(before[tensor], after[tensor]) for tensor in before)

@@ -50,6 +50,11 @@ _NAMES = {
     "Distill": "penjing.distill.logits",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
+    "QuantizeNearest": "penjing.quantize.nearest",
+    "QuantizeReconstruct": "penjing.quantize.reconstruct",
+    "TrainQuantized": "penjing.quantize.train",
+    "NumberFormat": "penjing.core.number_format",
+    "number_format": "penjing.core.number_format",
 }
 
 __all__ = [*_NAMES, "__version__"]
@@ -78,6 +83,8 @@ if TYPE_CHECKING:
     from penjing.core.measurement import Measurement as Measurement
     from penjing.core.method import Change as Change
     from penjing.core.method import Method as Method
+    from penjing.core.number_format import NumberFormat as NumberFormat
+    from penjing.core.number_format import number_format as number_format
     from penjing.core.plan import chain as chain
     from penjing.core.plan import only as only
     from penjing.core.target import Target as Target
@@ -99,6 +106,9 @@ if TYPE_CHECKING:
     from penjing.prune.wanda import PruneWanda as PruneWanda
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static
+    from penjing.quantize.nearest import QuantizeNearest as QuantizeNearest
+    from penjing.quantize.reconstruct import QuantizeReconstruct as QuantizeReconstruct
+    from penjing.quantize.train import TrainQuantized as TrainQuantized
     from penjing.repair.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from penjing.repair.bias import CorrectBias as CorrectBias
     from penjing.repair.least_squares import LeastSquares as LeastSquares

@@ -136,6 +136,9 @@ METHOD_MODULES = (
     "penjing.distill.logits",
     "penjing.quantize.int8_static",
     "penjing.quantize.int8_dynamic",
+    "penjing.quantize.nearest",
+    "penjing.quantize.reconstruct",
+    "penjing.quantize.train",
 )
 """Where methods live; importing them imports no framework."""
 

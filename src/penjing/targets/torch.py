@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from penjing.backends.torch.history import HISTORY, history
+from penjing.backends.torch.quantizers import refuse_simulated
 from penjing.backends.torch.replay import replay
 from penjing.core.artefact import open_artefact
 from penjing.core.backend import Arrays
@@ -73,11 +74,12 @@ class TorchRuntime:
         has none, the recipe and the fact `no_graph` say why.
 
         Raises:
-            Refused: the model is no torch module.
+            Refused: the model is no torch module, or simulates number formats.
         """
         if not isinstance(model, torch.nn.Module):
             raise Refused("the runtime torch takes a torch module", value=type(model).__qualname__,
                           place="target.runtime", fix="deliver it to onnxruntime")  # fmt: skip
+        refuse_simulated(model)
         specs = [TensorSpec(f"input{i}", x.dtype.name, (None, *x.shape[1:])) for i, x in enumerate(example)]
         torch_weights.save(model, folder / WEIGHTS)
         recipe = {

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from penjing.backends.torch.capture import capture, quiet, require_dynamic
+from penjing.backends.torch.quantizers import refuse_simulated
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import write_bytes
@@ -25,11 +26,12 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
     inputs and outputs `batch`. Weights are inside the file.
 
     Raises:
-        Refused: torch cannot capture or export the model, its code fixes the batch size, or the file does
-            not pass the checker.
+        Refused: the model simulates number formats, torch cannot capture or export it, its code fixes the
+            batch size, or the file does not pass the checker.
     """
     import onnx
 
+    refuse_simulated(model)
     captured = capture(model, example)
     require_dynamic(captured)
     several = len(captured.outputs) > 1

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from penjing.backends.torch.quantizers import Quantizer
 from penjing.core.backend import Arrays, Layer, Window
 from penjing.core.errors import Refused, nearest
 
@@ -88,7 +89,7 @@ def layers(model: nn.Module) -> tuple[Layer, ...]:
     found = []
     for name, module in model.named_modules():
         tensors = own_tensors(module)
-        if tensors:
+        if tensors and not isinstance(module, Quantizer):
             shapes = {n: tuple(t.shape) for n, t in tensors.items()}
             found.append(Layer(name, kind_of(module), shapes, window_of(module)))
     return tuple(found)

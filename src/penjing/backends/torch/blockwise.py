@@ -1,0 +1,91 @@
+"""Blocks of a module that can be looked at alone, and what goes into and comes out of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from penjing.backends.torch.tensors import evaluating
+
+RUN = 64
+"""Examples that run at once."""
+
+
+class _Enough(BaseException):
+    """Ends a pass behind the block; no `Exception`, so that a forward cannot swallow it."""
+
+
+def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], largest: int) -> list[str]:
+    """Return names of modules that hold all given layers between them, in the order in which they end.
+
+    Modules as large as possible with at most `largest` of the layers, each called once, on one tensor, giving
+    one (the blocks of Li et al. 2021, "BRECQ"); a layer outside any such module stands alone. Layers that are
+    called other than once, or on several tensors, are left out.
+    """
+    order, single = _calls(model, inputs)
+    found: list[str] = []
+    for name, _ in model.named_modules():
+        inside = [layer for layer in layers if layer == name or layer.startswith(f"{name}.")]
+        covered = any(name.startswith(f"{other}.") for other in found)
+        if name in single and inside and not covered and (name in inside or len(inside) <= largest):
+            found.append(name)
+    return sorted(found, key=order.index)
+
+
+def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[str], set[str]]:
+    """Return modules in the order in which they end, and those called once, from one tensor to one."""
+    ends: list[str] = []
+    plain: set[str] = set()
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            ends.append(name)
+            if len(given) == 1 and isinstance(given[0], torch.Tensor) and isinstance(output, torch.Tensor):
+                plain.add(name)
+
+        return hook
+
+    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return ends, {name for name in plain if ends.count(name) == 1}
+
+
+def seen(model: nn.Module, name: str, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Return a block's input and output over all examples, in evaluation mode; nothing behind it runs."""
+    given, made = [], []
+
+    def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+        given.append(arguments[0].detach())
+        made.append(output.detach())
+        raise _Enough
+
+    handle = model.get_submodule(name).register_forward_hook(hook)
+    try:
+        with evaluating(model), torch.no_grad():
+            for start in range(0, len(inputs[0]), RUN):
+                try:
+                    model(*(x[start : start + RUN] for x in inputs))
+                except _Enough:
+                    continue
+    finally:
+        handle.remove()
+    return torch.cat(given), torch.cat(made)
+
+
+def relative_error(block: nn.Module, given: Any, wanted: Any) -> float:
+    """Return the squared error of a block's outputs over the square of the wanted ones."""
+    gap = total = 0.0
+    with evaluating(block), torch.no_grad():
+        for start in range(0, len(given), RUN):
+            part = wanted[start : start + RUN]
+            gap += float((block(given[start : start + RUN]) - part).square().sum())
+            total += float(part.square().sum())
+    return gap / max(total, 1e-30)

@@ -1,0 +1,206 @@
+"""Layers that round weights and inputs to a number format: a quantized network in simulation.
+
+A quantized layer is the user's own layer whose class computes with rounded values; its name, its tensors and
+the module that it is in stay. What it computes is what an integer kernel computes up to the order of float32
+sums.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from penjing.arrays.formats.coding import rounded
+from penjing.core.errors import Refused
+from penjing.core.number_format import NumberFormat
+
+
+class Quantizer(nn.Module):  # type: ignore[misc]
+    """Round a tensor to the values of a format; gradients pass straight through.
+
+    With `learned`, the gradient by the scale is that of learned step sizes (Esser et al. 2020, "LSQ"; with a
+    zero point Bhalgat et al. 2020, "LSQ+"), divided by the square root of the values that share a scale times
+    the largest code.
+
+    Attributes:
+        format: the number format; tokens get their scales from the tensor itself.
+        scale: a parameter of the format's `scale_shape`, not trained until `learned`.
+        zero_point: a buffer of the same shape; None for symmetric formats.
+        drop: probability with which a value is left as it is in training mode (Wei et al. 2022, "QDrop").
+    """
+
+    def __init__(self, format: NumberFormat, scale: Any, zero_point: Any | None = None) -> None:
+        super().__init__()
+        self.format = format
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.register_buffer("zero_point", zero_point)
+        self.drop = 0.0
+
+    def forward(self, x: Any) -> Any:
+        """Return the rounded tensor, of the same shape."""
+        if self.format.kind == "integer" and self.format.granularity != "token":
+            y = _integers(x, self)
+        else:
+            y = _AsIf.apply(x, rounded(x.detach(), self.format))
+        if self.drop and self.training:
+            y = torch.where(torch.rand_like(x) < self.drop, x, y)
+        return y
+
+    def learned(self, learn: bool = True) -> None:
+        """Let the scale be trained, or not."""
+        self.scale.requires_grad_(learn)
+
+
+def _integers(x: Any, quantizer: Quantizer) -> Any:
+    scale = quantizer.scale
+    if scale.requires_grad:
+        shared = x.numel() / max(scale.numel(), 1)
+        factor = 1 / math.sqrt(shared * max(quantizer.format.highest, 1))
+        # The value of the scale to the bit, with its gradient shrunk.
+        scale = scale.detach() + (scale - scale.detach()) * factor
+    zero = quantizer.zero_point
+    scale = spread(scale, quantizer.format, x.shape)
+    zero = x.new_zeros(()) if zero is None else spread(zero.to(x.dtype), quantizer.format, x.shape)
+    return _StraightThrough.apply(
+        x, scale.expand(x.shape), zero, quantizer.format.lowest, quantizer.format.highest
+    )
+
+
+def spread(values: Any, format: NumberFormat, shape: Any) -> Any:
+    """Return scales (or zero points) so that they broadcast over a tensor of a shape."""
+    if format.granularity == "channel":
+        return values.reshape(-1, *[1] * (len(shape) - 1))
+    if format.granularity == "group":
+        columns = math.prod(shape[1:])
+        return values.repeat_interleave(format.group, dim=1)[:, :columns].reshape(shape)
+    return values
+
+
+class _AsIf(torch.autograd.Function):  # type: ignore[misc]
+    """The second argument, with gradients as if it were the first."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, y: Any) -> Any:
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        return slopes[0], None
+
+
+class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
+    """(clip(round(x / scale) + zero) - zero) * scale; half to even, as ONNX's QuantizeLinear rounds."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, scale: Any, zero: Any, lowest: int, highest: int) -> Any:
+        steps = x / scale
+        codes = torch.round(steps) + zero
+        inside = (codes >= lowest) & (codes <= highest)
+        whole = codes.clamp(lowest, highest) - zero
+        if ctx.needs_input_grad[1]:
+            ctx.save_for_backward(inside, torch.where(inside, whole - steps, whole))
+        else:
+            ctx.save_for_backward(inside)
+        return whole * scale
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        inside, *by_scale = ctx.saved_tensors
+        (slope,) = slopes
+        return slope * inside, slope * by_scale[0] if by_scale else None, None, None, None
+
+
+class _Quantized(nn.Module):  # type: ignore[misc]
+    """A layer with quantizers as submodules; either may be None."""
+
+    input_quantizer: Quantizer | None
+    weight_quantizer: Quantizer | None
+
+    def forward(self, x: Any) -> Any:
+        """Compute with rounded values."""
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
+        return self._compute(x, weight)
+
+    def _compute(self, x: Any, weight: Any) -> Any:
+        return self._conv_forward(x, weight, self.bias)
+
+
+class QuantizedLinear(_Quantized, nn.Linear):  # type: ignore[misc]
+    """`nn.Linear` on rounded values."""
+
+    def _compute(self, x: Any, weight: Any) -> Any:
+        return functional.linear(x, weight, self.bias)
+
+
+class QuantizedConv1d(_Quantized, nn.Conv1d):  # type: ignore[misc]
+    """`nn.Conv1d` on rounded values."""
+
+
+class QuantizedConv2d(_Quantized, nn.Conv2d):  # type: ignore[misc]
+    """`nn.Conv2d` on rounded values."""
+
+
+class QuantizedConv3d(_Quantized, nn.Conv3d):  # type: ignore[misc]
+    """`nn.Conv3d` on rounded values."""
+
+
+CLASSES: dict[type, type[_Quantized]] = {
+    nn.Linear: QuantizedLinear, nn.Conv1d: QuantizedConv1d, nn.Conv2d: QuantizedConv2d,
+    nn.Conv3d: QuantizedConv3d,
+}  # fmt: skip
+"""The quantized class of each of torch's; subclasses of a user's own are not known."""
+
+
+def set_quantizers(module: nn.Module, weight: Quantizer | None, inputs: Quantizer | None) -> None:
+    """Make a layer compute with rounded values, in place; what it had before is replaced.
+
+    Args:
+        module: of a class in `CLASSES`, or quantized already.
+        weight: of its weight.
+        inputs: of its input.
+    """
+    if not isinstance(module, _Quantized):
+        module.__class__ = CLASSES[type(module)]
+    module.weight_quantizer, module.input_quantizer = weight, inputs
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """Yield the names and modules of quantized layers, in the order of the model."""
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, _Quantized))
+
+
+def refuse_simulated(model: nn.Module) -> None:
+    """Refuse a model that computes with rounded values in float: no runtime gains from it.
+
+    Raises:
+        Refused: names the first quantized layer and its formats.
+    """
+    for name, layer in quantized_layers(model):
+        made = [str(q.format) for q in (layer.weight_quantizer, layer.input_quantizer) if q is not None]
+        raise Refused(
+            "a delivered model is no simulation of number formats", value=f"{' by '.join(made)} in {name}",
+            place="deliver", fix="its quality can be measured, not its speed; integers that run are made by "
+            "Int8Static or Int8Dynamic on the float model",
+        )  # fmt: skip
+
+
+def quantizers_of(model: nn.Module) -> list[Quantizer]:
+    """Return all quantizers of a model."""
+    return [module for module in model.modules() if isinstance(module, Quantizer)]
+
+
+def without_quantizers(model: nn.Module) -> None:
+    """Make every quantized layer one of torch's own again, in place, its weights rounded for good."""
+    for _, module in list(quantized_layers(model)):
+        if module.weight_quantizer is not None:
+            with torch.no_grad():
+                module.weight.copy_(module.weight_quantizer(module.weight))
+        del module.weight_quantizer, module.input_quantizer
+        module.__class__ = next(plain for plain, own in CLASSES.items() if own is type(module))

@@ -1,0 +1,171 @@
+"""Quantizers for the layers of a module: formats by layer, scales of weights and ranges of inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+
+from penjing.arrays.formats.clipping import clipped_parameters
+from penjing.arrays.formats.parameters import Parameters
+from penjing.arrays.observers.observer import Observer
+from penjing.arrays.quantization import relative_error
+from penjing.calibration.inputs import calibration_batches
+from penjing.calibration.rounding import Rounded
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Change, Model
+from penjing.core.number_format import NumberFormat
+
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A module with quantizers, on nearest rounding.
+
+    Attributes:
+        reference: the same module in float, BatchNorm folded alike.
+        changes: one for each layer that was considered.
+    """
+
+    reference: Model
+    changes: list[Change]
+
+
+def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
+    """Fold BatchNorm and put quantizers on convolutions and linear layers, in place.
+
+    Raises:
+        Refused: no data, quantized already, or inputs that are NaN, infinite or constant.
+    """
+    from penjing.backends.torch.folding import fold_batchnorm
+    from penjing.backends.torch.lockstep import calls
+    from penjing.backends.torch.quantizers import quantized_layers
+    from penjing.backends.torch.tensors import to_inputs
+
+    if next(quantized_layers(model), None) is not None:
+        raise Refused("the model is not quantized yet", value=next(quantized_layers(model))[0],
+                      place=type(method).__name__, fix="start from the float model")  # fmt: skip
+    example = context.task.train.example()
+    folded = fold_batchnorm(model, example, context.covers)
+    layers, skipped = _choose(model, method, context)
+    changes = [_skipped(method, name, reason) for name, reason in skipped.items()]
+    order = [
+        name for name, call in calls(model, list(layers), to_inputs(model, example)).items() if call.times
+    ]
+    changes += [_skipped(method, name, "the model does not call it as a module") for name in layers
+                if name not in order]  # fmt: skip
+    reference = copy.deepcopy(model)
+    ends = {order[0], order[-1]} if method.ends and order else set[str]()
+    formats = {name: _formats(method, name in ends) for name in order}
+    ranges = _ranges(model, formats, method, context)
+    for name, (weights, inputs) in formats.items():
+        seen = ranges.get(name)
+        quantizer = (
+            None if inputs is None else _quantizer(inputs, None if seen is None else seen.parameters())
+        )
+        detail = _set(model.get_submodule(name), weights, quantizer)
+        if name in folded:
+            detail["folded"] = folded[name]
+        changes.append(Change(method=type(method).__name__, layer=name, status="done", detail=detail))
+    return Placed(reference, changes)
+
+
+def _choose(model: Model, method: Rounded, context: Context) -> tuple[dict[str, Model], dict[str, str]]:
+    from penjing.backends.torch.quantizers import CLASSES
+
+    chosen, skipped = {}, {}
+    for layer in context.backend.layers(model):
+        module = model.get_submodule(layer.name)
+        if layer.kind not in ("conv", "depthwise", "linear"):
+            continue
+        pattern = next((p for p in method.skip if fnmatchcase(layer.name, p)), None)
+        if pattern is not None:
+            skipped[layer.name] = f"left float by skip={pattern!r}"
+        elif not context.covers(layer.name):
+            skipped[layer.name] = "not covered by the pattern"
+        elif type(module) not in CLASSES:
+            skipped[layer.name] = f"a class of its own, {type(module).__name__}, cannot be made to round"
+        else:
+            chosen[layer.name] = module
+    return chosen, skipped
+
+
+Formats = tuple[NumberFormat, NumberFormat | None]
+
+
+def _formats(method: Rounded, end: bool) -> Formats:
+    if not end:
+        return method.weights, method.inputs
+    return wider(method.weights), None if method.inputs is None else wider(method.inputs)
+
+
+def _ranges(
+    model: Model, formats: Mapping[str, Formats], method: Rounded, context: Context
+) -> dict[str, Observer]:
+    """Return what was seen of the input, in float, of every layer whose input has fixed scales."""
+    found = {
+        name: Observer(method.observer, inputs)
+        for name, (_, inputs) in formats.items()
+        if inputs is not None and inputs.granularity != "token"
+    }
+    if not found:
+        return {}
+    for batch in calibration_batches(context, method.calibration, BATCH):
+        for seen in context.backend.observe(model, list(found), iter([batch])):
+            for name, (x, _) in seen.items():
+                found[name].add(x)
+    return found
+
+
+def _set(module: Model, weights: NumberFormat, inputs: Any) -> dict[str, float | int | str]:
+    """Put quantizers on a layer and return facts."""
+    import torch
+
+    from penjing.backends.torch.quantizers import set_quantizers
+    from penjing.backends.torch.tensors import to_numpy
+
+    own = to_numpy(module.weight)
+    weight = _quantizer(weights, clipped_parameters(own, weights))
+    set_quantizers(module, weight, inputs)
+    with torch.no_grad():
+        rounded = to_numpy(weight(module.weight))
+    detail: dict[str, float | int | str] = {
+        "weights": str(weights),
+        "inputs": "float" if inputs is None else str(inputs.format),
+        "weight_error": relative_error(rounded, own),
+    }
+    if inputs is not None and inputs.format.granularity != "token":
+        detail["input_scale"] = float(inputs.scale.max())
+    return detail
+
+
+def wider(format: NumberFormat) -> NumberFormat:
+    """Return the 8-bit integers of the same kind where a format has fewer bits."""
+    if format.bits >= 8:
+        return format
+    return NumberFormat(
+        bits=8, signed=format.signed, symmetric=format.symmetric, granularity=format.granularity,
+        group=format.group,
+    )  # fmt: skip
+
+
+def _quantizer(format: NumberFormat, parameters: Parameters | None) -> Any:
+    import torch
+
+    from penjing.backends.torch.quantizers import Quantizer
+
+    if parameters is None:
+        return Quantizer(format, torch.ones(()))
+    zero = parameters.zero_points
+    scale = torch.from_numpy(np.array(parameters.scales, np.float32))
+    return Quantizer(format, scale, None if zero is None else torch.from_numpy(np.array(zero, np.float32)))
+
+
+def _skipped(method: Rounded, layer: str, reason: str) -> Change:
+    return Change(method=type(method).__name__, layer=layer, status="skipped", reason=reason)

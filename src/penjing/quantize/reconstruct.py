@@ -1,0 +1,68 @@
+"""Learn how weights are rounded, block by block."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from penjing.calibration.placing import place_quantizers
+from penjing.calibration.rounding import Rounded
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Change, Model, Outcome, handles
+
+
+class QuantizeReconstruct(Rounded):
+    """Round each weight up or down as it serves the block that it is in, without labels.
+
+    Block by block in the order of the network: for every weight a variable says whether it goes up or down
+    (Nagel et al. 2020, "AdaRound"); together with the scales of inputs it learns to make the block give what
+    the float block gave (Li et al. 2021, "BRECQ"), on inputs that the quantized blocks before it give, mixed
+    with those of the float model, and with some input values left unrounded at random (Wei et al. 2022,
+    "QDrop").
+
+    Attributes:
+        examples: training examples that are learned from, at least 32; their activations are kept in memory,
+            one block at a time.
+        steps: of learning for each block.
+        size: examples in each.
+        block: most quantized layers in a block.
+        drop: probability of leaving an input value as it is while learning, in [0, 1).
+    """
+
+    examples: int = Field(default=1024, ge=32, le=1_000_000)
+    steps: int = Field(default=1000, ge=1, le=1_000_000)
+    size: int = Field(default=32, ge=1)
+    block: int = Field(default=4, ge=1)
+    drop: float = Field(default=0.5, ge=0, lt=1)
+
+
+@handles(QuantizeReconstruct, "torch")
+def quantize_reconstruct(model: Model, method: QuantizeReconstruct, context: Context) -> Outcome:
+    """Put quantizers on the model and learn their rounding; one change for every layer.
+
+    Raises:
+        Refused: fewer than 32 training examples, quantized already, or inputs that are NaN or infinite.
+    """
+    from penjing.backends.torch.reconstruct import Learning, reconstruct
+
+    arrays = next(context.task.train.batches(method.examples, context.seed))[0]
+    if len(arrays[0]) < 32:
+        raise Refused("reconstruction has at least 32 training examples", value=len(arrays[0]),
+                      place="task.train", fix="give more, or use QuantizeNearest")  # fmt: skip
+    placed = place_quantizers(model, method, context)
+    learning = Learning(method.steps, method.size, drop=method.drop, seed=context.seed)
+    found = reconstruct(model, placed.reference, arrays, learning, method.block, context.say)
+    facts = {layer: block for block in found for layer in block.layers}
+    changes = []
+    for change in placed.changes:
+        block = facts.get(change.layer)
+        if block is None or not change.done:
+            changes.append(change)
+            continue
+        detail = change.detail | {
+            "block": block.block,
+            "error_before": block.before,
+            "error_after": block.after,
+        }
+        changes.append(Change(method=change.method, layer=change.layer, status="done", detail=detail))
+    return Outcome(model, changes)

@@ -1,0 +1,54 @@
+"""Train a quantized model: weights and scales, towards the original."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Model, Outcome, Stage, handles
+from penjing.train.outcome import trained
+from penjing.train.recipe import Recipe
+from penjing.train.teacher import Teaching, taught
+
+
+class TrainQuantized(Recipe):
+    """Train weights and scales of a quantized model with rounding in the forward pass.
+
+    Follows a method that put the model on formats. Gradients pass straight through the rounding; scales are
+    learned step sizes (Esser et al. 2020, "LSQ"; Bhalgat et al. 2020, "LSQ+"). The teacher is the model as
+    it was before the plan (Hinton's loss on standardized logits, as in `Distill`).
+
+    Attributes:
+        temperature: softens both distributions.
+        alpha: share of the teacher's loss in [0, 1]; at 1 labels are not used.
+    """
+
+    stage: ClassVar[Stage] = Stage.PRECISION
+    temperature: float = Field(default=2.0, gt=0, le=1000)
+    alpha: float = Field(default=0.9, ge=0, le=1)
+
+
+@handles(TrainQuantized, "torch")
+def train_quantized(model: Model, method: TrainQuantized, context: Context) -> Outcome:
+    """Train; refuses as `penjing.train.loop.fit` does, and a model without quantizers."""
+    from penjing.backends.torch.quantizers import quantizers_of
+
+    quantizers = [
+        q for q in quantizers_of(model) if q.format.kind == "integer" and q.format.granularity != "token"
+    ]
+    if not quantizers:
+        raise Refused("the model is quantized", value="no layer rounds", place="TrainQuantized",
+                      fix="put it behind QuantizeNearest or QuantizeReconstruct")  # fmt: skip
+    for quantizer in quantizers:
+        quantizer.learned()
+    try:
+        with taught(context, Teaching(method.temperature, method.alpha, precision=method.precision)) as (
+            split, objective,
+        ):  # fmt: skip
+            return trained(model, method, context, objective, split)
+    finally:
+        for quantizer in quantizers:
+            quantizer.learned(False)

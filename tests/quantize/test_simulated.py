@@ -1,0 +1,131 @@
+"""Rounding to nearest, learned by blocks, and trained, on a small convolutional network."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="the extra torch is not installed")
+datasets = pytest.importorskip("sklearn.datasets", reason="the extra metrics is not installed")
+
+import penjing as pj  # noqa: E402
+from penjing.backends.torch import BACKEND  # noqa: E402
+from penjing.backends.torch.quantizers import quantized_layers, quantizers_of, spread  # noqa: E402
+from penjing.core.context import Context  # noqa: E402
+from penjing.core.task import Split, Task  # noqa: E402
+from penjing.examples import digits  # noqa: E402
+from penjing.measuring.quality import accuracy  # noqa: E402
+
+LEARN = {"steps": 60, "examples": 256, "calibration": 64}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def task():
+    data = datasets.load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    x, y = (data.images[order, None] / 16).astype(np.float32), data.target[order]
+    bounds = {"train": slice(0, 1000), "valid": slice(1000, 1300), "test": slice(1300, 1797)}
+    return Task(**{name: Split((x[part],), y[part], name) for name, part in bounds.items()}).prepare()
+
+
+@pytest.fixture(scope="module")
+def trained(task):
+    torch.manual_seed(0)
+    return pj.apply(
+        digits.Net(16), pj.FineTune(epochs=6, lr=0.1, batch_size=50, schedule="one_cycle"), task
+    ).model
+
+
+def right(model, task):
+    inputs, targets = task.test.arrays()
+    return accuracy(BACKEND.run(model, inputs), targets)
+
+
+def after(model, task, *plan):
+    return pj.apply(model, plan, task, context=Context(task=task, backend=BACKEND, original=model))
+
+
+def test_eight_bits_lose_next_to_nothing_and_every_layer_is_reported(trained, task):
+    done = after(trained, task, pj.QuantizeNearest("int8", "uint8"))
+    assert abs(right(done.model, task) - right(trained, task)) < 0.01
+    by_layer = {change.layer: change for change in done.changes}
+    convolutions = [x.name for x in BACKEND.layers(trained) if x.kind in ("conv", "depthwise", "linear")]
+    assert set(by_layer) == set(convolutions)
+    assert all(change.done and change.detail["weights"] == "int8 channel" for change in done.changes)
+    assert any("folded" in change.detail for change in done.changes)
+
+
+def test_weights_are_on_their_grid_and_ends_keep_eight_bits(trained, task):
+    done = after(trained, task, pj.QuantizeNearest("int3", "uint3", calibration=64))
+    layers = dict(quantized_layers(done.model))
+    bits = {name: layer.weight_quantizer.format.bits for name, layer in layers.items()}
+    assert sorted(bits.values())[-2:] == [8, 8]
+    assert set(bits.values()) == {3, 8}
+    for layer in layers.values():
+        values = layer.weight_quantizer(layer.weight).detach()
+        assert (
+            max(len(np.unique(row)) for row in values.flatten(1).numpy())
+            <= 2**layer.weight_quantizer.format.bits
+        )
+    every = after(trained, task, pj.QuantizeNearest("int3", "uint3", calibration=64, ends=False)).model
+    assert {q.format.bits for q in quantizers_of(every)} == {3}
+
+
+def test_learned_rounding_beats_nearest(trained, task):
+    """At 2 bits of weights; every layer's weights are one of the two codes around the float ones."""
+    formats = {"weights": "int2", "inputs": "uint4"}
+    nearest = after(trained, task, pj.QuantizeNearest(**formats)).model
+    learned = after(trained, task, pj.QuantizeReconstruct(**formats, **LEARN))
+    assert right(learned.model, task) > right(nearest, task) + 0.02
+    errors = [(c.detail["error_before"], c.detail["error_after"]) for c in learned.changes if c.done]
+    assert sum(b for b, _ in errors) > sum(a for _, a in errors)
+    for (_, a), (_, b) in zip(quantized_layers(nearest), quantized_layers(learned.model), strict=True):
+        form, scale = (
+            a.weight_quantizer.format,
+            spread(a.weight_quantizer.scale, a.weight_quantizer.format, a.weight.shape),
+        )
+        steps, codes = (layer.weight.detach() / scale.detach() for layer in (a, b))
+        around = [end(steps).clamp(form.lowest, form.highest) for end in (torch.floor, torch.ceil)]
+        assert bool(torch.minimum(*((codes - end).abs() for end in around)).max() < 1e-4)
+        torch.testing.assert_close(b.weight_quantizer(b.weight), b.weight, msg="written on the codes")
+    again = after(trained, task, pj.QuantizeReconstruct(**formats, **LEARN)).model
+    x = task.test.arrays()[0]
+    np.testing.assert_array_equal(BACKEND.run(again, x), BACKEND.run(learned.model, x))
+
+
+def test_training_brings_accuracy_back_and_learns_scales(trained, task):
+    plan = (pj.QuantizeNearest("int2", "uint3"), pj.TrainQuantized(epochs=3, lr=0.02, batch_size=50))
+    nearest = after(trained, task, plan[0]).model
+    found = after(trained, task, *plan).model
+    assert right(found, task) > max(right(nearest, task) + 0.02, right(trained, task) - 0.05)
+    moved = [
+        bool((a.scale != b.scale).any())
+        for a, b in zip(quantizers_of(nearest), quantizers_of(found), strict=True)
+    ]
+    assert all(moved)
+    assert not any(q.scale.requires_grad for q in quantizers_of(found))
+
+
+def test_what_cannot_be_done_is_refused(trained, task):
+    for wrong in (
+        {"weights": "int1"},
+        {"weights": "int8 token"},
+        {"inputs": "uint8 channel"},
+        {"inputs": "uint99"},
+    ):
+        with pytest.raises(pj.Refused):
+            pj.QuantizeNearest(**wrong)
+    twice = pj.QuantizeNearest("int8"), pj.QuantizeNearest("int8")
+    with pytest.raises(pj.Refused, match="not quantized yet"):
+        after(trained, task, *twice)
+    with pytest.raises(pj.Refused, match="the model is quantized"):
+        after(trained, task, pj.TrainQuantized(epochs=1))
+    few = Task(train=task.train.take(np.arange(31), "train"), valid=task.valid, test=task.test)
+    with pytest.raises(pj.Refused, match="at least 32 training examples"):
+        after(trained, few, pj.QuantizeReconstruct())
