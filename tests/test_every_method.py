@@ -308,6 +308,14 @@ ROWS = {
         after=(pj.Int8Static(**FEW),),
         kinds=WEIGHTED,
     ),
+    "weight-only": Row(
+        pj.WeightOnly("int8 group 16"),
+        INTEGERS,
+        {"weights": ["int4", "int3 group 32", "nf4", None], "compute": ["float16"]},
+        adopted=("torch", "numpy"),
+        kinds=WEIGHTED,
+        one="fc",
+    ),
     "quantize-nearest": Row(
         pj.QuantizeNearest("int4", "uint8", **FEW),
         ("torch",),

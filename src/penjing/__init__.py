@@ -53,6 +53,7 @@ _NAMES = {
     "QuantizeNearest": "penjing.quantize.nearest",
     "QuantizeReconstruct": "penjing.quantize.reconstruct",
     "TrainQuantized": "penjing.quantize.train",
+    "WeightOnly": "penjing.quantize.weight_only",
     "NumberFormat": "penjing.core.number_format",
     "number_format": "penjing.core.number_format",
 }
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from penjing.quantize.nearest import QuantizeNearest as QuantizeNearest
     from penjing.quantize.reconstruct import QuantizeReconstruct as QuantizeReconstruct
     from penjing.quantize.train import TrainQuantized as TrainQuantized
+    from penjing.quantize.weight_only import WeightOnly as WeightOnly
     from penjing.repair.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from penjing.repair.bias import CorrectBias as CorrectBias
     from penjing.repair.least_squares import LeastSquares as LeastSquares

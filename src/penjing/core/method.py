@@ -139,6 +139,7 @@ METHOD_MODULES = (
     "penjing.quantize.nearest",
     "penjing.quantize.reconstruct",
     "penjing.quantize.train",
+    "penjing.quantize.weight_only",
 )
 """Where methods live; importing them imports no framework."""
 

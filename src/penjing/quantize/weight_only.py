@@ -1,0 +1,175 @@
+"""Weights of linear layers in 4 or 8 bits, in blocks, by the runtime's own operator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import ValidationInfo, field_validator
+
+from penjing.arrays.formats.clipping import clipped_parameters
+from penjing.arrays.formats.coding import decode, encode
+from penjing.arrays.formats.layout import to_rows
+from penjing.arrays.formats.packing import pack
+from penjing.arrays.quantization import relative_error
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Change, Method, Outcome, Stage, handles
+from penjing.core.number_format import NumberFormat, number_format
+
+if TYPE_CHECKING:
+    from penjing.backends.onnx.graph import Graph, WeightNode
+    from penjing.backends.onnx.model import OnnxModel
+
+SMALLEST_BLOCK = 16
+_LEVEL = {"float32": 1, "int8": 4}
+"""The accuracy level of MatMulNBits: 1 multiplies in float32, 4 rounds inputs to 8 bits on the way."""
+
+
+class WeightOnly(Method):
+    """Store the weights of linear layers in 4 or 8 bits, a scale for every block of inputs.
+
+    The result has ONNX Runtime's operator MatMulNBits (its documentation, `ContribOperators.md`), which reads
+    the packed weights at every call: an eighth or a quarter of the bytes, and faster where reading weights is
+    what takes the time, as with large layers and one example at a time. Scales are those that err least in L2
+    for each block. No data are needed but to check the outputs. Convolutions and embeddings stay float.
+
+    Attributes:
+        weights: `int4`, `uint4`, `int8` or `uint8` in groups of a power of two, at least 16.
+        compute: `float32`; or `int8`, which rounds what a layer takes to 8 bits for each block at every call.
+    """
+
+    stage: ClassVar[Stage] = Stage.PRECISION
+    weights: NumberFormat = number_format("int4 group 32")
+    compute: Literal["float32", "int8"] = "int8"
+
+    def __init__(self, weights: NumberFormat | str = "int4 group 32", **fields: Any) -> None:
+        super().__init__(**{"weights": weights, **fields})
+
+    @field_validator("weights", mode="before")
+    @classmethod
+    def _stored(cls, value: Any, info: ValidationInfo) -> NumberFormat:
+        place = f"{cls.__name__}.{info.field_name}"
+        try:
+            found = NumberFormat.model_validate(value)
+        except Refused as error:
+            raise Refused(
+                error.rule, value=error.value, place=place, fix=error.fix, code=error.code
+            ) from None
+        blocks = found.group >= SMALLEST_BLOCK and found.group & (found.group - 1) == 0
+        if found.kind != "integer" or found.bits not in (4, 8) or found.narrow or not blocks:
+            raise ValueError("the operator stores int4, uint4, int8 or uint8 in groups of 16, 32, 64, ...")
+        if found.signed != found.symmetric:
+            raise ValueError("signed codes are symmetric here, unsigned ones have a zero point")
+        return found
+
+
+@handles(WeightOnly, "onnx")
+def weight_only(model: OnnxModel, method: WeightOnly, context: Context) -> Outcome:
+    """Return the model with packed weights, and a change for each layer.
+
+    Raises:
+        Refused: already quantized, or outputs that lost all meaning.
+    """
+    from penjing.backends.onnx.checks import compare_outputs, first_of_each, refuse_quantized
+    from penjing.backends.onnx.graph import Graph, names_in, replace_constants, set_nodes, weight_nodes
+    from penjing.backends.onnx.model import OnnxModel, copy_proto
+    from penjing.backends.onnx.normalize import normalize
+
+    refuse_quantized(model)
+    example = context.task.train.example() if len(context.task.train) else None
+    float_model = normalize(model, example)
+    proto = copy_proto(float_model.proto)
+    graph = Graph(proto)
+    entries = {entry.node.name: entry for entry in weight_nodes(graph) if entry.kind != "batchnorm"}
+    writer, changes = _Writer(graph, names_in(proto), method), []
+    for node in graph.nodes:
+        entry = entries.get(node.name)
+        reason = "" if entry is None else _reason(graph, entry, context)
+        if entry is None or reason:
+            writer.nodes.append(node)
+        else:
+            detail = writer.rewrite(entry)
+            changes.append(Change(method="WeightOnly", layer=entry.name, status="done", detail=detail))
+        if reason and entry is not None:
+            changes.append(Change(method="WeightOnly", layer=entry.name, status="skipped", reason=reason))
+    if not writer.arrays:
+        return Outcome(model, first_of_each(changes))
+    replace_constants(proto, writer.arrays)
+    set_nodes(proto, writer.nodes)
+    if not any(entry.domain == DOMAIN for entry in proto.opset_import):
+        proto.opset_import.add(domain=DOMAIN, version=1)
+    result = OnnxModel(proto, float_model.proto)
+    if example is not None:
+        changes.append(compare_outputs("WeightOnly", float_model, result, context))
+    return Outcome(result, first_of_each(changes))
+
+
+DOMAIN = "com.microsoft"
+
+
+def _reason(graph: Graph, entry: WeightNode, context: Context) -> str:
+    from penjing.backends.onnx.placement import unsupported
+
+    if not context.covers(entry.name):
+        return "not covered by the pattern"
+    if entry.kind != "linear":
+        return "the operator multiplies matrices only"
+    return unsupported(graph, entry) or ""
+
+
+class _Writer:
+    """Collects nodes and constants; a weight that is used twice is stored once."""
+
+    def __init__(self, graph: Graph, taken: set[str], method: WeightOnly) -> None:
+        self.graph, self.taken, self.method = graph, taken, method
+        self.nodes: list[Any] = []
+        self.arrays: dict[str, Any] = {}
+        self._weights: dict[str, tuple[list[str], dict[str, float | int | str]]] = {}
+
+    def rewrite(self, entry: WeightNode) -> dict[str, float | int | str]:
+        """Add the packed form of one layer and return facts on its weight."""
+        from onnx import helper
+
+        node, out = entry.node, entry.node.output[0]
+        names, facts = self._weight(entry)
+        bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
+        product = self._name(f"{out}_product") if bias else out
+        self.nodes.append(helper.make_node(
+            "MatMulNBits", [node.input[0], *names], [product], name=f"{node.name}_nbits", domain=DOMAIN,
+            K=int(facts["inputs"]), N=int(facts["outputs"]), bits=self.method.weights.bits,
+            block_size=self.method.weights.group, accuracy_level=_LEVEL[self.method.compute],
+        ))  # fmt: skip
+        if bias:
+            self.nodes.append(helper.make_node("Add", [product, bias], [out], name=f"{node.name}_bias"))
+        return facts
+
+    def _weight(self, entry: WeightNode) -> tuple[list[str], dict[str, float | int | str]]:
+        name, format = entry.node.input[1], self.method.weights
+        if name in self._weights:
+            return self._weights[name]
+        array = self.graph.array(name)
+        assert array is not None
+        weight = entry.canonical("weight", array).astype(np.float32)
+        outputs, inputs = weight.shape
+        encoded = encode(weight, format, *clipped_parameters(weight, format))
+        # The operator's codes are unsigned; those of signed formats are shifted by half their range.
+        shift = 2 ** (format.bits - 1) if format.signed else 0
+        rows = to_rows(encoded.codes.astype(np.int32) + shift, format, shift)
+        packed = pack(rows.reshape(outputs, -1, format.group), format.bits)
+        stored = {"packed": packed, "scales": encoded.scales.reshape(-1)}
+        if encoded.zero_points is not None:
+            stored["zero_points"] = pack(encoded.zero_points, format.bits).reshape(-1)
+        names = [self._name(f"{name}_{part}") for part in stored]
+        self.arrays.update(zip(names, stored.values(), strict=True))
+        facts: dict[str, float | int | str] = {
+            "format": str(format), "bits": format.bits, "inputs": inputs, "outputs": outputs,
+            "weight_error": relative_error(decode(encoded), weight),
+        }  # fmt: skip
+        self._weights[name] = names, facts
+        return self._weights[name]
+
+    def _name(self, wanted: str) -> str:
+        from penjing.backends.onnx.graph import unique
+
+        return unique(wanted, self.taken)
