@@ -1,4 +1,4 @@
-"""Float and int8 latency of ResNet-20 and MiniLM in every installed runtime and precision.
+"""Latency in float, int8 and with packed weights of ResNet-20 and MiniLM in every installed runtime and precision.
 
     export PENJING_DATA=/path/to/data
     python benchmarks/runtimes.py                     # one thread, batch 1
@@ -110,16 +110,20 @@ def variants(
             yield f"torch {mode} float32", delivered(model, (), Target("torch", mode=mode, **common))
     static = pj.chain(pj.Int8Static(), pj.CorrectBias())
     dynamic = pj.chain(pj.Int8Dynamic())
-    for words, plan in {"int8 static": static, "int8 dynamic": dynamic}.items():
+    packed = {f"{bits}-bit weights": pj.chain(pj.WeightOnly(f"int{bits} group 32")) for bits in (4, 8)}
+    for words, plan in ({"int8 static": static, "int8 dynamic": dynamic} | packed).items():
         try:
             changed = pj.apply(model, plan, task).model
         except pj.Refused as refusal:
             print(f"{words}: {refusal}")
             continue
-        for label, target in runtimes.items():
-            yield f"{label} {words}", delivered(changed, plan, target)
-        if low is not None:
-            yield f"openvino {words}, the rest bfloat16", delivered(changed, plan, low)
+        lowered = {"openvino": low} if low is not None else {}
+        for label, target in itertools.chain(runtimes.items(), lowered.items()):
+            rest = ", the rest bfloat16" if target is low else ""
+            try:
+                yield f"{label} {words}{rest}", delivered(changed, plan, target)
+            except pj.Refused as refusal:
+                print(f"{label} {words}{rest}: {refusal}")
 
 
 def _integers(artefact: Artefact) -> str:
