@@ -1,4 +1,4 @@
-"""Latency in float, int8 and with packed weights of ResNet-20 and MiniLM in every installed runtime and precision.
+"""Latency in float, in int8 and with packed weights, of ResNet-20 and MiniLM in every runtime and precision.
 
     export PENJING_DATA=/path/to/data
     python benchmarks/runtimes.py                     # one thread, batch 1
