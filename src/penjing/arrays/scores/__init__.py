@@ -62,12 +62,14 @@ class Score:
         function: of one group for `seed` and `weights`, of all groups for the others.
         comparable: whether scores of different groups are in one unit, so that one threshold serves all;
             others are divided by their mean first.
+        loss: whether it estimates what the loss gains, so that it can be held against what a unit saves.
         absent: why a group may have no score.
     """
 
     needs: Needs
     function: Callable[..., Any]
     comparable: bool
+    loss: bool = False
     absent: str = ""
 
 
@@ -80,13 +82,13 @@ SCORES: dict[ScoreName, Score] = {
     "batchnorm": Score("weights", batchnorm_score, comparable=True, absent="no BatchNorm scales its units"),
     "lamp": Score("weights", lamp_score, comparable=True),
     "fpgm": Score("weights", fpgm_score, comparable=False),
-    "taylor": Score("gradients", taylor_score, comparable=True),
-    "fisher": Score("gates", fisher_score, comparable=True, absent=_NOT_OBSERVED),
-    "output_fisher": Score("gates", output_fisher_score, comparable=True, absent=_NOT_OBSERVED),
-    "hessian": Score("curvature", hessian_score, comparable=True),
+    "taylor": Score("gradients", taylor_score, comparable=True, loss=True),
+    "fisher": Score("gates", fisher_score, comparable=True, loss=True, absent=_NOT_OBSERVED),
+    "output_fisher": Score("gates", output_fisher_score, comparable=True, loss=True, absent=_NOT_OBSERVED),
+    "hessian": Score("curvature", hessian_score, comparable=True, loss=True),
     "activation": Score("inputs", activation_score, comparable=False, absent=_NOT_OBSERVED),
     "refit": Score(
-        "factors", refit_score, comparable=True,
+        "factors", refit_score, comparable=True, loss=True,
         absent="no layer that takes its units is a linear layer or a convolution without groups, called as a "
         "module",
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from penjing.arrays.ranking import Bounds, Kept, Ranking, bounds, classes, smallest_cut
+from penjing.arrays.scores import SCORES
 from penjing.core.backend import Group, Groups, Heads, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -33,7 +34,7 @@ def prune_channels(model: Model, method: PruneChannels, context: Context) -> Out
         scores = score_groups(model, method, context, chosen, before)
         by_group |= {g.name: report.why_unscored(method) for g in chosen if g.name not in scores}
         scored = [group for group in chosen if group.name in scores]
-        if method.of != "units" and method.selection != "local":
+        if method.of != "units" and method.selection != "local" and SCORES[method.score].loss:
             costs = prices(model, method, context, scored, before)
             scores = {name: scores[name] / costs[name] for name in scores}
         ranking = _ranking(scored, scores, method, before)

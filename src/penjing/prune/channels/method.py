@@ -32,8 +32,8 @@ class PruneChannels(Method):
         score: how units are ranked, a name in `penjing.arrays.scores.SCORES`.
         selection: which units compete. `local`: those of one group, so that every group loses the same share;
             `global`: all; `isomorphic`: those of groups with equal topology (Fang et al. 2024). Where
-            groups compete for a share of the whole model's cost, units are ranked by their score for each
-            multiply-add (or parameter) that they save.
+            groups compete for a share of the whole model's cost, scores that estimate the loss (`taylor`,
+            `fisher`, `output_fisher`, `hessian`, `refit`) are taken for each multiply-add or parameter saved.
         floor: least share of every group that stays; or pairs of a layer pattern and a share, of which the
             first that matches counts, 0 for none. One multiple of `round_to` always stays.
         ceiling: largest share of every group that stays, in the same form, 1 for none.
