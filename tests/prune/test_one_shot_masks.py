@@ -272,7 +272,7 @@ def test_weights_that_are_not_finite_are_refused_before_anything_slow(images):
     ],
 )
 def test_bad_settings_are_refused_at_construction(fields, word):
-    with pytest.raises(ValueError, match=word):
+    with pytest.raises(pj.Refused, match=word):
         pj.PruneALPS(**fields)
 
 

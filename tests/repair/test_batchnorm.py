@@ -83,5 +83,5 @@ def test_no_batchnorm_no_statistics_and_too_little_data_are_refused(data):
     free = nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False), nn.Flatten(), nn.Linear(75, 2))
     with pytest.raises(pj.Refused, match="no running statistics"):
         pj.apply(free, pj.ReestimateBatchNorm(), task_of(data))
-    with pytest.raises(ValueError, match="greater than or equal to 2"):
+    with pytest.raises(pj.Refused, match="greater than or equal to 2"):
         pj.ReestimateBatchNorm(size=1)

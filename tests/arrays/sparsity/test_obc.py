@@ -113,6 +113,12 @@ curves = st.lists(
 )
 
 
+def test_equal_hulls_are_taken_one_after_the_other():
+    flat = np.array([0.0, 5, 5, 5])
+    assert allocate([np.array([0.0, 1]), flat, flat], 3).tolist() == [1, 2, 0]
+    assert allocate([flat, flat], 3).tolist() == [3, 0]
+
+
 @given(curves, st.data())
 @settings(max_examples=80, deadline=None)
 def test_the_division_is_optimal_up_to_one_step_of_a_hull(parts, data):

@@ -25,15 +25,19 @@ def allocate(curves: Sequence[Floats], removed: int) -> NDArray[np.int64]:
     Returns:
         `[parts]`, the sum is `removed`.
     """
-    steps = [np.diff(_hull(curve)) for curve in curves]
+    steps = [_steps(curve) for curve in curves]
     owner = np.repeat(np.arange(len(steps)), [len(step) for step in steps])
-    order = np.argsort(np.concatenate([*steps, np.zeros(0)]), kind="stable")
+    # Ties go to one curve after the other, so that at most one is left between corners.
+    order = np.lexsort((owner, np.concatenate([*steps, np.zeros(0)])))
     counts: NDArray[np.int64] = np.bincount(owner[order[:removed]], minlength=len(steps)).astype(np.int64)
     return counts
 
 
-def _hull(curve: Floats) -> Floats:
-    """Return the largest convex function that nowhere lies above a curve on 0, 1, 2, ..."""
+def _steps(curve: Floats) -> Floats:
+    """Return the steps of the largest convex function that nowhere lies above a curve on 0, 1, 2, ...
+
+    Equal to the bit between two corners.
+    """
     corners: list[int] = []
     for i in range(len(curve)):
         while len(corners) > 1:
@@ -42,10 +46,11 @@ def _hull(curve: Floats) -> Floats:
                 break
             corners.pop()
         corners.append(i)
-    return np.interp(np.arange(len(curve)), corners, curve[corners])
+    lengths = np.diff(corners)
+    return np.repeat(np.diff(curve[corners]) / lengths, lengths)
 
 
 def joined(curves: Sequence[Floats]) -> Floats:
     """Return the least cost of removing 0, 1, 2, ... of several parts together (on their hulls)."""
-    steps = np.sort(np.concatenate([np.diff(_hull(curve)) for curve in curves]))
+    steps = np.sort(np.concatenate([_steps(curve) for curve in curves]))
     return np.concatenate([[sum(float(curve[0]) for curve in curves)], steps]).cumsum()
