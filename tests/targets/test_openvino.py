@@ -227,7 +227,7 @@ def test_the_artefact_opens_again_through_the_front_door(tmp_path):
     ],
 )
 def test_a_mode_of_another_runtime_is_refused(fields, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(Refused, match=said):
         Target(**fields)
 
 

@@ -177,7 +177,7 @@ def _artefact(folder: Path, content: Mapping[str, Any]) -> Artefact:
             plan=tuple(facts["plan"]),
             facts=facts["runtime"],
         )
-    except (KeyError, TypeError, ValidationError) as error:
+    except (KeyError, TypeError, ValidationError, Refused) as error:
         raise Refused("the manifest describes a delivered model", value=error, place=str(folder),
                       fix="choose a folder that `deliver` wrote") from error  # fmt: skip
 

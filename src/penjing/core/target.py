@@ -7,9 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from penjing.core.backend import Arrays
+from penjing.core.config import refusal
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import need
 from penjing.core.method import Model, Value
@@ -55,7 +56,10 @@ class Target(Value):
     def __init__(self, runtime: RuntimeName = "onnxruntime", **fields: Any) -> None:
         if fields.get("mode", "default") == "default" and runtime in MODES:
             fields["mode"] = MODES[runtime][0]
-        super().__init__(**{"runtime": runtime, **fields})
+        try:
+            super().__init__(**{"runtime": runtime, **fields})
+        except ValidationError as error:
+            raise refusal(error, "target", tuple(type(self).model_fields)) from None
 
     @model_validator(mode="after")
     def _has_the_mode(self) -> Target:

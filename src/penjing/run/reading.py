@@ -173,7 +173,7 @@ def settings_of(run: RunFolder, task: Path | None = None) -> tuple[Path | None, 
     try:
         settings = Settings.model_validate(read_config(run))
         budget, target = Budget(**settings.budget), Target(**settings.target)
-    except (ValidationError, TypeError) as error:
+    except (ValidationError, TypeError, Refused) as error:
         raise _foreign(run.config, error) from error
     path = settings.task_file if task is None else task
     if task is None and path is not None and path.resolve().is_relative_to(run.path.resolve()):
