@@ -182,8 +182,8 @@ ROWS = {
         kinds=WEIGHTED,
         one="body.1.*",
     ),
-    "prune-transformer-refit": Row(
-        pj.PruneTransformer(0.2, criterion="refit", examples=64, round_to=8),
+    "prune-transformer-masks": Row(
+        pj.PruneTransformer(0.2, criterion="masks", examples=64, round_to=8),
         ("torch",),
         {"criterion": [1]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},

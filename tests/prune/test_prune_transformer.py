@@ -20,7 +20,7 @@ from penjing.core.measurement import Estimate  # noqa: E402
 from penjing.core.task import Split, Task  # noqa: E402
 from penjing.measuring.quality import accuracy  # noqa: E402
 
-FEW = {"examples": 128, "round_to": 4}
+FEW = {"criterion": "masks", "examples": 128, "round_to": 4}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -154,7 +154,7 @@ def test_refitting_tells_that_one_neuron_makes_up_for_another(trained, task):
 
 
 def test_what_refitting_removes_least_squares_makes_up_for(trained, task):
-    found, by_refit = {}, pj.PruneTransformer(0.6, criterion="refit", **FEW)
+    found, by_refit = {}, pj.PruneTransformer(0.6, examples=128, round_to=4)
     chance = pj.PruneChannels(0.6, of="multiply_adds", score="random", round_to=4)
     for name, cut in {"refit": by_refit, "chance": chance}.items():
         small = pj.apply(trained, cut, task).model

@@ -41,7 +41,7 @@ class PruneTransformer(Method):
 
     stage: ClassVar[Stage] = Stage.STRUCTURE
     ratio: float = Field(gt=0, lt=1)
-    criterion: Literal["masks", "refit"] = "masks"
+    criterion: Literal["masks", "refit"] = "refit"
     of: Literal["multiply_adds", "parameters", "latency"] = "multiply_adds"
     labels: bool = True
     examples: int = Field(default=512, ge=LEAST_EXAMPLES, le=1_000_000)
