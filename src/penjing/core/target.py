@@ -43,7 +43,7 @@ class Target(Value):
         input_shapes: shape of one example for each input, without the batch; None: as in the data.
 
     Raises:
-        ValueError: a field is unknown or out of its range, or the runtime has no such mode.
+        Refused: a field is unknown or out of its range, or the runtime has no such mode.
     """
 
     runtime: RuntimeName = "onnxruntime"

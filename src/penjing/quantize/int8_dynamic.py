@@ -8,7 +8,7 @@ import numpy as np
 
 from penjing.arrays.quantization import dequantize_weight, quantize_weight, relative_error, weight_scales
 from penjing.core.context import Context
-from penjing.core.method import Change, Method, Outcome, Stage, handles
+from penjing.core.method import Method, Outcome, Stage, handles
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.graph import Graph, WeightNode
@@ -34,44 +34,14 @@ def int8_dynamic(model: OnnxModel, method: Int8Dynamic, context: Context) -> Out
     Raises:
         Refused: already quantized, or outputs that lost all meaning.
     """
-    from penjing.backends.onnx.checks import compare_outputs, first_of_each, refuse_quantized
-    from penjing.backends.onnx.graph import Graph, names_in, replace_constants, set_nodes, weight_nodes
-    from penjing.backends.onnx.model import OnnxModel, copy_proto
-    from penjing.backends.onnx.normalize import normalize
+    from penjing.backends.onnx.rewrite import rewrite_layers
 
-    refuse_quantized(model)
-    example = context.task.train.example() if len(context.task.train) else None
-    float_model = normalize(model, example)
-    proto = copy_proto(float_model.proto)
-    graph = Graph(proto)
-    entries = {entry.node.name: entry for entry in weight_nodes(graph) if entry.kind != "batchnorm"}
-    rewriter, changes = _Rewriter(graph, names_in(proto)), []
-    for node in graph.nodes:
-        entry = entries.get(node.name)
-        reason = "" if entry is None else _unsupported(graph, entry, context)
-        if entry is None or reason:
-            rewriter.nodes.append(node)
-        else:
-            error = rewriter.rewrite(entry)
-            detail: dict[str, float | int | str] = {"bits": 8, "weight_error": error}
-            changes.append(Change(method="Int8Dynamic", layer=entry.name, status="done", detail=detail))
-        if reason and entry is not None:
-            changes.append(Change(method="Int8Dynamic", layer=entry.name, status="skipped", reason=reason))
-    if not rewriter.arrays:
-        return Outcome(model, first_of_each(changes))
-    replace_constants(proto, rewriter.arrays)
-    set_nodes(proto, rewriter.nodes)
-    result = OnnxModel(proto, float_model.proto)
-    if example is not None:
-        changes.append(compare_outputs("Int8Dynamic", float_model, result, context))
-    return Outcome(result, first_of_each(changes))
+    return rewrite_layers(model, "Int8Dynamic", context, _Rewriter, _unsupported)
 
 
-def _unsupported(graph: Graph, entry: WeightNode, context: Context) -> str:
+def _unsupported(graph: Graph, entry: WeightNode) -> str:
     from penjing.backends.onnx.placement import unsupported
 
-    if not context.covers(entry.name):
-        return "not covered by the pattern"
     if entry.node.op_type in ("Conv", "ConvTranspose"):
         return "the dynamic integer convolution is 2 to 10 times slower than the float one"
     return unsupported(graph, entry) or ""
@@ -87,8 +57,8 @@ class _Rewriter:
         self._inputs: dict[str, list[str]] = {}
         self._weights: dict[str, tuple[list[str], float]] = {}
 
-    def rewrite(self, entry: WeightNode) -> float:
-        """Add the integer form of one layer and return its weight's relative L2 error.
+    def rewrite(self, entry: WeightNode) -> dict[str, float | int | str]:
+        """Add the integer form of one layer and return the bits and relative L2 error of its weight.
 
         The order of the operators is the one that ONNX Runtime fuses into MatMulIntegerToFloat.
         """
@@ -104,7 +74,7 @@ class _Rewriter:
         self._emit("Mul", [real, steps], [product])
         if bias:
             self._emit("Add", [product, bias], [out])
-        return error
+        return {"bits": 8, "weight_error": error}
 
     def _input(self, name: str) -> list[str]:
         if name not in self._inputs:

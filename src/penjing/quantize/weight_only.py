@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from penjing.arrays.formats.packing import pack
 from penjing.arrays.quantization import relative_error
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Outcome, Stage, handles
+from penjing.core.method import Method, Outcome, Stage, handles
 from penjing.core.number_format import NumberFormat, number_format
 
 if TYPE_CHECKING:
@@ -71,48 +72,14 @@ def weight_only(model: OnnxModel, method: WeightOnly, context: Context) -> Outco
     Raises:
         Refused: already quantized, or outputs that lost all meaning.
     """
-    from penjing.backends.onnx.checks import compare_outputs, first_of_each, refuse_quantized
-    from penjing.backends.onnx.graph import Graph, names_in, replace_constants, set_nodes, weight_nodes
-    from penjing.backends.onnx.model import OnnxModel, copy_proto
-    from penjing.backends.onnx.normalize import normalize
+    from penjing.backends.onnx.rewrite import rewrite_layers
 
-    refuse_quantized(model)
-    example = context.task.train.example() if len(context.task.train) else None
-    float_model = normalize(model, example)
-    proto = copy_proto(float_model.proto)
-    graph = Graph(proto)
-    entries = {entry.node.name: entry for entry in weight_nodes(graph) if entry.kind != "batchnorm"}
-    writer, changes = _Writer(graph, names_in(proto), method), []
-    for node in graph.nodes:
-        entry = entries.get(node.name)
-        reason = "" if entry is None else _reason(graph, entry, context)
-        if entry is None or reason:
-            writer.nodes.append(node)
-        else:
-            detail = writer.rewrite(entry)
-            changes.append(Change(method="WeightOnly", layer=entry.name, status="done", detail=detail))
-        if reason and entry is not None:
-            changes.append(Change(method="WeightOnly", layer=entry.name, status="skipped", reason=reason))
-    if not writer.arrays:
-        return Outcome(model, first_of_each(changes))
-    replace_constants(proto, writer.arrays)
-    set_nodes(proto, writer.nodes)
-    if not any(entry.domain == DOMAIN for entry in proto.opset_import):
-        proto.opset_import.add(domain=DOMAIN, version=1)
-    result = OnnxModel(proto, float_model.proto)
-    if example is not None:
-        changes.append(compare_outputs("WeightOnly", float_model, result, context))
-    return Outcome(result, first_of_each(changes))
+    return rewrite_layers(model, "WeightOnly", context, partial(_Writer, method), _reason)
 
 
-DOMAIN = "com.microsoft"
-
-
-def _reason(graph: Graph, entry: WeightNode, context: Context) -> str:
+def _reason(graph: Graph, entry: WeightNode) -> str:
     from penjing.backends.onnx.placement import unsupported
 
-    if not context.covers(entry.name):
-        return "not covered by the pattern"
     if entry.kind != "linear":
         return "the operator multiplies matrices only"
     return unsupported(graph, entry) or ""
@@ -121,7 +88,7 @@ def _reason(graph: Graph, entry: WeightNode, context: Context) -> str:
 class _Writer:
     """Collects nodes and constants; a weight that is used twice is stored once."""
 
-    def __init__(self, graph: Graph, taken: set[str], method: WeightOnly) -> None:
+    def __init__(self, method: WeightOnly, graph: Graph, taken: set[str]) -> None:
         self.graph, self.taken, self.method = graph, taken, method
         self.nodes: list[Any] = []
         self.arrays: dict[str, Any] = {}
@@ -136,7 +103,8 @@ class _Writer:
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
         product = self._name(f"{out}_product") if bias else out
         self.nodes.append(helper.make_node(
-            "MatMulNBits", [node.input[0], *names], [product], name=f"{node.name}_nbits", domain=DOMAIN,
+            "MatMulNBits", [node.input[0], *names], [product], name=f"{node.name}_nbits",
+            domain="com.microsoft",
             K=int(facts["inputs"]), N=int(facts["outputs"]), bits=self.method.weights.bits,
             block_size=self.method.weights.group, accuracy_level=_LEVEL[self.method.compute],
         ))  # fmt: skip
