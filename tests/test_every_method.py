@@ -43,7 +43,8 @@ class Row:
 
     Attributes:
         method: the configuration.
-        works: backends with a handler for it; `adopted` ones hand their model to ONNX first.
+        works: backends with a handler for it; `adopted` ones hand their model to ONNX first, of these
+            `exported` ones in a handler of their own.
         refused: for every other backend, the rule that is named.
         after: steps that have to come first.
         kinds: kinds of layers that must each be reported; none: one change for the whole model, `*`.
@@ -57,6 +58,7 @@ class Row:
     works: tuple[str, ...]
     wrong: dict[str, list]
     adopted: tuple[str, ...] = ()
+    exported: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
     after: tuple[pj.Method, ...] = ()
     kinds: tuple[str, ...] = ()
@@ -297,6 +299,17 @@ ROWS = {
         INTEGERS,
         {"observer": ["median"], "calibration": [0, -1, 2.5], "skip": ["fc", 3]},
         adopted=("torch", "numpy"),
+        exported=("torch",),
+        kinds=WEIGHTED,
+    ),
+    "static-stated": Row(
+        pj.Int8Static(**FEW),
+        ("torch",),
+        {},
+        adopted=("torch",),
+        exported=("torch",),
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        after=(pj.QuantizeNearest("int4", "uint8", **FEW),),
         kinds=WEIGHTED,
     ),
     "dynamic": Row(pj.Int8Dynamic(), INTEGERS, {}, adopted=("torch", "numpy"), kinds=WEIGHTED, one="fc"),
@@ -313,6 +326,18 @@ ROWS = {
         INTEGERS,
         {"weights": ["int4", "int3 group 32", "nf4", None], "compute": ["float16"]},
         adopted=("torch", "numpy"),
+        exported=("torch",),
+        kinds=WEIGHTED,
+        one="fc",
+    ),
+    "weight-only-stated": Row(
+        pj.WeightOnly("int8 group 16"),
+        ("torch",),
+        {},
+        adopted=("torch",),
+        exported=("torch",),
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        after=(pj.QuantizeNearest("int4 group 16", None, **FEW),),
         kinds=WEIGHTED,
         one="fc",
     ),
@@ -515,7 +540,7 @@ def test_every_method_and_every_handler_is_in_the_table():
     for name, kind in load_methods().items():
         mine = [row for row in ROWS.values() if type(row.method) is kind]
         assert mine, f"{name} has no row in tests/test_every_method.py"
-        direct = {b for row in mine for b in row.works if b not in row.adopted}
+        direct = {b for row in mine for b in {*row.works} - {*row.adopted} | {*row.exported}}
         handled = set(backends_of(kind)) - {"any"}
         assert handled <= direct, f"{name}: handlers that no row tries"
         assert "any" in backends_of(kind) or handled == direct, f"{name}: rows without a handler"

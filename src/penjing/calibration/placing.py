@@ -55,20 +55,22 @@ def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
     folded = fold_batchnorm(model, example, context.covers)
     layers, skipped = _choose(model, method, context)
     changes = [_skipped(method, name, reason) for name, reason in skipped.items()]
-    order = [
-        name for name, call in calls(model, list(layers), to_inputs(model, example)).items() if call.times
-    ]
+    seen = calls(model, list(layers), to_inputs(model, example))
+    order = [name for name, call in seen.items() if call.times]
     changes += [_skipped(method, name, "the model does not call it as a module") for name in layers
                 if name not in order]  # fmt: skip
     reference = copy.deepcopy(model)
     ends = {order[0], order[-1]} if method.ends and order else set[str]()
     formats = {name: _formats(method, name in ends) for name in order}
-    ranges = _ranges(model, formats, method, context)
-    for name, (weights, inputs) in formats.items():
-        seen = ranges.get(name)
-        quantizer = (
-            None if inputs is None else _quantizer(inputs, None if seen is None else seen.parameters())
-        )
+    # Layers that take the same tensor share its quantizer: an integer graph has one grid for it.
+    source = {name: seen[name].alike for name in order}
+    source = {
+        name: first if formats[first][1] == formats[name][1] else name for name, first in source.items()
+    }
+    own = {name: formats[name] for name in order if source[name] == name}
+    quantizers = _input_quantizers(model, own, method, context)
+    for name, (weights, _) in formats.items():
+        quantizer = quantizers[source[name]]
         detail = _set(model.get_submodule(name), weights, quantizer)
         if name in folded:
             detail["folded"] = folded[name]
@@ -105,22 +107,23 @@ def _formats(method: Rounded, end: bool) -> Formats:
     return wider(method.weights), None if method.inputs is None else wider(method.inputs)
 
 
-def _ranges(
+def _input_quantizers(
     model: Model, formats: Mapping[str, Formats], method: Rounded, context: Context
-) -> dict[str, Observer]:
-    """Return what was seen of the input, in float, of every layer whose input has fixed scales."""
+) -> dict[str, Any]:
+    """Return quantizers of what layers take, on scales from what they take in float; None for float."""
     found = {
         name: Observer(method.observer, inputs)
         for name, (_, inputs) in formats.items()
         if inputs is not None and inputs.granularity != "token"
     }
-    if not found:
-        return {}
-    for batch in calibration_batches(context, method.calibration, BATCH):
+    for batch in calibration_batches(context, method.calibration, BATCH) if found else ():
         for seen in context.backend.observe(model, list(found), iter([batch])):
             for name, (x, _) in seen.items():
                 found[name].add(x)
-    return found
+    return {
+        name: _quantizer(inputs, found[name].parameters() if name in found else None) if inputs else None
+        for name, (_, inputs) in formats.items()
+    }
 
 
 def _set(module: Model, weights: NumberFormat, inputs: Any) -> dict[str, float | int | str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from penjing.core.backend import Backend, backend_named, enter
+from penjing.core.backend import Backend, backend_for, backend_named, enter
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Method, Model, Only, handler_for, inner, name_of
@@ -65,7 +65,7 @@ def apply(
         assert handler is not None
         outcome = handler(current, inner(method), replace(context, backend=backend, covers=_covers(method)))
         _refuse_if_nothing_changed(method, outcome.changes)
-        current = outcome.model
+        current, backend = outcome.model, backend_for(outcome.model)
         changes.extend(outcome.changes)
         if watch is not None:
             watch(index, backend, current)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field
 
-from penjing.arrays.quantization import grid_of_range
+from penjing.arrays.formats.coding import decode
+from penjing.arrays.formats.stated import LayerFormats, input_grid, kernel_lacks
+from penjing.arrays.quantization import Grid, bias_floor, grid_of_range
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Outcome, Stage, handles
+from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.graph import Graph, WeightNode
@@ -27,6 +30,10 @@ class Int8Static(Method):
     DequantizeLinear, which ONNX Runtime turns into integer kernels. Jacob et al. 2018, "Quantization
     and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"; ranges as in
     Nagel et al. 2021, "A White Paper on Neural Network Quantization".
+
+    A model that steps before it have put on number formats keeps them: weights of at most 8 bits with a scale
+    for each channel and their rounding, inputs of 8 bits and their grid; what lies between is calibrated. A
+    layer whose formats no kernel holds has its rounded weights in float, and says why.
 
     On x86 processors without VNNI instructions ONNX Runtime adds pairs of products in 16 bits, which may
     saturate; quality is therefore to be measured on the machine that the result is for.
@@ -51,6 +58,26 @@ def int8_static(model: OnnxModel, method: Int8Static, context: Context) -> Outco
     Raises:
         Refused: already quantized, no data, NaN or constant activations, or outputs that lost all meaning.
     """
+    return _on_integers(model, method, context, {})
+
+
+@handles(Int8Static, "torch")
+def int8_static_from_torch(model: Model, method: Int8Static, context: Context) -> Outcome:
+    """Export the model and return it with integer layers, on the formats that it brings where it has any.
+
+    Raises:
+        Refused: as on ONNX, or the export fails.
+    """
+    from penjing.calibration.delivery import compared, exported
+
+    stated = exported(model, context)
+    outcome = _on_integers(stated.model, method, stated.context, stated.formats)
+    return Outcome(outcome.model, compared(stated, outcome.model, outcome.changes, context))
+
+
+def _on_integers(
+    model: OnnxModel, method: Int8Static, context: Context, formats: Mapping[str, LayerFormats]
+) -> Outcome:
     from penjing.backends.onnx.calibrate import ranges
     from penjing.backends.onnx.checks import compare_outputs, first_of_each, refuse_quantized
     from penjing.backends.onnx.graph import Graph, weight_nodes
@@ -67,21 +94,86 @@ def int8_static(model: OnnxModel, method: Int8Static, context: Context) -> Outco
     graph = Graph(float_model.proto)
     layers = [entry for entry in weight_nodes(graph) if entry.kind != "batchnorm"]
     chosen, changes = _choose(layers, method, context.covers)
+    stated: dict[str, Grid] = {}
+    if formats:
+        chosen, reasons = _executable(graph, chosen, formats)
+        chosen, stated, clashes = _stated_grids(graph, chosen, formats)
+        changes += [_skipped(layer, reason) for layer, reason in (reasons | clashes).items()]
     placement = place(graph, chosen)
     changes += [_skipped(layer, reason) for layer, reason in placement.refused.items()]
     if not placement.compute:
         return Outcome(model, first_of_each(changes))
-    bounds = ranges(
-        float_model.proto, placement.grids, split, method.observer, method.calibration, context.seed
-    )
-    grids = {name: grid_of_range(low, high) for name, (low, high) in bounds.items()}
-    proto, facts = insert_qdq(float_model.proto, placement, grids)
+    open_ = [name for name in placement.grids if name not in stated]
+    bounds = ranges(float_model.proto, open_, split, method.observer, method.calibration, context.seed)
+    grids = stated | {name: grid_of_range(low, high) for name, (low, high) in bounds.items()}
+    codes = {name: stated.weights for name, stated in formats.items()}
+    proto, facts = insert_qdq(float_model.proto, placement, grids, codes)
     for layer, fact in facts.items():
         changes.append(Change(method="Int8Static", layer=layer, status="done", detail={"bits": 8} | fact))
     changes += _float_operators(graph, placement, layers)
     result = OnnxModel(proto, float_model.proto)
     changes.append(compare_outputs("Int8Static", float_model, result, context))
     return Outcome(result, first_of_each(changes))
+
+
+def _executable(
+    graph: Graph, layers: list[WeightNode], formats: Mapping[str, LayerFormats]
+) -> tuple[list[WeightNode], dict[str, str]]:
+    """Split off, with the reason, layers on which nothing was stated or whose formats no kernel holds."""
+    reasons = {}
+    for entry in layers:
+        stated = formats.get(entry.name)
+        if stated is None:
+            reasons[entry.name] = "the step before left it float"
+        elif reason := kernel_lacks(stated) or _differs(graph, entry, stated):
+            reasons[entry.name] = reason
+    return [entry for entry in layers if entry.name not in reasons], reasons
+
+
+def _stated_grids(
+    graph: Graph, layers: list[WeightNode], formats: Mapping[str, LayerFormats]
+) -> tuple[list[WeightNode], dict[str, Grid], dict[str, str]]:
+    """Return layers that can have the grids that were stated on them, these by tensor, and why others cannot.
+
+    A tensor has one grid; where layers state two on it, the first in the graph has its way.
+    """
+    from penjing.backends.onnx.placement import place
+
+    reasons: dict[str, str] = {}
+    while True:
+        placement = place(graph, layers)
+        grids: dict[str, Grid] = {}
+        owner: dict[str, str] = {}
+        for entry in placement.compute.values():
+            tensor, grid = placement.grid_source(graph, entry.node.input[0]), input_grid(formats[entry.name])
+            assert grid is not None
+            if grids.setdefault(tensor, grid) != grid:
+                reasons[entry.name] = f"it takes what {owner[tensor]} takes, on another grid"
+            elif not placement.saturates(graph, tensor, grid.low, grid.high):
+                reasons[entry.name] = "the ends of its input's grid are not those of the activation before it"
+            owner.setdefault(tensor, entry.name)
+        kept = [entry for entry in layers if entry.name not in reasons]
+        if len(kept) == len(layers):
+            return layers, grids, reasons
+        layers = kept
+
+
+def _differs(graph: Graph, entry: WeightNode, stated: LayerFormats) -> str:
+    """Say what in the graph does not go with what was stated on the layer; empty for nothing."""
+    weight, grid = graph.array(entry.node.input[1]), input_grid(stated)
+    assert weight is not None
+    own, codes = entry.canonical("weight", weight), decode(stated.weights)
+    if own.shape != codes.shape or not np.allclose(own, codes, rtol=1e-5, atol=1e-7):
+        return "its weight in the graph is not the one that formats were stated on"
+    bias = graph.array(entry.tensors.get("bias", ""))
+    if grid is None or bias is None or bias.size != len(own):
+        return ""
+    floor = bias_floor(bias.reshape(-1), float(grid.scale))
+    return (
+        "its bias does not fit 32 bits in steps of input times weight"
+        if (floor > stated.weights.scales).any()
+        else ""
+    )
 
 
 def _choose(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,17 +13,17 @@ from penjing.arrays.formats.clipping import clipped_parameters
 from penjing.arrays.formats.coding import decode, encode
 from penjing.arrays.formats.layout import to_rows
 from penjing.arrays.formats.packing import pack
+from penjing.arrays.formats.stated import LayerFormats, container, in_groups, is_block, packing_lacks
 from penjing.arrays.quantization import relative_error
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Method, Outcome, Stage, handles
+from penjing.core.method import Method, Model, Outcome, Stage, handles
 from penjing.core.number_format import NumberFormat, number_format
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.graph import Graph, WeightNode
     from penjing.backends.onnx.model import OnnxModel
 
-SMALLEST_BLOCK = 16
 _LEVEL = {"float32": 1, "int8": 4}
 """The accuracy level of MatMulNBits: 1 multiplies in float32, 4 rounds inputs to 8 bits on the way."""
 
@@ -34,6 +35,9 @@ class WeightOnly(Method):
     the packed weights at every call: an eighth or a quarter of the bytes, and faster where reading weights is
     what takes the time, as with large layers and one example at a time. Scales are those that err least in L2
     for each block. No data are needed but to check the outputs. Convolutions and embeddings stay float.
+
+    A model that steps before it have put on number formats keeps its codes and scales; fewer than 8 bits are
+    stored in 4 or 8, and a scale for a whole channel is repeated for every block of it.
 
     Attributes:
         weights: `int4`, `uint4`, `int8` or `uint8` in groups of a power of two, at least 16.
@@ -57,7 +61,7 @@ class WeightOnly(Method):
             raise Refused(
                 error.rule, value=error.value, place=place, fix=error.fix, code=error.code
             ) from None
-        blocks = found.group >= SMALLEST_BLOCK and found.group & (found.group - 1) == 0
+        blocks = is_block(found.group)
         if found.kind != "integer" or found.bits not in (4, 8) or found.narrow or not blocks:
             raise ValueError("the operator stores int4, uint4, int8 or uint8 in groups of 16, 32, 64, ...")
         if found.signed != found.symmetric:
@@ -74,7 +78,24 @@ def weight_only(model: OnnxModel, method: WeightOnly, context: Context) -> Outco
     """
     from penjing.backends.onnx.rewrite import rewrite_layers
 
-    return rewrite_layers(model, "WeightOnly", context, partial(_Writer, method), _reason)
+    return rewrite_layers(model, "WeightOnly", context, partial(_Writer, method, {}), _reason)
+
+
+@handles(WeightOnly, "torch")
+def weight_only_from_torch(model: Model, method: WeightOnly, context: Context) -> Outcome:
+    """Export the model and return it with packed weights, on the formats that it brings where it has any.
+
+    Raises:
+        Refused: as on ONNX, or the export fails.
+    """
+    from penjing.backends.onnx.rewrite import rewrite_layers
+    from penjing.calibration.delivery import compared, exported
+
+    stated = exported(model, context)
+    writer = partial(_Writer, method, stated.formats)
+    reason = partial(_reason_stated, stated.formats) if stated.formats else _reason
+    outcome = rewrite_layers(stated.model, "WeightOnly", stated.context, writer, reason)
+    return Outcome(outcome.model, compared(stated, outcome.model, outcome.changes, context))
 
 
 def _reason(graph: Graph, entry: WeightNode) -> str:
@@ -85,11 +106,20 @@ def _reason(graph: Graph, entry: WeightNode) -> str:
     return unsupported(graph, entry) or ""
 
 
+def _reason_stated(formats: Mapping[str, LayerFormats], graph: Graph, entry: WeightNode) -> str:
+    stated = formats.get(entry.name)
+    if reason := _reason(graph, entry):
+        return reason
+    return "the step before left it float" if stated is None else packing_lacks(stated)
+
+
 class _Writer:
     """Collects nodes and constants; a weight that is used twice is stored once."""
 
-    def __init__(self, method: WeightOnly, graph: Graph, taken: set[str]) -> None:
-        self.graph, self.taken, self.method = graph, taken, method
+    def __init__(
+        self, method: WeightOnly, formats: Mapping[str, LayerFormats], graph: Graph, taken: set[str]
+    ) -> None:
+        self.graph, self.taken, self.method, self.formats = graph, taken, method, formats
         self.nodes: list[Any] = []
         self.arrays: dict[str, Any] = {}
         self._weights: dict[str, tuple[list[str], dict[str, float | int | str]]] = {}
@@ -105,33 +135,40 @@ class _Writer:
         self.nodes.append(helper.make_node(
             "MatMulNBits", [node.input[0], *names], [product], name=f"{node.name}_nbits",
             domain="com.microsoft",
-            K=int(facts["inputs"]), N=int(facts["outputs"]), bits=self.method.weights.bits,
-            block_size=self.method.weights.group, accuracy_level=_LEVEL[self.method.compute],
+            K=int(facts["inputs"]), N=int(facts["outputs"]), bits=int(facts["stored_bits"]),
+            block_size=int(facts["block"]), accuracy_level=_LEVEL[self.method.compute],
         ))  # fmt: skip
         if bias:
             self.nodes.append(helper.make_node("Add", [product, bias], [out], name=f"{node.name}_bias"))
         return facts
 
     def _weight(self, entry: WeightNode) -> tuple[list[str], dict[str, float | int | str]]:
-        name, format = entry.node.input[1], self.method.weights
+        name = entry.node.input[1]
         if name in self._weights:
             return self._weights[name]
         array = self.graph.array(name)
         assert array is not None
         weight = entry.canonical("weight", array).astype(np.float32)
-        outputs, inputs = weight.shape
-        encoded = encode(weight, format, *clipped_parameters(weight, format))
+        stated = self.formats.get(entry.name)
+        if stated is None:
+            format = self.method.weights
+            encoded = encode(weight, format, *clipped_parameters(weight, format))
+        else:
+            encoded = in_groups(stated.weights)
+        format = encoded.format
+        bits = container(format)
         # The operator's codes are unsigned; those of signed formats are shifted by half their range.
-        shift = 2 ** (format.bits - 1) if format.signed else 0
+        shift = 2 ** (bits - 1) if format.signed else 0
         rows = to_rows(encoded.codes.astype(np.int32) + shift, format, shift)
-        packed = pack(rows.reshape(outputs, -1, format.group), format.bits)
+        packed = pack(rows.reshape(len(weight), -1, format.group), bits)
         stored = {"packed": packed, "scales": encoded.scales.reshape(-1)}
         if encoded.zero_points is not None:
-            stored["zero_points"] = pack(encoded.zero_points, format.bits).reshape(-1)
+            stored["zero_points"] = pack(encoded.zero_points, bits).reshape(-1)
         names = [self._name(f"{name}_{part}") for part in stored]
         self.arrays.update(zip(names, stored.values(), strict=True))
         facts: dict[str, float | int | str] = {
-            "format": str(format), "bits": format.bits, "inputs": inputs, "outputs": outputs,
+            "format": str(format), "bits": format.bits, "stored_bits": bits, "block": format.group,
+            "inputs": weight.shape[1], "outputs": len(weight),
             "weight_error": relative_error(decode(encoded), weight),
         }  # fmt: skip
         self._weights[name] = names, facts

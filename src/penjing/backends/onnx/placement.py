@@ -44,6 +44,23 @@ class Placement:
         """Return the tensor that a producer's grid stands for: behind the Relu that it absorbed."""
         return self.absorbed[tensor].output[0] if tensor in self.absorbed else tensor
 
+    def grid_source(self, graph: Graph, tensor: str) -> str:
+        """Return the tensor whose grid another has: itself, or what operators that keep grids made it of."""
+        while tensor not in self.grids:
+            node = graph.producer.get(tensor)
+            if node is None or node.output[0] not in self.moves | self.clips:
+                break
+            tensor = node.input[0]
+        return tensor
+
+    def saturates(self, graph: Graph, tensor: str, low: float, high: float) -> bool:
+        """Tell whether a grid with these ends does the work of the Relu or Clip that it absorbs, if any."""
+        node = graph.producer.get(tensor)
+        if node is None or not any(absorbed is node for absorbed in self.absorbed.values()):
+            return True
+        bounds, half_a_step = clip_bounds(graph, node), (high - low) / 510
+        return bounds is not None and bounds[0] - half_a_step <= low and high <= bounds[1] + half_a_step
+
     def integer_nodes(self) -> set[str]:
         """First outputs of all nodes that need no float kernel."""
         absorbed = {node.output[0] for node in self.absorbed.values()}

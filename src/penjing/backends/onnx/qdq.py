@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
+from penjing.arrays.formats.coding import Encoded
 from penjing.arrays.quantization import (
     Grid,
     bias_floor,
@@ -27,7 +28,9 @@ Facts = dict[str, float | int | str]
 """Of one layer: steps of its input and (largest) of its weight, and the weight's relative L2 error."""
 
 
-def insert_qdq(proto: Any, placement: Placement, grids: Mapping[str, Grid]) -> tuple[Any, dict[str, Facts]]:
+def insert_qdq(
+    proto: Any, placement: Placement, grids: Mapping[str, Grid], weights: Mapping[str, Encoded] | None = None
+) -> tuple[Any, dict[str, Facts]]:
     """Return the integer form of a model, and facts on every layer by name; the argument is not changed.
 
     Activations are U8 with one asymmetric grid for a tensor, weights S8 and symmetric with one step for
@@ -39,9 +42,11 @@ def insert_qdq(proto: Any, placement: Placement, grids: Mapping[str, Grid]) -> t
         proto: a normalized float model.
         placement: roles of its nodes.
         grids: grid of every tensor in `placement.grids`.
+        weights: codes of the weights of some layers, signed and symmetric, at most 8 bits, with a scale for
+            each channel or one; other weights are rounded to the nearest of -127 to 127.
     """
     fresh = copy_proto(proto)
-    writer = _Writer(Graph(fresh), placement, grids)
+    writer = _Writer(Graph(fresh), placement, grids, weights or {})
     writer.write()
     replace_constants(fresh, writer.arrays)
     set_nodes(fresh, writer.nodes)
@@ -49,8 +54,10 @@ def insert_qdq(proto: Any, placement: Placement, grids: Mapping[str, Grid]) -> t
 
 
 class _Writer:
-    def __init__(self, graph: Graph, placement: Placement, grids: Mapping[str, Grid]) -> None:
-        self.graph, self.placement, self.grids = graph, placement, grids
+    def __init__(
+        self, graph: Graph, placement: Placement, grids: Mapping[str, Grid], weights: Mapping[str, Encoded]
+    ) -> None:
+        self.graph, self.placement, self.grids, self.stated = graph, placement, grids, weights
         self.nodes: list[Any] = []
         self.arrays: dict[str, NDArray[Any]] = {}
         self.facts: dict[str, Facts] = {}
@@ -192,9 +199,14 @@ class _Writer:
         weight, bias = (self.graph.array(name) for name in (node.input[1], entry.tensors.get("bias", "")))
         assert weight is not None
         canonical = entry.canonical("weight", weight)
-        floor = None if bias is None else bias_floor(bias.reshape(-1), float(step))
-        scales = weight_scales(canonical, floor)
-        integers = quantize_weight(canonical, scales)
+        stated = self.stated.get(entry.name)
+        if stated is None:
+            floor = None if bias is None else bias_floor(bias.reshape(-1), float(step))
+            scales = weight_scales(canonical, floor)
+            integers = quantize_weight(canonical, scales)
+        else:
+            scales = np.array(np.broadcast_to(stated.scales, canonical.shape[:1]), np.float32)
+            integers = stated.codes.astype(np.int8)
         error = relative_error(dequantize_weight(integers, scales), canonical)
         facts: Facts = {
             "input_scale": float(step),

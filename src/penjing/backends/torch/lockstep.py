@@ -18,25 +18,35 @@ from penjing.backends.torch.tensors import evaluating, select_output
 
 @dataclass
 class Call:
-    """How a forward pass uses a layer: how often, the bytes of its output, which BatchNorm takes it."""
+    """How a forward pass uses a layer.
+
+    Attributes:
+        times: how often it is called.
+        bytes: of its output.
+        batchnorm: the BatchNorm layer whose input is the very output of the layer.
+        alike: the first layer that takes the very tensor that this one takes; its own name if it is the first
+            or is called several times.
+    """
 
     times: int = 0
     bytes: int = 0
     batchnorm: str = ""
+    alike: str = ""
 
 
 def calls(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...]) -> dict[str, Call]:
-    """Return by name how one forward pass in evaluation mode calls each of some layers.
-
-    `batchnorm` names the BatchNorm layer whose input is the very output of the layer.
-    """
+    """Return by name how one forward pass in evaluation mode calls each of some layers."""
     found = {name: Call() for name in layers}
+    # The tensors are kept, so that no other gets their address.
     outputs: dict[int, tuple[str, Any]] = {}
+    inputs_seen: dict[int, tuple[str, Any]] = {}
 
     def made(name: str) -> Any:
         def hook(module: nn.Module, given: Any, output: Any) -> None:
             tensor = select_output(output)
             found[name].times += 1
+            first, _ = inputs_seen.setdefault(id(given[0]), (name, given[0])) if given else (name, None)
+            found[name].alike = first if found[name].times == 1 else name
             found[name].bytes = max(found[name].bytes, tensor.numel() * tensor.element_size())
             outputs[id(tensor)] = (name, tensor)
 

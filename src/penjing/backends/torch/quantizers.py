@@ -186,8 +186,8 @@ def refuse_simulated(model: nn.Module) -> None:
         made = [str(q.format) for q in (layer.weight_quantizer, layer.input_quantizer) if q is not None]
         raise Refused(
             "a delivered model is no simulation of number formats", value=f"{' by '.join(made)} in {name}",
-            place="deliver", fix="its quality can be measured, not its speed; integers that run are made by "
-            "Int8Static or Int8Dynamic on the float model",
+            place="deliver", fix="its quality can be measured, not its speed; Int8Static or WeightOnly "
+            "behind it make integers of what a kernel can hold",
         )  # fmt: skip
 
 

@@ -115,21 +115,27 @@ def reconstruct(
     inputs = to_inputs(model, arrays)
     names = [name for name, _ in quantized_layers(model)]
     blocks = partition(model, names, tuple(x[:2] for x in inputs), largest)
-    found = []
+    found: list[Reconstructed] = []
+    learned: set[Quantizer] = set()
     for number, name in enumerate(blocks, 1):
         say(f"reconstructing {name} ({number} of {len(blocks)})")
         given, _ = seen(model, name, inputs)
         clean, wanted = seen(reference, name, inputs)
         block = model.get_submodule(name)
         before = relative_error(block, given, wanted)
-        layers = _learn(block, (given, clean, wanted), learning)
+        layers = _learn(block, (given, clean, wanted), learning, learned)
         after = relative_error(block, given, wanted)
         found.append(Reconstructed(name, tuple(f"{name}.{x}".rstrip(".") for x in layers), before, after))
     return found
 
 
-def _learn(block: nn.Module, data: tuple[Any, Any, Any], learning: Learning) -> list[str]:
-    """Learn, then write the weights that were chosen; return the layers' names within the block."""
+def _learn(
+    block: nn.Module, data: tuple[Any, Any, Any], learning: Learning, learned: set[Quantizer]
+) -> list[str]:
+    """Learn, then write the weights that were chosen; return the layers' names within the block.
+
+    `learned` holds quantizers of inputs that learn no more, and gets those that did here.
+    """
     given, clean, wanted = data
     layers = dict(quantized_layers(block))
     channels = len(list(layers.values())[-1].weight)
@@ -138,7 +144,10 @@ def _learn(block: nn.Module, data: tuple[Any, Any, Any], learning: Learning) -> 
     for name, layer in layers.items():
         if _can_learn(plain[name]):
             roundings[name] = layer.weight_quantizer = LearnedRounding(layer.weight, plain[name])
-    steppers = [q for layer in layers.values() if (q := layer.input_quantizer) is not None and _can_learn(q)]
+    # One that several layers share is learned by the first block that has it, once.
+    steppers = list(dict.fromkeys(q for layer in layers.values() if _can_learn(q := layer.input_quantizer)))
+    steppers = [quantizer for quantizer in steppers if quantizer not in learned]
+    learned.update(steppers)
     for quantizer in steppers:
         quantizer.learned()
         quantizer.drop = learning.drop

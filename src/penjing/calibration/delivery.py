@@ -1,0 +1,119 @@
+"""A network in simulation of number formats, on its way to a graph that computes with them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from penjing.arrays.formats.stated import LayerFormats
+from penjing.calibration.inputs import calibration_batches
+from penjing.core.backend import backend_named
+from penjing.core.context import Context
+from penjing.core.method import Change, Model
+
+if TYPE_CHECKING:
+    from penjing.backends.onnx.model import OnnxModel
+
+COMPARED = 64
+"""Examples that a delivered graph is compared with its simulation on."""
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Stated:
+    """A model that was exported, and what methods before stated on its layers.
+
+    Attributes:
+        model: in float; weights have the values of their codes.
+        formats: by layer; empty for a model on which nothing was stated.
+        simulation: the model as it was given, to compare with.
+        context: with the backend of `model`.
+    """
+
+    model: OnnxModel
+    formats: Mapping[str, LayerFormats]
+    simulation: Model
+    context: Context
+
+
+def exported(model: Model, context: Context) -> Stated:
+    """Export a torch model, with what its quantizers say.
+
+    Raises:
+        Refused: the export fails.
+    """
+    from penjing.backends.torch.quantizers import without_quantizers
+    from penjing.backends.torch.stated import layer_formats
+
+    simulation, formats = context.backend.copy(model), layer_formats(model)
+    without_quantizers(model)
+    onnx, start = backend_named("onnx"), time.perf_counter()
+    adopted = onnx.adopt(context.backend, model, context.task.valid.example())  # type: ignore[attr-defined]
+    context.notes["export_s"] = context.notes.get("export_s", 0.0) + time.perf_counter() - start
+    return Stated(adopted, formats, simulation, replace(context, backend=onnx))
+
+
+def compared(stated: Stated, result: OnnxModel, changes: list[Change], context: Context) -> list[Change]:
+    """Add to each layer's change how far its output is from the simulation's.
+
+    `simulation_error` is the L2 norm of the difference over that of the simulated output, on training
+    examples; the graph is run as it is written, layers behind others that have errors of their own. The
+    change of the whole model (`*`) gets the error of the outputs as the runtime gives them, and the worst
+    layer's name.
+
+    Args:
+        stated: from `exported`.
+        result: the graph with integers.
+        changes: of the method.
+        context: of the simulation.
+    """
+    from penjing.backends.onnx.calibrate import Watcher
+
+    done = [c.layer for c in changes if c.done and c.layer in stated.formats]
+    if not done:
+        return changes
+    batches = calibration_batches(context, COMPARED, BATCH)
+    seen = context.backend.observe(stated.simulation, done, iter(batches))
+    wanted = ({name: output for name, (_, output) in batch.items()} for batch in seen)
+    ends = _ends(stated.model, result, done)
+    watcher = Watcher(result.proto, list(ends.values()))
+    values = (watcher.values(x) for x, _ in batches)
+    errors = _errors(wanted, ({name: batch[end] for name, end in ends.items()} for batch in values))
+    outputs = ({"*": context.backend.run(stated.simulation, x)} for x, _ in batches)
+    whole = _errors(outputs, ({"*": result.run(x)[0]} for x, _ in batches))
+    worst = max(errors, key=lambda name: errors[name]) if errors else ""
+    added: dict[str, dict[str, float | int | str]] = {
+        name: {"simulation_error": error} for name, error in errors.items()
+    }
+    added["*"] = {"simulation_error": whole["*"]} | ({"worst_layer": worst} if worst else {})
+    return [c.model_copy(update={"detail": c.detail | added.get(c.layer, {})}) for c in changes]
+
+
+def _ends(model: OnnxModel, result: OnnxModel, layers: list[str]) -> dict[str, str]:
+    """Return by layer the tensor of the result that holds its output.
+
+    A layer that one operator packs weights for has none in the list of weights; its output kept its name.
+    """
+    from penjing.backends.onnx.graph import Graph, weight_nodes
+
+    before, after = (
+        {entry.name: entry.node.output[0] for entry in weight_nodes(Graph(graph.proto))[::-1]}
+        for graph in (model, result)
+    )
+    return {name: after.get(name, before[name]) for name in layers}
+
+
+def _errors(wanted: Iterator[dict[str, Any]], found: Iterator[dict[str, Any]]) -> dict[str, float]:
+    """Return relative L2 errors by name, over all batches."""
+    off: dict[str, float] = {}
+    norm: dict[str, float] = {}
+    for right, made in zip(wanted, found, strict=True):
+        for name, x in right.items():
+            real, other = (np.asarray(a, np.float64).reshape(-1) for a in (x, made[name]))
+            off[name] = off.get(name, 0.0) + float(np.square(other - real).sum())
+            norm[name] = norm.get(name, 0.0) + float(np.square(real).sum())
+    return {name: (off[name] / norm[name]) ** 0.5 if norm[name] else 0.0 for name in off}
