@@ -87,6 +87,8 @@ WRONG_FORMATS = {
     "observer": ["median"],
     "calibration": [0, -1, 2.5],
     "skip": ["fc", 3],
+    "by_layer": ["fc", [["fc"]], {"fc": "int99"}, {"fc": ["int4", "uint4 channel"]}, {"fc": 4}],
+    "mixed": [4, {}, {"bits": 0}, {"bits": 4, "options": ["int4"]}, {"bits": 4, "examples": 31}],
 }
 WRONG_SPARSITY = {
     "sparsity": [0, 1, -0.1, 1.5, math.nan, "half", None],
@@ -322,6 +324,19 @@ ROWS = {
         WRONG_FORMATS,
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         kinds=WEIGHTED,
+        simulated=True,
+    ),
+    "quantize-nearest-mixed": Row(
+        pj.QuantizeNearest(
+            by_layer={"stem": ("int8", "uint8")},
+            mixed=pj.MixedBits(5.5, options=("int4 channel", ("int8 channel", "uint4")), examples=32),
+            **FEW,
+        ),
+        ("torch",),
+        {},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        one="inside* | pointwise | stem",
         simulated=True,
     ),
     "quantize-reconstruct": Row(

@@ -52,6 +52,7 @@ _NAMES = {
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
     "QuantizeReconstruct": "penjing.quantize.reconstruct",
+    "MixedBits": "penjing.calibration.rounding",
     "TrainQuantized": "penjing.quantize.train",
     "WeightOnly": "penjing.quantize.weight_only",
     "NumberFormat": "penjing.core.number_format",
@@ -75,6 +76,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.model import load_onnx as load_onnx
+    from penjing.calibration.rounding import MixedBits as MixedBits
     from penjing.core.apply import Applied as Applied
     from penjing.core.apply import apply as apply
     from penjing.core.artefact import deliver as deliver

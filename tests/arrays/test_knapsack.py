@@ -44,8 +44,8 @@ def by_highs(costs, weights, budget):
         LinearConstraint(one_each, 1, 1),
         LinearConstraint(np.concatenate(weights)[None], -np.inf, budget),
     ]
-    found = milp(np.concatenate(costs), constraints=rules, integrality=np.ones(len(owner)), bounds=Bounds(0, 1),
-                 options={"mip_rel_gap": 0})  # fmt: skip
+    more = {"integrality": np.ones(len(owner)), "options": {"mip_rel_gap": 0}}
+    found = milp(np.concatenate(costs), constraints=rules, bounds=Bounds(0, 1), **more)
     assert found.success
     return found.fun
 
