@@ -15,8 +15,8 @@ they take for the loss that rounding a layer causes:
 
 The first three are taken on 512 training images without labels, `measured` on 256. Rounding is to nearest;
 `reconstruct` learns it by blocks (`QuantizeReconstruct`), with one format and with what `ours` chose. First
-comes Spearman's rank correlation of each of the first three with `measured`, over all layers and options below
-8 bits.
+comes Spearman's rank correlation of each of the first three with `measured`, over all layers and options
+below 8 bits.
 
 Prints accuracy, points lost with a paired 95% interval (Tango), and seconds. Simulated: no speed is claimed.
 """
@@ -132,12 +132,13 @@ def show(options: argparse.Namespace) -> None:
     inputs, threads = options.inputs or "float", torch.get_num_threads()
     print(f"ResNet-20: {len(dense)} test images, inputs {inputs}, {threads} thread(s)")
     layers, losses = Layers(model, task), {}
-    for name in SCORES:
+    scores = [name for name in SCORES if name in options.rows or name == "ours"]
+    for name in scores:
         start = time.perf_counter()
         losses[name] = getattr(layers, name)()
         print(f"{name:<12} {time.perf_counter() - start:6.1f} s", flush=True)
     below = {score: np.concatenate([found[n][:-1] for n in layers.names]) for score, found in losses.items()}
-    for name in SCORES[:-1]:
+    for name in scores[:-1] if "measured" in scores else ():
         print(f"{name:<12} rank correlation {spearmanr(below[name], below['measured'])[0]:.3f}")
 
     def row(bits: int, name: str, method: pj.Method) -> None:
@@ -153,7 +154,7 @@ def show(options: argparse.Namespace) -> None:
         by_layer = {name: layers.chosen(found, bits) for name, found in losses.items()}
         if "uniform" in options.rows:
             row(bits, "uniform", pj.QuantizeNearest(**alike))
-        for name in (score for score in SCORES if score in options.rows):
+        for name in scores:
             row(bits, name, pj.QuantizeNearest(inputs=options.inputs, by_layer=by_layer[name]))
         print("      ours:", *(name.split()[0][3:] for name in by_layer["ours"].values()))
         if "reconstruct" in options.rows:
