@@ -318,6 +318,24 @@ ROWS = {
         kinds=WEIGHTED,
         one="fc",
     ),
+    "quantize-embeddings": Row(
+        pj.QuantizeEmbeddings(),
+        ("onnx", "torch"),
+        {"weights": ["int3", "int4 group 24", "nf4", "int8 narrow", None]},
+        refused={"numpy": "`a step changes at least one layer`"},
+        adopted=("torch",),
+        kinds=("embedding", "linear"),
+        one="table",
+    ),
+    "quantize-embeddings-groups": Row(
+        pj.QuantizeEmbeddings("uint4 group 16"),
+        ("onnx", "torch"),
+        {},
+        refused={"numpy": "`a step changes at least one layer`"},
+        adopted=("torch",),
+        kinds=("embedding", "linear"),
+        one="table",
+    ),
     "quantize-nearest": Row(
         pj.QuantizeNearest("int4", "uint8", **FEW),
         ("torch",),
@@ -446,7 +464,24 @@ def network_of_blocks():
     return net.eval()
 
 
-SPECIAL = {pj.RemoveBlocks: "blocks", pj.PruneTransformer: "transformer"}
+def network_of_lookups():
+    """An embedding of grey values, for images of 8 by 8 pixels."""
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.fc = nn.Embedding(17, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return self.fc(self.table((x.flatten(1) * 16).long()).mean(1))
+
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+SPECIAL = {pj.RemoveBlocks: "blocks", pj.PruneTransformer: "transformer", pj.QuantizeEmbeddings: "lookups"}
 """Methods whose work the common network does not have, and the network that has it."""
 
 
@@ -458,11 +493,17 @@ def models(torch_twin, request, tmp_path_factory):
     if not missing("torch"):
         found["torch"] = torch_twin(net)
         found["torch blocks"] = network_of_blocks()
+        found["torch lookups"] = network_of_lookups()
         found["torch transformer"] = request.getfixturevalue("tiny_transformer")()
     if not missing("onnx"):
         path = tmp_path_factory.mktemp("onnx") / "net.onnx"
         NUMPY.export(net, (np.zeros((1, 1, 8, 8), np.float32),), path)
         found["onnx"] = pj.load_onnx(path)
+    if "torch" in found and "onnx" in found:
+        path = tmp_path_factory.mktemp("onnx") / "lookups.onnx"
+        example = (np.zeros((2, 1, 8, 8), np.float32),)
+        backend_for(found["torch"]).export(found["torch lookups"], example, path)
+        found["onnx lookups"] = pj.load_onnx(path)
     return found
 
 

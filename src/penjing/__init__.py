@@ -51,6 +51,7 @@ _NAMES = {
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
+    "QuantizeEmbeddings": "penjing.quantize.embeddings",
     "QuantizeReconstruct": "penjing.quantize.reconstruct",
     "MixedBits": "penjing.calibration.rounding",
     "TrainQuantized": "penjing.quantize.train",
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from penjing.prune.sparsegpt import PruneSparseGPT as PruneSparseGPT
     from penjing.prune.transformer import PruneTransformer as PruneTransformer
     from penjing.prune.wanda import PruneWanda as PruneWanda
+    from penjing.quantize.embeddings import QuantizeEmbeddings as QuantizeEmbeddings
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static
     from penjing.quantize.nearest import QuantizeNearest as QuantizeNearest
