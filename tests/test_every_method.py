@@ -89,6 +89,8 @@ WRONG_FORMATS = {
     "observer": ["median"],
     "calibration": [0, -1, 2.5],
     "skip": ["fc", 3],
+    "by_layer": ["fc", [["fc"]], {"fc": "int99"}, {"fc": ["int4", "uint4 channel"]}, {"fc": 4}],
+    "mixed": [4, {}, {"bits": 0}, {"bits": 4, "options": ["int4"]}, {"bits": 4, "examples": 31}],
 }
 WRONG_SPARSITY = {
     "sparsity": [0, 1, -0.1, 1.5, math.nan, "half", None],
@@ -341,12 +343,43 @@ ROWS = {
         kinds=WEIGHTED,
         one="fc",
     ),
+    "quantize-embeddings": Row(
+        pj.QuantizeEmbeddings(),
+        ("onnx", "torch"),
+        {"weights": ["int3", "int4 group 24", "nf4", "int8 narrow", None]},
+        refused={"numpy": "`a step changes at least one layer`"},
+        adopted=("torch",),
+        kinds=("embedding", "linear"),
+        one="table",
+    ),
+    "quantize-embeddings-groups": Row(
+        pj.QuantizeEmbeddings("uint4 group 16"),
+        ("onnx", "torch"),
+        {},
+        refused={"numpy": "`a step changes at least one layer`"},
+        adopted=("torch",),
+        kinds=("embedding", "linear"),
+        one="table",
+    ),
     "quantize-nearest": Row(
         pj.QuantizeNearest("int4", "uint8", **FEW),
         ("torch",),
         WRONG_FORMATS,
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         kinds=WEIGHTED,
+        simulated=True,
+    ),
+    "quantize-nearest-mixed": Row(
+        pj.QuantizeNearest(
+            by_layer={"stem": ("int8", "uint8")},
+            mixed=pj.MixedBits(5.5, options=("int4 channel", ("int8 channel", "uint4")), examples=32),
+            **FEW,
+        ),
+        ("torch",),
+        {},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        one="inside* | pointwise | stem",
         simulated=True,
     ),
     "quantize-reconstruct": Row(
@@ -456,7 +489,24 @@ def network_of_blocks():
     return net.eval()
 
 
-SPECIAL = {pj.RemoveBlocks: "blocks", pj.PruneTransformer: "transformer"}
+def network_of_lookups():
+    """An embedding of grey values, for images of 8 by 8 pixels."""
+    import torch
+    from torch import nn
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.fc = nn.Embedding(17, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return self.fc(self.table((x.flatten(1) * 16).long()).mean(1))
+
+    torch.manual_seed(0)
+    return Net().eval()
+
+
+SPECIAL = {pj.RemoveBlocks: "blocks", pj.PruneTransformer: "transformer", pj.QuantizeEmbeddings: "lookups"}
 """Methods whose work the common network does not have, and the network that has it."""
 
 
@@ -468,11 +518,17 @@ def models(torch_twin, request, tmp_path_factory):
     if not missing("torch"):
         found["torch"] = torch_twin(net)
         found["torch blocks"] = network_of_blocks()
+        found["torch lookups"] = network_of_lookups()
         found["torch transformer"] = request.getfixturevalue("tiny_transformer")()
     if not missing("onnx"):
         path = tmp_path_factory.mktemp("onnx") / "net.onnx"
         NUMPY.export(net, (np.zeros((1, 1, 8, 8), np.float32),), path)
         found["onnx"] = pj.load_onnx(path)
+    if "torch" in found and "onnx" in found:
+        path = tmp_path_factory.mktemp("onnx") / "lookups.onnx"
+        example = (np.zeros((2, 1, 8, 8), np.float32),)
+        backend_for(found["torch"]).export(found["torch lookups"], example, path)
+        found["onnx lookups"] = pj.load_onnx(path)
     return found
 
 

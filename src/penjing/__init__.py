@@ -51,7 +51,9 @@ _NAMES = {
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
+    "QuantizeEmbeddings": "penjing.quantize.embeddings",
     "QuantizeReconstruct": "penjing.quantize.reconstruct",
+    "MixedBits": "penjing.calibration.rounding",
     "TrainQuantized": "penjing.quantize.train",
     "WeightOnly": "penjing.quantize.weight_only",
     "NumberFormat": "penjing.core.number_format",
@@ -75,6 +77,7 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.model import load_onnx as load_onnx
+    from penjing.calibration.rounding import MixedBits as MixedBits
     from penjing.core.apply import Applied as Applied
     from penjing.core.apply import apply as apply
     from penjing.core.artefact import deliver as deliver
@@ -105,6 +108,7 @@ if TYPE_CHECKING:
     from penjing.prune.sparsegpt import PruneSparseGPT as PruneSparseGPT
     from penjing.prune.transformer import PruneTransformer as PruneTransformer
     from penjing.prune.wanda import PruneWanda as PruneWanda
+    from penjing.quantize.embeddings import QuantizeEmbeddings as QuantizeEmbeddings
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static
     from penjing.quantize.nearest import QuantizeNearest as QuantizeNearest

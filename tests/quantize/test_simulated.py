@@ -129,3 +129,54 @@ def test_what_cannot_be_done_is_refused(trained, task):
     few = Task(train=task.train.take(np.arange(31), "train"), valid=task.valid, test=task.test)
     with pytest.raises(pj.Refused, match="at least 32 training examples"):
         after(trained, few, pj.QuantizeReconstruct())
+
+
+def test_mixed_bits_keep_the_size_and_beat_one_format_of_it(trained, task):
+    """At the stored bits of 3-bit weights with the ends at 8; the report says what each layer got and why."""
+    formats = {"inputs": "uint8", "calibration": 64}
+    uniform = after(trained, task, pj.QuantizeNearest("int3", **formats)).model
+    sizes = {name: layer.weight.numel() for name, layer in quantized_layers(uniform)}
+
+    def stored(model):
+        each = {
+            n: q.weight_quantizer.format.bits_per_value(q.weight.shape) for n, q in quantized_layers(model)
+        }
+        return sum(each[name] * sizes[name] for name in sizes) / sum(sizes.values())
+
+    bits = stored(uniform)
+    mixed = pj.MixedBits(bits, options=("int2", "int3", "int4", "int8"), examples=512)
+    done = after(trained, task, pj.QuantizeNearest(mixed=mixed, **formats, ends=False))
+    assert stored(done.model) <= bits
+    assert right(done.model, task) > right(uniform, task)
+    found = [change.detail for change in done.changes if change.done]
+    assert len({detail["weights"] for detail in found}) > 1
+    assert sum(detail["share_of_bits"] for detail in found) == pytest.approx(1)
+    assert all(detail["expected_loss"] > 0 for detail in found)
+    mean = sum(d["bits_per_weight"] * sizes[c.layer] for c, d in zip(done.changes, found, strict=True))
+    assert mean / sum(sizes.values()) == pytest.approx(stored(done.model))
+    learned = after(trained, task, pj.QuantizeReconstruct(mixed=mixed, inputs="uint8", ends=False, **LEARN))
+    assert right(learned.model, task) > right(done.model, task) - 0.02
+
+
+def test_formats_by_layer_hold_as_they_are(trained, task):
+    names = [name for name, _ in quantized_layers(after(trained, task, pj.QuantizeNearest()).model)]
+    by_layer = {names[0]: "int3", names[1]: ("int5 group 8", "uint4"), "*": "int6"}
+    method = pj.QuantizeNearest("int4", "uint7", calibration=64, by_layer=by_layer)
+    layers = dict(quantized_layers(after(trained, task, method).model))
+    found = [[str(layers[n].weight_quantizer.format), str(layers[n].input_quantizer.format)] for n in names]
+    assert found[:2] == [["int3 channel", "uint7"], ["int5 group 8", "uint4"]]
+    assert found[2:] == [["int6 channel", "uint7"]] * len(names[2:])
+
+
+def test_what_mixed_bits_cannot_be_is_refused(trained, task):
+    with pytest.raises(pj.Refused, match="the smallest options take"):
+        after(trained, task, pj.QuantizeNearest(mixed=pj.MixedBits(1.5), calibration=64))
+    with pytest.raises(pj.Refused, match="the pattern matches a layer"):
+        after(trained, task, pj.QuantizeNearest(by_layer={"nothing.*": "int4"}))
+    with pytest.raises(pj.Refused, match="weights or mixed"):
+        pj.QuantizeNearest("int4", mixed=pj.MixedBits(4))
+    for wrong in ({"bits": 0}, {"bits": 4, "options": ("int4",)}, {"bits": 4, "options": ("int4", "int4")},
+                  {"bits": 4, "options": "int4"}, {"bits": 4, "options": ("int4", "int8 token")},
+                  {"bits": 4, "option": ()}):  # fmt: skip
+        with pytest.raises(pj.Refused):
+            pj.MixedBits(**wrong)

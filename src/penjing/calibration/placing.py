@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -15,9 +15,10 @@ from penjing.arrays.formats.parameters import Parameters
 from penjing.arrays.observers.observer import Observer
 from penjing.arrays.quantization import relative_error
 from penjing.calibration.inputs import calibration_batches
-from penjing.calibration.rounding import Rounded
+from penjing.calibration.mixed_bits import choose_formats
+from penjing.calibration.rounding import Option, Rounded
 from penjing.core.context import Context
-from penjing.core.errors import Refused
+from penjing.core.errors import Refused, nearest
 from penjing.core.method import Change, Model
 from penjing.core.number_format import NumberFormat
 
@@ -61,17 +62,21 @@ def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
                 if name not in order]  # fmt: skip
     reference = copy.deepcopy(model)
     ends = {order[0], order[-1]} if method.ends and order else set[str]()
-    formats = {name: _formats(method, name in ends) for name in order}
-    # Layers that take the same tensor share its quantizer: an integer graph has one grid for it.
-    source = {name: seen[name].alike for name in order}
-    source = {
-        name: first if formats[first][1] == formats[name][1] else name for name, first in source.items()
+    _refuse_unmatched(method, order)
+    options = {name: _options(method, name, name in ends) for name in order}
+    ranges = _ranges(model, options, method, context)
+    pairs = {
+        name: [_pair(model.get_submodule(name), name, formats, ranges) for formats in options[name]]
+        for name in order
     }
-    own = {name: formats[name] for name in order if source[name] == name}
-    quantizers = _input_quantizers(model, own, method, context)
-    for name, (weights, _) in formats.items():
-        quantizer = quantizers[source[name]]
-        detail = _set(model.get_submodule(name), weights, quantizer)
+    chosen = choose_formats(model, pairs, method.mixed, context)
+    shared: dict[tuple[str, NumberFormat], Any] = {}
+    for name, choice in chosen.items():
+        weight, inputs = pairs[name][choice.option]
+        if inputs is not None:
+            # Layers that take the same tensor share its quantizer: an integer graph has one grid for it.
+            inputs = shared.setdefault((seen[name].alike, inputs.format), inputs)
+        detail = _set(model.get_submodule(name), weight, inputs) | choice.facts
         if name in folded:
             detail["folded"] = folded[name]
         changes.append(Change(method=type(method).__name__, layer=name, status="done", detail=detail))
@@ -98,35 +103,63 @@ def _choose(model: Model, method: Rounded, context: Context) -> tuple[dict[str, 
     return chosen, skipped
 
 
-Formats = tuple[NumberFormat, NumberFormat | None]
+def _refuse_unmatched(method: Rounded, layers: Sequence[str]) -> None:
+    for pattern, _ in method.by_layer:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            place = f"{type(method).__name__}.by_layer"
+            raise Refused("the pattern matches a layer that is rounded", value=repr(pattern), place=place,
+                          fix=nearest(pattern, layers))  # fmt: skip
 
 
-def _formats(method: Rounded, end: bool) -> Formats:
-    if not end:
-        return method.weights, method.inputs
-    return wider(method.weights), None if method.inputs is None else wider(method.inputs)
+def _options(method: Rounded, name: str, end: bool) -> list[Option]:
+    """Return the formats that a layer may have, each once: one, unless bits are mixed."""
+    named = next((option for pattern, option in method.by_layer if fnmatchcase(name, pattern)), None)
+    if named is not None:
+        return [(named[0], named[1] or method.inputs)]
+    given: Sequence[Option] = [(method.weights, None)] if method.mixed is None else method.mixed.options
+    pairs = [(weights, inputs or method.inputs) for weights, inputs in given]
+    if end:
+        pairs = [(wider(weights), None if inputs is None else wider(inputs)) for weights, inputs in pairs]
+    return list(dict.fromkeys(pairs))
 
 
-def _input_quantizers(
-    model: Model, formats: Mapping[str, Formats], method: Rounded, context: Context
-) -> dict[str, Any]:
-    """Return quantizers of what layers take, on scales from what they take in float; None for float."""
+Ranges = dict[tuple[str, NumberFormat], Observer]
+
+
+def _ranges(
+    model: Model, options: Mapping[str, Sequence[Option]], method: Rounded, context: Context
+) -> Ranges:
+    """Return what was seen of every layer's input, in float, for each of its formats with fixed scales."""
     found = {
-        name: Observer(method.observer, inputs)
-        for name, (_, inputs) in formats.items()
+        (name, inputs): Observer(method.observer, inputs)
+        for name, pairs in options.items()
+        for _, inputs in pairs
         if inputs is not None and inputs.granularity != "token"
     }
-    for batch in calibration_batches(context, method.calibration, BATCH) if found else ():
-        for seen in context.backend.observe(model, list(found), iter([batch])):
-            for name, (x, _) in seen.items():
-                found[name].add(x)
-    return {
-        name: _quantizer(inputs, found[name].parameters() if name in found else None) if inputs else None
-        for name, (_, inputs) in formats.items()
-    }
+    if not found:
+        return {}
+    layers = list(dict.fromkeys(name for name, _ in found))
+    for batch in calibration_batches(context, method.calibration, BATCH):
+        for seen in context.backend.observe(model, layers, iter([batch])):
+            for (name, _), observer in found.items():
+                if name in seen:
+                    observer.add(seen[name][0])
+    return found
 
 
-def _set(module: Model, weights: NumberFormat, inputs: Any) -> dict[str, float | int | str]:
+def _pair(module: Model, name: str, formats: Option, ranges: Ranges) -> tuple[Any, Any]:
+    """Return the quantizers of a layer's weight and input."""
+    from penjing.backends.torch.tensors import to_numpy
+
+    weights, inputs = formats
+    weight = _quantizer(weights, clipped_parameters(to_numpy(module.weight), weights))
+    if inputs is None:
+        return weight, None
+    seen = ranges.get((name, inputs))
+    return weight, _quantizer(inputs, None if seen is None else seen.parameters())
+
+
+def _set(module: Model, weight: Any, inputs: Any) -> dict[str, float | int | str]:
     """Put quantizers on a layer and return facts."""
     import torch
 
@@ -134,12 +167,11 @@ def _set(module: Model, weights: NumberFormat, inputs: Any) -> dict[str, float |
     from penjing.backends.torch.tensors import to_numpy
 
     own = to_numpy(module.weight)
-    weight = _quantizer(weights, clipped_parameters(own, weights))
     set_quantizers(module, weight, inputs)
     with torch.no_grad():
         rounded = to_numpy(weight(module.weight))
     detail: dict[str, float | int | str] = {
-        "weights": str(weights),
+        "weights": str(weight.format),
         "inputs": "float" if inputs is None else str(inputs.format),
         "weight_error": relative_error(rounded, own),
     }

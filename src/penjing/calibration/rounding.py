@@ -2,13 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from penjing.core.config import refusal
 from penjing.core.errors import Refused
-from penjing.core.method import Method, Stage
+from penjing.core.method import Method, Stage, Value
 from penjing.core.number_format import NumberFormat, number_format
+
+Option = tuple[NumberFormat, NumberFormat | None]
+"""Formats of a layer's weights and of its input; None: that which the method has for inputs."""
+
+
+class MixedBits(Value):
+    """Formats of weights chosen for each layer: least expected loss within a size.
+
+    What rounding a layer costs is the second derivative of the loss along the change of the layer's output
+    (`penjing.backends.torch.rounding_loss`, after Zandonati et al. 2022, "FIT", and NVIDIA ModelOpt's
+    AutoQuantize, which take it as diagonal); the choice is an exact knapsack (as in Yao et al. 2021,
+    "HAWQ-V3").
+
+    Attributes:
+        bits: mean of the stored bits for each weight over all layers that are rounded, scales included, in
+            (0, 32]; a share of the float32 size times 32.
+        options: formats to choose from, at least two; or pairs of formats of weights and of the layer's
+            input, for example `("int4 channel", "uint4")`.
+        examples: training examples that losses are taken on, at least 32; labels are not used.
+
+    Raises:
+        Refused: a field is unknown or out of its range.
+    """
+
+    bits: float = Field(gt=0, le=32)
+    options: tuple[Option, ...] = tuple((number_format(f"int{bits} channel"), None) for bits in (2, 3, 4, 8))
+    examples: int = Field(default=512, ge=32, le=1_000_000)
+
+    def __init__(self, bits: float, **fields: Any) -> None:
+        try:
+            super().__init__(**{"bits": bits, **fields})
+        except ValidationError as error:
+            raise refusal(error, "MixedBits", tuple(type(self).model_fields)) from None
+
+    @field_validator("options", mode="before")
+    @classmethod
+    def _read(cls, value: Any) -> tuple[Option, ...]:
+        if isinstance(value, str) or not isinstance(value, list | tuple):
+            raise ValueError("options are a list of number formats")
+        found = tuple(_option(entry, "MixedBits.options") for entry in value)
+        if len(set(found)) < max(len(found), 2):
+            raise ValueError("at least two options, each once")
+        return found
 
 
 class Rounded(Method):
@@ -23,6 +68,10 @@ class Rounded(Method):
             least squared error.
         calibration: training examples that ranges are taken from, at least 1.
         skip: patterns (shell wildcards) of layers that stay float.
+        by_layer: formats of some layers, as pairs of a pattern and what `MixedBits.options` takes, of which
+            the first that matches counts; a mapping is taken too. They hold for ends as they are.
+        mixed: choose the formats of weights for each layer that `by_layer` does not name, in place of
+            `weights`; None: `weights` for all.
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
@@ -32,6 +81,8 @@ class Rounded(Method):
     observer: Literal["minmax", "percentile", "mse"] = "mse"
     calibration: int = Field(default=256, ge=1, le=1_000_000)
     skip: tuple[str, ...] = ()
+    by_layer: tuple[tuple[str, Option], ...] = ()
+    mixed: MixedBits | None = None
 
     def __init__(
         self, weights: NumberFormat | str = "int8 channel", inputs: NumberFormat | str | None = "uint8",
@@ -55,15 +106,66 @@ class Rounded(Method):
     @field_validator("weights")
     @classmethod
     def _by_channel(cls, weights: NumberFormat) -> NumberFormat:
-        if weights.granularity == "token":
-            raise ValueError("the scales of weights are for the tensor, channels or groups")
-        if weights.granularity == "tensor":
-            return weights.model_copy(update={"granularity": "channel"})
-        return weights
+        return _for_weights(weights)
 
     @field_validator("inputs")
     @classmethod
     def _one_scale(cls, inputs: NumberFormat | None) -> NumberFormat | None:
-        if inputs is not None and inputs.granularity not in ("tensor", "token"):
-            raise ValueError("the scales of inputs are for the tensor or tokens")
-        return inputs
+        return _for_inputs(inputs)
+
+    @field_validator("by_layer", mode="before")
+    @classmethod
+    def _pairs(cls, value: Any) -> Any:
+        place = f"{cls.__name__}.by_layer"
+        pairs = list(value.items()) if isinstance(value, Mapping) else value
+        if not isinstance(pairs, list | tuple) or not all(
+            isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
+        ):
+            raise ValueError("formats by layer are pairs of a pattern and a format")
+        return tuple((pattern, _option(entry, place)) for pattern, entry in pairs)
+
+    @field_validator("mixed", mode="before")
+    @classmethod
+    def _mix(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        if "bits" not in value:
+            raise ValueError("mixed bits say how many, for example bits: 4.5")
+        try:
+            return MixedBits(**value)
+        except Refused as error:
+            place = f"{cls.__name__}.mixed, {error.place}"
+            raise Refused(
+                error.rule, value=error.value, place=place, fix=error.fix, code=error.code
+            ) from None
+
+    @model_validator(mode="after")
+    def _one_choice(self) -> Rounded:
+        if self.mixed is not None and self.weights != number_format("int8 channel"):
+            raise ValueError("weights or mixed, not both: mixed bits choose the formats of weights")
+        return self
+
+
+def _option(entry: Any, place: str) -> Option:
+    """Read an option: a format of weights, or a pair with that of the input."""
+    weights, inputs = entry if isinstance(entry, list | tuple) and len(entry) == 2 else (entry, None)
+    try:
+        first = NumberFormat.model_validate(weights)
+        second = None if inputs is None else NumberFormat.model_validate(inputs)
+    except Refused as error:
+        raise Refused(error.rule, value=error.value, place=place, fix=error.fix, code=error.code) from None
+    return _for_weights(first), _for_inputs(second)
+
+
+def _for_weights(weights: NumberFormat) -> NumberFormat:
+    if weights.granularity == "token":
+        raise ValueError("the scales of weights are for the tensor, channels or groups")
+    if weights.granularity == "tensor":
+        return weights.model_copy(update={"granularity": "channel"})
+    return weights
+
+
+def _for_inputs(inputs: NumberFormat | None) -> NumberFormat | None:
+    if inputs is not None and inputs.granularity not in ("tensor", "token"):
+        raise ValueError("the scales of inputs are for the tensor or tokens")
+    return inputs

@@ -140,6 +140,7 @@ METHOD_MODULES = (
     "penjing.quantize.reconstruct",
     "penjing.quantize.train",
     "penjing.quantize.weight_only",
+    "penjing.quantize.embeddings",
 )
 """Where methods live; importing them imports no framework."""
 
