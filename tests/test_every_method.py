@@ -333,6 +333,23 @@ ROWS = {
         kinds=WEIGHTED,
         simulated=True,
     ),
+    "quantize-gptq": Row(
+        pj.QuantizeGPTQ("int4 group 8", **FEW),
+        ("torch",),
+        WRONG_FORMATS
+        | {"order": ["best"], "compensate": ["perhaps"], "damping": [0, 1.5, math.nan], "batch_size": [0]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        simulated=True,
+    ),
+    "quantize-gptq-compensated": Row(
+        pj.QuantizeGPTQ("uint3 channel", "uint8", order="given", compensate=True, **FEW),
+        ("torch",),
+        {},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        simulated=True,
+    ),
     "train-quantized": Row(
         pj.TrainQuantized(**TRAIN),
         ("torch",),

@@ -52,6 +52,7 @@ _NAMES = {
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
     "QuantizeReconstruct": "penjing.quantize.reconstruct",
+    "QuantizeGPTQ": "penjing.quantize.gptq",
     "TrainQuantized": "penjing.quantize.train",
     "WeightOnly": "penjing.quantize.weight_only",
     "NumberFormat": "penjing.core.number_format",
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from penjing.prune.sparsegpt import PruneSparseGPT as PruneSparseGPT
     from penjing.prune.transformer import PruneTransformer as PruneTransformer
     from penjing.prune.wanda import PruneWanda as PruneWanda
+    from penjing.quantize.gptq import QuantizeGPTQ as QuantizeGPTQ
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static
     from penjing.quantize.nearest import QuantizeNearest as QuantizeNearest

@@ -138,6 +138,7 @@ METHOD_MODULES = (
     "penjing.quantize.int8_dynamic",
     "penjing.quantize.nearest",
     "penjing.quantize.reconstruct",
+    "penjing.quantize.gptq",
     "penjing.quantize.train",
     "penjing.quantize.weight_only",
 )
