@@ -30,6 +30,7 @@ from sparse_lm import MODELS, losses, numbers, step, task_of
 COMMON: dict[str, Any] = {"ends": False, "skip": ("output",)}
 METHODS: dict[str, Callable[[str], pj.Method]] = {
     "nearest": partial(pj.QuantizeNearest, inputs=None, **COMMON),
+    "AWQ": partial(pj.QuantizeAWQ, **COMMON),
     "GPTQ": partial(pj.QuantizeGPTQ, **COMMON),
     "GPTQ, compensated": partial(pj.QuantizeGPTQ, compensate=True, **COMMON),
 }

@@ -350,6 +350,15 @@ ROWS = {
         kinds=WEIGHTED,
         simulated=True,
     ),
+    "quantize-awq": Row(
+        pj.QuantizeAWQ("int4 group 8", "int8 token", **FEW),
+        ("torch",),
+        WRONG_FORMATS | {"inputs": ["uint17", "uint8", "uint8 channel", 3], "batch_size": [0, 1.5]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        one="fc",
+        simulated=True,
+    ),
     "train-quantized": Row(
         pj.TrainQuantized(**TRAIN),
         ("torch",),

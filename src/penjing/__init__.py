@@ -53,6 +53,7 @@ _NAMES = {
     "QuantizeNearest": "penjing.quantize.nearest",
     "QuantizeReconstruct": "penjing.quantize.reconstruct",
     "QuantizeGPTQ": "penjing.quantize.gptq",
+    "QuantizeAWQ": "penjing.quantize.awq",
     "TrainQuantized": "penjing.quantize.train",
     "WeightOnly": "penjing.quantize.weight_only",
     "NumberFormat": "penjing.core.number_format",
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     from penjing.prune.sparsegpt import PruneSparseGPT as PruneSparseGPT
     from penjing.prune.transformer import PruneTransformer as PruneTransformer
     from penjing.prune.wanda import PruneWanda as PruneWanda
+    from penjing.quantize.awq import QuantizeAWQ as QuantizeAWQ
     from penjing.quantize.gptq import QuantizeGPTQ as QuantizeGPTQ
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static

@@ -60,7 +60,7 @@ def round_in_order(
     names = {change.layer for change in placed.changes if change.done}
     layers = {layer.name: layer for layer in backend.layers(model) if layer.name in names}
     probe = tuple(x[:PROBE] for x in batches[0][0])
-    why = _not_alone(model, layers)
+    why = not_alone(model, layers)
     why |= called(backend, reference, [name for name in layers if name not in why], probe)
     left = [name for name in layers if name not in why]
     facts: dict[str, dict[str, float]] = {}
@@ -77,7 +77,7 @@ def round_in_order(
     return Outcome(model, [_told(change, why, facts) for change in placed.changes])
 
 
-def _not_alone(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
+def not_alone(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
     """Return for each layer that cannot be rounded on its inputs the reason."""
     owners: dict[int, list[str]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
@@ -95,12 +95,14 @@ def _round(model: Model, context: Context, layer: Layer, gram: Gram, solve: Solv
     """Round one layer in place and return the relative errors of its outputs, by nearest rounding and now."""
     import torch
 
+    from penjing.backends.torch.tensors import to_numpy
+
     module = model.get_submodule(layer.name)
     groups, _, columns = gram.total.shape
     old = context.backend.read(model, layer.name)["weight"].astype(np.float64)
     parts = old.reshape(groups, -1, columns)
     with torch.no_grad():
-        nearest = module.weight_quantizer(module.weight).numpy().reshape(parts.shape)
+        nearest = to_numpy(module.weight_quantizer(module.weight)).reshape(parts.shape)
     new, parameters = solve(parts, gram, module.weight_quantizer.format)
     module.weight_quantizer = quantizer_of(module.weight_quantizer.format, parameters)
     context.backend.write(model, layer.name, {"weight": new.reshape(old.shape).astype(np.float32)})

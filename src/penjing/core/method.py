@@ -139,6 +139,7 @@ METHOD_MODULES = (
     "penjing.quantize.nearest",
     "penjing.quantize.reconstruct",
     "penjing.quantize.gptq",
+    "penjing.quantize.awq",
     "penjing.quantize.train",
     "penjing.quantize.weight_only",
 )
