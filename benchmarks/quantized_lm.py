@@ -33,6 +33,7 @@ METHODS: dict[str, Callable[[str], pj.Method]] = {
     "AWQ": partial(pj.QuantizeAWQ, **COMMON),
     "GPTQ": partial(pj.QuantizeGPTQ, **COMMON),
     "GPTQ, compensated": partial(pj.QuantizeGPTQ, compensate=True, **COMMON),
+    "AutoRound": partial(pj.QuantizeAutoRound, **COMMON),
 }
 
 

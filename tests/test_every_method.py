@@ -359,6 +359,14 @@ ROWS = {
         one="fc",
         simulated=True,
     ),
+    "quantize-autoround": Row(
+        pj.QuantizeAutoRound("uint4 group 8", steps=3, **FEW),
+        ("torch",),
+        WRONG_FORMATS | {"weights": ["int1", "nf4", 3], "steps": [0, 1.5], "size": [0], "block": [0]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        simulated=True,
+    ),
     "train-quantized": Row(
         pj.TrainQuantized(**TRAIN),
         ("torch",),

@@ -54,6 +54,7 @@ _NAMES = {
     "QuantizeReconstruct": "penjing.quantize.reconstruct",
     "QuantizeGPTQ": "penjing.quantize.gptq",
     "QuantizeAWQ": "penjing.quantize.awq",
+    "QuantizeAutoRound": "penjing.quantize.autoround",
     "TrainQuantized": "penjing.quantize.train",
     "WeightOnly": "penjing.quantize.weight_only",
     "NumberFormat": "penjing.core.number_format",
@@ -107,6 +108,7 @@ if TYPE_CHECKING:
     from penjing.prune.sparsegpt import PruneSparseGPT as PruneSparseGPT
     from penjing.prune.transformer import PruneTransformer as PruneTransformer
     from penjing.prune.wanda import PruneWanda as PruneWanda
+    from penjing.quantize.autoround import QuantizeAutoRound as QuantizeAutoRound
     from penjing.quantize.awq import QuantizeAWQ as QuantizeAWQ
     from penjing.quantize.gptq import QuantizeGPTQ as QuantizeGPTQ
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic

@@ -140,6 +140,7 @@ METHOD_MODULES = (
     "penjing.quantize.reconstruct",
     "penjing.quantize.gptq",
     "penjing.quantize.awq",
+    "penjing.quantize.autoround",
     "penjing.quantize.train",
     "penjing.quantize.weight_only",
 )

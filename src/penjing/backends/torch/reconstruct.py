@@ -95,20 +95,25 @@ class Reconstructed:
     after: float
 
 
+Learn = Callable[[nn.Module, tuple[Any, Any, Any]], list[str]]
+"""From a block and its data (what the quantized model gives it, what the float model gives it, and the float
+output) to the names of its layers, which have learned."""
+
+
 def reconstruct(
-    model: nn.Module, reference: nn.Module, arrays: Arrays, learning: Learning, largest: int,
+    model: nn.Module, reference: nn.Module, arrays: Arrays, learn: Learn, largest: int,
     say: Callable[[str], None],
 ) -> list[Reconstructed]:  # fmt: skip
     """Learn the rounding of every quantized layer's weight, block by block, in place.
 
-    Each block is given what the quantized blocks before it give and, mixed with it, what the float model gave
-    (QDrop), and learns to give the float model's output. Labels are not used.
+    Each block is given what the quantized blocks before it give and learns to give the float model's output.
+    Labels are not used.
 
     Args:
         model: with quantizers on nearest rounding.
         reference: the same model in float, BatchNorm folded alike.
         arrays: inputs that are learned from.
-        learning: how.
+        learn: how.
         largest: most quantized layers in a block.
         say: progress.
     """
@@ -122,14 +127,20 @@ def reconstruct(
         clean, wanted = seen(reference, name, inputs)
         block = model.get_submodule(name)
         before = relative_error(block, given, wanted)
-        layers = _learn(block, (given, clean, wanted), learning)
+        layers = learn(block, (given, clean, wanted))
         after = relative_error(block, given, wanted)
         found.append(Reconstructed(name, tuple(f"{name}.{x}".rstrip(".") for x in layers), before, after))
     return found
 
 
-def _learn(block: nn.Module, data: tuple[Any, Any, Any], learning: Learning) -> list[str]:
-    """Learn, then write the weights that were chosen; return the layers' names within the block."""
+def learn_up_or_down(block: nn.Module, data: tuple[Any, Any, Any], learning: Learning) -> list[str]:
+    """Learn, then write the weights that were chosen; return the layers' names within the block.
+
+    Args:
+        block: with quantizers on nearest rounding.
+        data: as of `Learn`; the first two are mixed (QDrop).
+        learning: how.
+    """
     given, clean, wanted = data
     layers = dict(quantized_layers(block))
     channels = len(list(layers.values())[-1].weight)
