@@ -54,6 +54,9 @@ _NAMES = {
     "QuantizeEmbeddings": "penjing.quantize.embeddings",
     "QuantizeReconstruct": "penjing.quantize.reconstruct",
     "MixedBits": "penjing.calibration.rounding",
+    "QuantizeGPTQ": "penjing.quantize.gptq",
+    "QuantizeAWQ": "penjing.quantize.awq",
+    "QuantizeAutoRound": "penjing.quantize.autoround",
     "TrainQuantized": "penjing.quantize.train",
     "WeightOnly": "penjing.quantize.weight_only",
     "NumberFormat": "penjing.core.number_format",
@@ -108,7 +111,10 @@ if TYPE_CHECKING:
     from penjing.prune.sparsegpt import PruneSparseGPT as PruneSparseGPT
     from penjing.prune.transformer import PruneTransformer as PruneTransformer
     from penjing.prune.wanda import PruneWanda as PruneWanda
+    from penjing.quantize.autoround import QuantizeAutoRound as QuantizeAutoRound
+    from penjing.quantize.awq import QuantizeAWQ as QuantizeAWQ
     from penjing.quantize.embeddings import QuantizeEmbeddings as QuantizeEmbeddings
+    from penjing.quantize.gptq import QuantizeGPTQ as QuantizeGPTQ
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static
     from penjing.quantize.nearest import QuantizeNearest as QuantizeNearest

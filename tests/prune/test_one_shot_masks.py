@@ -9,7 +9,7 @@ from torch import nn  # noqa: E402
 import penjing as pj  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
 from penjing.backends.torch.masks import masks_of  # noqa: E402
-from penjing.calibration import layerwise  # noqa: E402
+from penjing.calibration import inputs  # noqa: E402
 from penjing.core.context import Context  # noqa: E402
 
 FEW = {"calibration": 64, "batch_size": 32}
@@ -220,7 +220,7 @@ def test_memory_bounds_how_many_layers_share_a_pass(images, monkeypatch):
     method = pj.PruneALPS(0.5, sequential=False, **FEW)
     whole = pj.apply(network(), method, task(images))
     moments = {"0": 27**2 * 8, "2": 8 * 9**2 * 8, "4": 2 * 36**2 * 8, "8": 16**2 * 8}
-    monkeypatch.setattr(layerwise, "GRAM_BYTES", moments["2"] + moments["0"])
+    monkeypatch.setattr(inputs, "GRAM_BYTES", moments["2"] + moments["0"])
     said: list[str] = []
     prepared = task(images).prepare()
     context = Context(task=prepared, backend=BACKEND, original=None, say=said.append)

@@ -22,6 +22,8 @@ ROWS = 2**18
 """Observations of a layer that its moments are taken over, at most about so many: drawn positions of each
 example where there are more."""
 CHUNK_BYTES = 2**26
+GRAM_BYTES = 2**31
+"""Second moments held at a time; a layer that needs more by itself is left out."""
 
 
 def calibration_batches(context: Context, examples: int, size: int) -> list[Batch]:
@@ -40,6 +42,51 @@ def calibration_batches(context: Context, examples: int, size: int) -> list[Batc
     if left == examples:
         raise Refused("calibration has examples", value=0, place="task.train", fix="give training data")
     return batches
+
+
+def refuse_dull(batches: Sequence[Batch]) -> None:
+    """Refuse inputs of a model that say nothing about it.
+
+    Raises:
+        Refused: an input is NaN or infinite, or all values of all inputs are the same.
+    """
+    ends = set()
+    for inputs, _ in batches:
+        for number, x in enumerate(inputs):
+            if not np.isfinite(x).all():
+                raise Refused("calibration data are finite", value="NaN or infinite",
+                              place=f"task.train, input {number}", fix="look at the data")  # fmt: skip
+            ends |= {x.min().item(), x.max().item()} if x.size else set()
+    if len(ends) < 2:
+        raise Refused("calibration data vary", value=f"all values are {next(iter(ends), 'missing')}",
+                      place="task.train", fix="give examples as the model will see them")  # fmt: skip
+
+
+def unobservable(layer: Layer) -> str:
+    """Say why the second moments of a layer's inputs cannot be had; empty where they can."""
+    size = gram_bytes(layer)
+    if layer.kind != "linear" and layer.window is None:
+        return "its input is not read as patches"
+    if layer.kind == "linear" and len(layer.shapes["weight"]) != 2:
+        return "its weight is no matrix"
+    if size > GRAM_BYTES:
+        return (
+            f"the moments of its inputs take {size / 2**30:.1f} GiB, more than {GRAM_BYTES / 2**30:.1f} GiB"
+        )
+    return ""
+
+
+def in_passes(layers: Sequence[Layer]) -> list[list[Layer]]:
+    """Split layers so that the moments of each part fit into `GRAM_BYTES` together, as far as they can."""
+    parts: list[list[Layer]] = []
+    held = GRAM_BYTES
+    for layer in layers:
+        held += gram_bytes(layer)
+        if held > GRAM_BYTES:
+            parts.append([])
+            held = gram_bytes(layer)
+        parts[-1].append(layer)
+    return parts
 
 
 def called(backend: Backend, model: Model, layers: Sequence[str], inputs: Arrays) -> dict[str, str]:

@@ -21,7 +21,14 @@ from penjing.calibration.candidates import (
     skipped,
     unpacked,
 )
-from penjing.calibration.inputs import calibration_batches, called, gram_bytes, input_grams, waves
+from penjing.calibration.inputs import (
+    calibration_batches,
+    called,
+    in_passes,
+    input_grams,
+    unobservable,
+    waves,
+)
 from penjing.calibration.settings import Corrected, LayerWise
 from penjing.core.context import Context
 from penjing.core.method import Change, Model, Outcome
@@ -31,8 +38,6 @@ Solve = Callable[[Any, Any, float, Pattern], tuple[Any, Any]]
 """From a weight `[rows, columns]`, the mean of x xᵀ, the share of zeros and the pattern to the new weight and
 its mask."""
 
-GRAM_BYTES = 2**31
-"""Second moments held at a time; a layer that needs more by itself is skipped."""
 PROBE = 2
 """Examples that find the order of the layers."""
 
@@ -68,15 +73,8 @@ class Work:
 
     def in_passes(self, names: Sequence[str]) -> list[list[str]]:
         """Split names so that the moments of each part fit into memory together."""
-        parts: list[list[str]] = []
-        held = GRAM_BYTES
-        for name in names:
-            held += gram_bytes(self.layers[name].layer)
-            if held > GRAM_BYTES:
-                parts.append([])
-                held = gram_bytes(self.layers[name].layer)
-            parts[-1].append(name)
-        return parts
+        parts = in_passes([self.layers[name].layer for name in names])
+        return [[layer.name for layer in part] for part in parts]
 
 
 def prepare(model: Model, method: LayerWise, context: Context) -> Work:
@@ -88,7 +86,7 @@ def prepare(model: Model, method: LayerWise, context: Context) -> Work:
     found, changes = candidates(model, method, context)
     batches = calibration_batches(context, method.calibration, method.batch_size)
     probe = tuple(x[:PROBE] for x in batches[0][0])
-    reasons = {c.name: _unobservable(c) for c in found if _unobservable(c)}
+    reasons = {c.name: why for c in found if (why := unobservable(c.layer))}
     named = [c.name for c in found if c.name not in reasons]
     reasons |= called(context.backend, model, named, probe)
     left = [name for name in named if name not in reasons]
@@ -98,19 +96,6 @@ def prepare(model: Model, method: LayerWise, context: Context) -> Work:
     dense = context.backend.copy(model) if isinstance(method, Corrected) and method.compensate else None
     observed = model if method.sequential else context.backend.copy(model)
     return Work(model, method, context, layers, batches, order, changes, dense, observed)
-
-
-def _unobservable(candidate: Candidate) -> str:
-    layer, size = candidate.layer, gram_bytes(candidate.layer)
-    if layer.kind != "linear" and layer.window is None:
-        return "its input is not read as patches"
-    if layer.kind == "linear" and candidate.weight.ndim != 2:
-        return "its weight is no matrix"
-    if size > GRAM_BYTES:
-        return (
-            f"the moments of its inputs take {size / 2**30:.1f} GiB, more than {GRAM_BYTES / 2**30:.1f} GiB"
-        )
-    return ""
 
 
 def prune_layers(

@@ -41,6 +41,9 @@ class Placed:
 def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
     """Fold BatchNorm and put quantizers on convolutions and linear layers, in place.
 
+    Where the length of a group does not divide a row of the weight, the last group of the row is shorter; the
+    change then says so, `last_group` being its length.
+
     Raises:
         Refused: no data, quantized already, or inputs that are NaN, infinite or constant.
     """
@@ -53,8 +56,8 @@ def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
         raise Refused("the model is not quantized yet", value=next(quantized_layers(model))[0],
                       place=type(method).__name__, fix="start from the float model")  # fmt: skip
     example = context.task.train.example()
-    folded = fold_batchnorm(model, example, context.covers)
     layers, skipped = _choose(model, method, context)
+    folded = fold_batchnorm(model, example, context.covers)
     changes = [_skipped(method, name, reason) for name, reason in skipped.items()]
     seen = calls(model, list(layers), to_inputs(model, example))
     order = [name for name, call in seen.items() if call.times]
@@ -152,11 +155,11 @@ def _pair(module: Model, name: str, formats: Option, ranges: Ranges) -> tuple[An
     from penjing.backends.torch.tensors import to_numpy
 
     weights, inputs = formats
-    weight = _quantizer(weights, clipped_parameters(to_numpy(module.weight), weights))
+    weight = quantizer_of(weights, clipped_parameters(to_numpy(module.weight), weights))
     if inputs is None:
         return weight, None
     seen = ranges.get((name, inputs))
-    return weight, _quantizer(inputs, None if seen is None else seen.parameters())
+    return weight, quantizer_of(inputs, None if seen is None else seen.parameters())
 
 
 def _set(module: Model, weight: Any, inputs: Any) -> dict[str, float | int | str]:
@@ -175,6 +178,9 @@ def _set(module: Model, weight: Any, inputs: Any) -> dict[str, float | int | str
         "inputs": "float" if inputs is None else str(inputs.format),
         "weight_error": relative_error(rounded, own),
     }
+    shorter = own[0].size % weight.format.group if weight.format.group else 0
+    if shorter:
+        detail["last_group"] = shorter
     if inputs is not None and inputs.format.granularity != "token":
         detail["input_scale"] = float(inputs.scale.max())
     return detail
@@ -190,16 +196,16 @@ def wider(format: NumberFormat) -> NumberFormat:
     )  # fmt: skip
 
 
-def _quantizer(format: NumberFormat, parameters: Parameters | None) -> Any:
+def quantizer_of(format: NumberFormat, parameters: Parameters | None) -> Any:
+    """Return a module that rounds to a format under given parameters; None for tokens, which bring theirs."""
     import torch
 
     from penjing.backends.torch.quantizers import Quantizer
 
     if parameters is None:
         return Quantizer(format, torch.ones(()))
-    zero = parameters.zero_points
-    scale = torch.from_numpy(np.array(parameters.scales, np.float32))
-    return Quantizer(format, scale, None if zero is None else torch.from_numpy(np.array(zero, np.float32)))
+    parts = (None if part is None else torch.from_numpy(np.array(part, np.float32)) for part in parameters)
+    return Quantizer(format, *parts)
 
 
 def _skipped(method: Rounded, layer: str, reason: str) -> Change:

@@ -141,7 +141,7 @@ class Rounded(Method):
 
     @model_validator(mode="after")
     def _one_choice(self) -> Rounded:
-        if self.mixed is not None and self.weights != number_format("int8 channel"):
+        if self.mixed is not None and self.weights != type(self).model_fields["weights"].default:
             raise ValueError("weights or mixed, not both: mixed bits choose the formats of weights")
         return self
 
@@ -169,3 +169,21 @@ def _for_inputs(inputs: NumberFormat | None) -> NumberFormat | None:
     if inputs is not None and inputs.granularity not in ("tensor", "token"):
         raise ValueError("the scales of inputs are for the tensor or tokens")
     return inputs
+
+
+class RoundedWeights(Rounded):
+    """What methods say that are made for weights alone, of language models above all.
+
+    Attributes:
+        weights: 4-bit integers in groups of 32 inputs by default.
+        inputs: float by default.
+    """
+
+    weights: NumberFormat = number_format("int4 group 32")
+    inputs: NumberFormat | None = None
+
+    def __init__(
+        self, weights: NumberFormat | str = "int4 group 32", inputs: NumberFormat | str | None = None,
+        **fields: Any,
+    ) -> None:  # fmt: skip
+        super().__init__(weights, inputs, **fields)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from pydantic import Field
 
-from penjing.calibration.placing import place_quantizers
+from penjing.calibration.learned_rounding import learned_by_blocks
 from penjing.calibration.rounding import Rounded
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Model, Outcome, handles
+from penjing.core.method import Model, Outcome, handles
 
 
 class QuantizeReconstruct(Rounded):
@@ -43,26 +45,12 @@ def quantize_reconstruct(model: Model, method: QuantizeReconstruct, context: Con
     Raises:
         Refused: fewer than 32 training examples, quantized already, or inputs that are NaN or infinite.
     """
-    from penjing.backends.torch.reconstruct import Learning, reconstruct
+    from penjing.backends.torch.reconstruct import Learning, learn_up_or_down
 
+    learning = Learning(method.steps, method.size, drop=method.drop, seed=context.seed)
     arrays = next(context.task.train.batches(method.examples, context.seed))[0]
     if len(arrays[0]) < 32:
         raise Refused("reconstruction has at least 32 training examples", value=len(arrays[0]),
                       place="task.train", fix="give more, or use QuantizeNearest")  # fmt: skip
-    placed = place_quantizers(model, method, context)
-    learning = Learning(method.steps, method.size, drop=method.drop, seed=context.seed)
-    found = reconstruct(model, placed.reference, arrays, learning, method.block, context.say)
-    facts = {layer: block for block in found for layer in block.layers}
-    changes = []
-    for change in placed.changes:
-        block = facts.get(change.layer)
-        if block is None or not change.done:
-            changes.append(change)
-            continue
-        detail = change.detail | {
-            "block": block.block,
-            "error_before": block.before,
-            "error_after": block.after,
-        }
-        changes.append(Change(method=change.method, layer=change.layer, status="done", detail=detail))
-    return Outcome(model, changes)
+    learn = partial(learn_up_or_down, learning=learning, learned=set())
+    return learned_by_blocks(model, method, context, learn, arrays, method.block)

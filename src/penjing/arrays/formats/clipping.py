@@ -25,7 +25,7 @@ _OWN_FACTORS: dict[str, tuple[float, ...]] = {
 
 
 def clipped_parameters(
-    x: Array, format: NumberFormat, factors: tuple[float, ...] | None = None
+    x: Array, format: NumberFormat, factors: tuple[float, ...] | None = None, importance: Array | None = None
 ) -> Parameters:
     """Return, for each scale, the one of a grid of factors times `parameters_of` that errs least in L2.
 
@@ -35,6 +35,8 @@ def clipped_parameters(
     Args:
         x: weights `[out, in, *kernel]`, or any shape that the format takes.
         factors: above 0, to choose from, the first one wins ties; None: `SHRINKS`, or what suits the kind.
+        importance: what a squared error of each value counts, at least 0, of a shape that broadcasts to that
+            of x; None: all the same.
 
     Returns:
         Parameters whose error is, for every scale, at most that of `parameters_of` where 1 is a factor.
@@ -51,18 +53,21 @@ def clipped_parameters(
     xp = array_namespace(x)
     x = xp.astype(x, xp.float32)
     start = parameters_of(x, format)
+    price: Array = 1.0 if importance is None else xp.astype(importance, xp.float32)
     first, *others = factors or _OWN_FACTORS.get(format.kind, SHRINKS)
     best = nearest_scales(start.scales * first, format)
-    least = _error(x, format, start._replace(scales=best))
+    least = _error(x, format, start._replace(scales=best), price)
     for factor in others:
         scales = nearest_scales(start.scales * factor, format)
-        error = _error(x, format, start._replace(scales=scales))
+        error = _error(x, format, start._replace(scales=scales), price)
         best, least = xp.where(error < least, scales, best), xp.minimum(error, least)
     return start._replace(scales=best)
 
 
-def _error(x: Array, format: NumberFormat, parameters: Parameters) -> Array:
-    """Return the squared error of rounding under each scale, float64, shape of the scales."""
+def _error(x: Array, format: NumberFormat, parameters: Parameters, importance: Array) -> Array:
+    """Return the weighed squared error of rounding under each scale, float64, shape of the scales."""
     xp = array_namespace(x)
     gap = rounded(x, format, *parameters) - x
-    return xp.reshape(xp.sum(to_rows(gap * gap, format), axis=1, dtype=xp.float64), parameters.scales.shape)
+    return xp.reshape(
+        xp.sum(to_rows(gap * gap * importance, format), axis=1, dtype=xp.float64), parameters.scales.shape
+    )

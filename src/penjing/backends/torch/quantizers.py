@@ -31,22 +31,28 @@ class Quantizer(nn.Module):  # type: ignore[misc]
         format: the number format; tokens get their scales from the tensor itself.
         scale: a parameter of the format's `scale_shape`, not trained until `learned`.
         zero_point: a buffer of the same shape; None for symmetric formats.
+        tensor_scale: of nvfp4, a buffer of one number; None otherwise.
         drop: probability with which a value is left as it is in training mode (Wei et al. 2022, "QDrop").
     """
 
-    def __init__(self, format: NumberFormat, scale: Any, zero_point: Any | None = None) -> None:
+    def __init__(
+        self, format: NumberFormat, scale: Any, zero_point: Any | None = None, tensor_scale: Any | None = None
+    ) -> None:
         super().__init__()
         self.format = format
         self.scale = nn.Parameter(scale, requires_grad=False)
         self.register_buffer("zero_point", zero_point)
+        self.register_buffer("tensor_scale", tensor_scale)
         self.drop = 0.0
 
     def forward(self, x: Any) -> Any:
         """Return the rounded tensor, of the same shape."""
-        if self.format.kind == "integer" and self.format.granularity != "token":
+        if self.format.granularity == "token":
+            y = _AsIf.apply(x, rounded(x.detach(), self.format))
+        elif self.format.kind == "integer":
             y = _integers(x, self)
         else:
-            y = _AsIf.apply(x, rounded(x.detach(), self.format))
+            y = _AsIf.apply(x, rounded(x.detach(), self.format, self.scale.detach(), None, self.tensor_scale))
         if self.drop and self.training:
             y = torch.where(torch.rand_like(x) < self.drop, x, y)
         return y

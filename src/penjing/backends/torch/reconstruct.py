@@ -95,20 +95,25 @@ class Reconstructed:
     after: float
 
 
+Learn = Callable[[nn.Module, tuple[Any, Any, Any]], list[str]]
+"""From a block and its data (what the quantized model gives it, what the float model gives it, and the float
+output) to the names of its layers, which have learned."""
+
+
 def reconstruct(
-    model: nn.Module, reference: nn.Module, arrays: Arrays, learning: Learning, largest: int,
+    model: nn.Module, reference: nn.Module, arrays: Arrays, learn: Learn, largest: int,
     say: Callable[[str], None],
 ) -> list[Reconstructed]:  # fmt: skip
     """Learn the rounding of every quantized layer's weight, block by block, in place.
 
-    Each block is given what the quantized blocks before it give and, mixed with it, what the float model gave
-    (QDrop), and learns to give the float model's output. Labels are not used.
+    Each block is given what the quantized blocks before it give and learns to give the float model's output.
+    Labels are not used.
 
     Args:
         model: with quantizers on nearest rounding.
         reference: the same model in float, BatchNorm folded alike.
         arrays: inputs that are learned from.
-        learning: how.
+        learn: how.
         largest: most quantized layers in a block.
         say: progress.
     """
@@ -116,25 +121,28 @@ def reconstruct(
     names = [name for name, _ in quantized_layers(model)]
     blocks = partition(model, names, tuple(x[:2] for x in inputs), largest)
     found: list[Reconstructed] = []
-    learned: set[Quantizer] = set()
     for number, name in enumerate(blocks, 1):
         say(f"reconstructing {name} ({number} of {len(blocks)})")
         given, _ = seen(model, name, inputs)
         clean, wanted = seen(reference, name, inputs)
         block = model.get_submodule(name)
         before = relative_error(block, given, wanted)
-        layers = _learn(block, (given, clean, wanted), learning, learned)
+        layers = learn(block, (given, clean, wanted))
         after = relative_error(block, given, wanted)
         found.append(Reconstructed(name, tuple(f"{name}.{x}".rstrip(".") for x in layers), before, after))
     return found
 
 
-def _learn(
+def learn_up_or_down(
     block: nn.Module, data: tuple[Any, Any, Any], learning: Learning, learned: set[Quantizer]
 ) -> list[str]:
     """Learn, then write the weights that were chosen; return the layers' names within the block.
 
-    `learned` holds quantizers of inputs that learn no more, and gets those that did here.
+    Args:
+        block: with quantizers on nearest rounding.
+        data: as of `Learn`; the first two are mixed (QDrop).
+        learning: how.
+        learned: quantizers of inputs that learn no more; those that did here are added.
     """
     given, clean, wanted = data
     layers = dict(quantized_layers(block))

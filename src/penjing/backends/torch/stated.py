@@ -28,9 +28,7 @@ def layer_formats(model: nn.Module) -> dict[str, LayerFormats]:
 
 
 def _stated(quantizer: Quantizer) -> Parameters:
-    """Return scales and zero points as `encode` takes them; a table's scales are found anew."""
-    format, zero = quantizer.format, quantizer.zero_point
-    if format.kind != "integer":
-        return Parameters(None)
-    points = None if zero is None else to_numpy(zero).astype(code_type(format, np))
-    return Parameters(to_numpy(quantizer.scale), points)
+    """Return scales and zero points as `encode` takes them."""
+    zero, whole = quantizer.zero_point, quantizer.tensor_scale
+    points = None if zero is None else to_numpy(zero).astype(code_type(quantizer.format, np))
+    return Parameters(to_numpy(quantizer.scale), points, None if whole is None else to_numpy(whole))

@@ -1,0 +1,47 @@
+"""Rounding learned block by block, with a change for every layer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from penjing.calibration.placing import place_quantizers
+from penjing.calibration.rounding import Rounded
+from penjing.core.backend import Arrays
+from penjing.core.context import Context
+from penjing.core.method import Change, Model, Outcome
+
+if TYPE_CHECKING:
+    from penjing.backends.torch.reconstruct import Learn
+
+
+def learned_by_blocks(
+    model: Model, method: Rounded, context: Context, learn: Learn, arrays: Arrays, largest: int
+) -> Outcome:
+    """Put quantizers on a model and learn how each block rounds; one change for every layer.
+
+    Args:
+        model: changed in place.
+        method: formats and data.
+        context: of the application.
+        learn: how one block learns.
+        arrays: inputs that are learned from.
+        largest: most quantized layers in a block.
+
+    Raises:
+        Refused: as `place_quantizers`.
+    """
+    from penjing.backends.torch.reconstruct import reconstruct
+
+    placed = place_quantizers(model, method, context)
+    found = reconstruct(model, placed.reference, arrays, learn, largest, context.say)
+    facts = {layer: block for block in found for layer in block.layers}
+    changes: list[Change] = []
+    for change in placed.changes:
+        block = facts.get(change.layer)
+        more: dict[str, float | int | str] = {}
+        if block is not None and change.done:
+            more = {"block": block.block, "error_before": block.before, "error_after": block.after}
+        elif change.done:
+            more = {"nearest": "the model calls it other than once, or not with one tensor"}
+        changes.append(change.model_copy(update={"detail": change.detail | more}))
+    return Outcome(model, changes)

@@ -1,0 +1,122 @@
+"""Weights rounded one layer at a time, in the order of the data, so that outputs stay near."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from penjing.arrays.formats.parameters import Parameters
+from penjing.arrays.sparsity.gram import Gram, output_error
+from penjing.calibration.inputs import (
+    calibration_batches,
+    called,
+    in_passes,
+    input_grams,
+    refuse_dull,
+    unobservable,
+    waves,
+)
+from penjing.calibration.placing import place_quantizers, quantizer_of
+from penjing.calibration.rounding import Rounded
+from penjing.core.backend import Layer
+from penjing.core.context import Context
+from penjing.core.method import Change, Model, Outcome
+from penjing.core.number_format import NumberFormat
+
+PROBE = 2
+"""Examples that find the order of the layers."""
+
+Solve = Callable[[NDArray[Any], Gram, NumberFormat], tuple[NDArray[Any], Parameters]]
+"""From a weight `[groups, rows, columns]` in double precision, the moments of its inputs and its format to
+the weight on values of the format, and the parameters of all its rows together."""
+
+
+def round_in_order(
+    model: Model, method: Rounded, context: Context, solve: Solve, size: int = 32, dense: bool = False
+) -> Outcome:
+    """Put quantizers on a model and round each layer on the inputs that it then has; one change for each.
+
+    Layers whose inputs cannot be observed, that share their weight with another, or that are observed less
+    often than they have inputs stay on nearest rounding, and their change says so.
+
+    Args:
+        model: changed in place.
+        method: formats and data.
+        context: of the application.
+        solve: the method's mathematics.
+        size: examples that run at once.
+        dense: whether the moments have the float model's inputs as the wanted ones.
+
+    Raises:
+        Refused: no data, or such that are constant, NaN or infinite; and as `place_quantizers`.
+    """
+    batches = calibration_batches(context, method.calibration, size)
+    refuse_dull(batches)
+    placed = place_quantizers(model, method, context)
+    backend, reference = context.backend, placed.reference
+    names = {change.layer for change in placed.changes if change.done}
+    layers = {layer.name: layer for layer in backend.layers(model) if layer.name in names}
+    probe = tuple(x[:PROBE] for x in batches[0][0])
+    why = not_alone(model, layers)
+    why |= called(backend, reference, [name for name in layers if name not in why], probe)
+    left = [name for name in layers if name not in why]
+    facts: dict[str, dict[str, float]] = {}
+    order = waves(backend, reference, left, probe, context.seed)
+    passes = [part for wave in order for part in in_passes([layers[name] for name in wave])]
+    for number, part in enumerate(passes, 1):
+        context.say(f"{type(method).__name__}: {', '.join(x.name for x in part)} ({number} of {len(passes)})")
+        wanted = reference if dense else None
+        for name, gram in input_grams(backend, model, part, batches, context.seed, wanted).items():
+            if gram.rows < gram.total.shape[-1]:
+                why[name] = f"{gram.rows} observations of {gram.total.shape[-1]} inputs: raise calibration"
+            else:
+                facts[name] = _round(model, context, layers[name], gram, solve)
+    return Outcome(model, [_told(change, why, facts) for change in placed.changes])
+
+
+def not_alone(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
+    """Return for each layer that cannot be rounded on its inputs the reason."""
+    owners: dict[int, list[str]] = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(tensor), []).append(name)
+    why = {}
+    for name, layer in layers.items():
+        others = [x for x in owners[id(model.get_submodule(name).weight)] if x != f"{name}.weight"]
+        reason = f"its weight is {others[0]} too" if others else unobservable(layer)
+        if reason:
+            why[name] = reason
+    return why
+
+
+def _round(model: Model, context: Context, layer: Layer, gram: Gram, solve: Solve) -> dict[str, float]:
+    """Round one layer in place and return the relative errors of its outputs, by nearest rounding and now."""
+    import torch
+
+    from penjing.backends.torch.tensors import to_numpy
+
+    module = model.get_submodule(layer.name)
+    groups, _, columns = gram.total.shape
+    old = context.backend.read(model, layer.name)["weight"].astype(np.float64)
+    parts = old.reshape(groups, -1, columns)
+    with torch.no_grad():
+        nearest = to_numpy(module.weight_quantizer(module.weight)).reshape(parts.shape)
+    new, parameters = solve(parts, gram, module.weight_quantizer.format)
+    module.weight_quantizer = quantizer_of(module.weight_quantizer.format, parameters)
+    context.backend.write(model, layer.name, {"weight": new.reshape(old.shape).astype(np.float32)})
+    whole = _cost(parts, gram)
+    return {
+        "error_nearest": _cost(nearest - parts, gram) / whole if whole else 0.0,
+        "error": _cost(new - parts, gram) / whole if whole else 0.0,
+    }
+
+
+def _cost(change: NDArray[Any], gram: Gram) -> float:
+    return sum(output_error(part, moments) for part, moments in zip(change, gram.mean, strict=True))
+
+
+def _told(change: Change, why: Mapping[str, str], facts: Mapping[str, dict[str, float]]) -> Change:
+    more = {"nearest": why[change.layer]} if change.layer in why else facts.get(change.layer, {})
+    return change.model_copy(update={"detail": change.detail | more})
