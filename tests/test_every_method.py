@@ -314,6 +314,14 @@ ROWS = {
         after=(pj.QuantizeNearest("int4", "uint8", **FEW),),
         kinds=WEIGHTED,
     ),
+    "smooth": Row(
+        pj.SmoothActivations(**FEW, gain=0),
+        INTEGERS,
+        {"calibration": [0, -1, 2.5], "gain": [-0.1, 1, math.nan, "some"]},
+        adopted=("torch", "numpy"),
+        kinds=WEIGHTED,
+        one="fc",
+    ),
     "dynamic": Row(pj.Int8Dynamic(), INTEGERS, {}, adopted=("torch", "numpy"), kinds=WEIGHTED, one="fc"),
     "bias": Row(
         pj.CorrectBias(**FEW),

@@ -57,6 +57,7 @@ _NAMES = {
     "QuantizeGPTQ": "penjing.quantize.gptq",
     "QuantizeAWQ": "penjing.quantize.awq",
     "QuantizeAutoRound": "penjing.quantize.autoround",
+    "SmoothActivations": "penjing.quantize.smooth",
     "TrainQuantized": "penjing.quantize.train",
     "WeightOnly": "penjing.quantize.weight_only",
     "NumberFormat": "penjing.core.number_format",
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from penjing.quantize.int8_static import Int8Static as Int8Static
     from penjing.quantize.nearest import QuantizeNearest as QuantizeNearest
     from penjing.quantize.reconstruct import QuantizeReconstruct as QuantizeReconstruct
+    from penjing.quantize.smooth import SmoothActivations as SmoothActivations
     from penjing.quantize.train import TrainQuantized as TrainQuantized
     from penjing.quantize.weight_only import WeightOnly as WeightOnly
     from penjing.repair.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm

@@ -1,0 +1,131 @@
+"""Smooth activations in front of 8-bit linear layers, the weights taking up what they lose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from penjing.arrays.smoothing import Smoothing, smoothing
+from penjing.core.context import Context
+from penjing.core.errors import Refused
+from penjing.core.method import Change, Method, Outcome, Stage, handles
+
+if TYPE_CHECKING:
+    from penjing.backends.onnx.graph import Graph, WeightNode
+    from penjing.backends.onnx.model import OnnxModel
+
+ROWS = 1024
+"""Rows of each activation that strengths are tried on."""
+BATCH = 32
+
+
+class SmoothActivations(Method):
+    """Divide the channels of activations by factors that the weights behind are multiplied by.
+
+    A linear layer computes the same, but a few channels with large values no longer coarsen the one grid that
+    all share. Xiao et al. 2023, "SmoothQuant"; here the strength is chosen for each activation, by the error
+    of the rounded products on training data, and an activation that gains less than `gain` is left alone.
+    The division becomes part of the normalization or linear layer in front where nothing else takes its
+    output, else an operator of its own. In front of `Int8Static`.
+
+    Attributes:
+        calibration: training examples, at least 1.
+        gain: share of a product's squared error that smoothing has to take away, in [0, 1).
+    """
+
+    stage: ClassVar[Stage] = Stage.PRECISION
+    calibration: int = Field(default=256, ge=1, le=1_000_000)
+    gain: float = Field(default=0.1, ge=0, lt=1)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What calibration saw of one activation: some rows, and each channel's largest magnitude."""
+
+    rows: Any
+    largest: Any
+
+
+@handles(SmoothActivations, "onnx")
+def smooth_activations(model: OnnxModel, method: SmoothActivations, context: Context) -> Outcome:
+    """Return the model with smoothed activations, and a change for every linear layer.
+
+    Raises:
+        Refused: already quantized, no data, or NaN or infinite activations.
+    """
+    from penjing.backends.onnx.checks import first_of_each, refuse_quantized
+    from penjing.backends.onnx.graph import Graph, weight_nodes
+    from penjing.backends.onnx.model import OnnxModel
+    from penjing.backends.onnx.normalize import normalize
+    from penjing.backends.onnx.placement import unsupported
+    from penjing.backends.onnx.scaling import divide
+
+    refuse_quantized(model)
+    normal = normalize(model, context.task.train.example() if len(context.task.train) else None)
+    graph, changes = Graph(normal.proto), []
+    groups: dict[str, list[WeightNode]] = {}
+    for entry in weight_nodes(graph):
+        reason = None if context.covers(entry.name) else "not covered by the pattern"
+        if entry.kind != "linear":
+            reason = "its input is no row of channels"
+        reason = reason or unsupported(graph, entry)
+        if reason is None:
+            groups.setdefault(entry.node.input[0], []).append(entry)
+        elif entry.kind not in ("batchnorm", "embedding"):
+            changes.append(_change(entry, reason))
+    seen = _observed(normal, list(groups), method, context)
+    factors = {}
+    for tensor, entries in groups.items():
+        found = smoothing(
+            seen[tensor].rows, seen[tensor].largest, [_weight(graph, e) for e in entries], method.gain
+        )
+        if found.strength:
+            factors[tensor] = found.factors
+        changes += [_change(entry, "", found) for entry in entries]
+    if not factors:
+        return Outcome(model, first_of_each(changes))
+    proto = divide(normal.proto, factors, {tensor: groups[tensor] for tensor in factors})
+    return Outcome(OnnxModel(proto, normal.reference), first_of_each(changes))
+
+
+def _weight(graph: Graph, entry: WeightNode) -> Any:
+    array = graph.array(entry.node.input[1])
+    assert array is not None
+    return entry.canonical("weight", array)
+
+
+def _observed(
+    model: OnnxModel, tensors: Sequence[str], method: SmoothActivations, context: Context
+) -> dict[str, _Seen]:
+    """Walk over training data once, keeping as many rows of each batch as make up `ROWS`."""
+    from penjing.backends.onnx.calibrate import Watcher, calibration_batches
+
+    watcher, rng = Watcher(model.proto, tensors), np.random.default_rng(context.seed)
+    size = min(BATCH, watcher.batch_size(context.task.train.example())) if len(context.task.train) else BATCH
+    share = max(1, ROWS * size // method.calibration)
+    kept: dict[str, list[Any]] = {name: [] for name in tensors}
+    largest: dict[str, Any] = {}
+    for inputs in calibration_batches(context.task.train, method.calibration, size, context.seed):
+        for name, value in watcher.values(inputs).items():
+            rows = np.asarray(value, np.float32).reshape(-1, value.shape[-1])
+            if not np.isfinite(rows).all():
+                raise Refused("activations are finite", value="NaN or infinite", place=f"tensor {name!r}",
+                              fix="check the model and the calibration data")  # fmt: skip
+            widest = np.abs(rows).max(axis=0)
+            largest[name] = np.maximum(largest.get(name, widest), widest)
+            kept[name].append(rows[rng.permutation(len(rows))[:share]])
+    return {name: _Seen(np.concatenate(rows), largest[name]) for name, rows in kept.items()}
+
+
+def _change(entry: WeightNode, reason: str, found: Smoothing | None = None) -> Change:
+    if found is not None and not found.strength:
+        reason = "smoothing gains too little here"
+    detail: dict[str, float | int | str] = {}
+    if found is not None:
+        detail = {"strength": found.strength, "error_before": found.before, "error_after": found.after}
+    status: Any = "skipped" if reason else "done"
+    return Change(method="SmoothActivations", layer=entry.name, status=status, reason=reason, detail=detail)
