@@ -98,6 +98,9 @@ ROWS: dict[str, Callable[[Any, pj.Task, Path], Any]] = {
     "float32": lambda net, task, folder: net,
     "Penjing static": ours(static),
     "Penjing smoothed static": ours(pj.SmoothActivations(calibration=CALIBRATION), static),
+    "Penjing smoothed static, tables": ours(
+        pj.QuantizeEmbeddings(), pj.SmoothActivations(calibration=CALIBRATION), static
+    ),
     "Penjing dynamic": ours(pj.Int8Dynamic()),
     "ONNX Runtime static": ort_static(None),
     "ONNX Runtime static, MatMul only": ort_static(["MatMul", "Gemm"]),
@@ -111,7 +114,13 @@ RUNTIMES = {
 }
 ONLY = {
     "openvino bf16": ("float32",),
-    "openvino": ("float32", "Penjing static", "Penjing smoothed static", "NNCF"),
+    "openvino": (
+        "float32",
+        "Penjing static",
+        "Penjing smoothed static",
+        "Penjing smoothed static, tables",
+        "NNCF",
+    ),
 }
 """Rows of a runtime; all where nothing is said. OpenVINO has no fast kernels for dynamic integers."""
 

@@ -74,8 +74,9 @@ def test_a_normalization_takes_the_division_up(normed, task_of):
     assert factors[LOUD].min() > 5 * np.delete(factors, LOUD).max()
 
 
+@pytest.mark.parametrize("activation", [None, "Relu", "LeakyRelu"])
 @pytest.mark.parametrize("form", ["Gemm", "MatMul and Add", "MatMul"])
-def test_a_linear_layer_in_front_takes_the_division_up(net, task_of, form):
+def test_a_linear_layer_in_front_takes_the_division_up(net, task_of, form, activation):
     made = net((4, 32) if form != "Gemm" else (32,))
     gains = np.ones(32, np.float32)
     gains[LOUD] = 60
@@ -86,6 +87,7 @@ def test_a_linear_layer_in_front_takes_the_division_up(net, task_of, form):
     else:
         y = made.node("MatMul", "x", weight)
         y = made.node("Add", y, bias) if form == "MatMul and Add" else y
+    y = y if activation is None else made.node(activation, y)
     last = made.constant("second.weight", made.randn(32, 8))
     model = made.model(made.node("MatMul", y, last))
     x = np.random.default_rng(0).standard_normal((128, *made.shape)).astype(np.float32)

@@ -65,6 +65,11 @@ def _absorb(graph: Graph, tensor: str, factor: Floats, arrays: dict[str, Any]) -
     node = graph.producer.get(tensor)
     if node is None or tensor in graph.outputs:
         return False
+    if node.op_type in ("Relu", "LeakyRelu"):
+        # Factors are above 0 and go through.
+        return graph.only_consumer(node.input[0]) is not None and _absorb(
+            graph, node.input[0], factor, arrays
+        )
     if node.op_type == "LayerNormalization":
         if attribute(node, "axis", -1) != -1:
             return False
