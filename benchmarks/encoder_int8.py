@@ -94,13 +94,16 @@ def nncf(net: Any, task: pj.Task, folder: Path) -> OnnxModel:
 
 
 static = pj.Int8Static(calibration=CALIBRATION)
+smoothed = (
+    pj.SmoothActivations(calibration=CALIBRATION),
+    pj.Int8Static(observer="minmax", calibration=CALIBRATION),
+    pj.CorrectBias(calibration=CALIBRATION),
+)
 ROWS: dict[str, Callable[[Any, pj.Task, Path], Any]] = {
     "float32": lambda net, task, folder: net,
     "Penjing static": ours(static),
-    "Penjing smoothed static": ours(pj.SmoothActivations(calibration=CALIBRATION), static),
-    "Penjing smoothed static, tables": ours(
-        pj.QuantizeEmbeddings(), pj.SmoothActivations(calibration=CALIBRATION), static
-    ),
+    "Penjing smoothed static": ours(*smoothed),
+    "Penjing smoothed static, tables": ours(pj.QuantizeEmbeddings(), *smoothed),
     "Penjing dynamic": ours(pj.Int8Dynamic()),
     "ONNX Runtime static": ort_static(None),
     "ONNX Runtime static, MatMul only": ort_static(["MatMul", "Gemm"]),
