@@ -8,7 +8,7 @@ datasets = pytest.importorskip("sklearn.datasets", reason="the extra metrics is 
 
 import penjing as pj  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
-from penjing.backends.torch.quantizers import quantized_layers, quantizers_of, spread  # noqa: E402
+from penjing.backends.torch.quantizers import Quantizer, quantized_layers, quantizers_of, spread  # noqa: E402
 from penjing.core.context import Context  # noqa: E402
 from penjing.core.task import Split, Task  # noqa: E402
 from penjing.examples import digits  # noqa: E402
@@ -110,6 +110,40 @@ def test_training_brings_accuracy_back_and_learns_scales(trained, task):
     ]
     assert all(moved)
     assert not any(q.scale.requires_grad for q in quantizers_of(found))
+
+
+@pytest.mark.parametrize(
+    ("weights", "inputs", "learned"),
+    [("ternary", "uint8", True), ("binary", "uint8", True), ("mxfp4", "fp8_e4m3", False)],
+)
+def test_training_helps_formats_that_are_no_integers(trained, task, weights, inputs, learned):
+    plan = (pj.QuantizeNearest(weights, inputs), pj.TrainQuantized(epochs=3, lr=0.02, batch_size=50))
+    nearest = after(trained, task, plan[0]).model
+    found = after(trained, task, *plan).model
+    assert right(found, task) > min(right(nearest, task) + 0.05, right(trained, task) - 0.02)
+    formats = {q.format.kind: bool((a.scale != q.scale).any()) for a, q in
+               zip(quantizers_of(nearest), quantizers_of(found), strict=True)}  # fmt: skip
+    assert formats[weights] is learned
+    assert all(torch.isfinite(q.scale).all() for q in quantizers_of(found))
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp8_e5m2", "ternary", "binary"])
+def test_the_scale_of_a_table_learns_by_the_slope_of_its_codes(kind):
+    """With codes kept, y = code * scale: the slope by the scale is the code, less x / scale inside."""
+    torch.manual_seed(0)
+    format, x = pj.number_format(f"{kind} channel"), torch.randn(2, 8).double().float()
+    quantizer = Quantizer(format, torch.full((2,), 0.4))
+    quantizer.learned()
+    x.requires_grad_()
+    y = quantizer(x)
+    y.backward(torch.ones_like(y))
+    codes, steps = (y / 0.4).detach(), (x / 0.4).detach()
+    end = {"nf4": 1.0, "fp8_e5m2": 57344.0, "ternary": 1.5, "binary": 1.0}[kind]
+    inside = steps.abs() <= end
+    by_scale = codes if kind == "binary" else torch.where(inside, codes - steps, codes)
+    factor = 1 / np.sqrt(8 * max(end, 1))
+    torch.testing.assert_close(quantizer.scale.grad, by_scale.sum(1) * factor, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(x.grad, inside.float())
 
 
 def test_what_cannot_be_done_is_refused(trained, task):

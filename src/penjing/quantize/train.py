@@ -17,8 +17,9 @@ from penjing.train.teacher import Teaching, taught
 class TrainQuantized(Recipe):
     """Train weights and scales of a quantized model with rounding in the forward pass.
 
-    Follows a method that put the model on formats. Gradients pass straight through the rounding; scales are
-    learned step sizes (Esser et al. 2020, "LSQ"; Bhalgat et al. 2020, "LSQ+"). The teacher is the model as
+    Follows a method that put the model on formats, of any kind. Gradients pass straight through the rounding;
+    scales are learned step sizes (Esser et al. 2020, "LSQ"; Bhalgat et al. 2020, "LSQ+") where a format lets
+    them have any value: not in mx formats and nvfp4, and not for tokens. The teacher is the model as
     it was before the plan (Hinton's loss on standardized logits, as in `Distill`).
 
     Attributes:
@@ -36,12 +37,10 @@ def train_quantized(model: Model, method: TrainQuantized, context: Context) -> O
     """Train; refuses as `penjing.train.loop.fit` does, and a model without quantizers."""
     from penjing.backends.torch.quantizers import quantizers_of
 
-    quantizers = [
-        q for q in quantizers_of(model) if q.format.kind == "integer" and q.format.granularity != "token"
-    ]
-    if not quantizers:
+    if not quantizers_of(model):
         raise Refused("the model is quantized", value="no layer rounds", place="TrainQuantized",
                       fix="put it behind QuantizeNearest or QuantizeReconstruct")  # fmt: skip
+    quantizers = [quantizer for quantizer in quantizers_of(model) if quantizer.learnable]
     for quantizer in quantizers:
         quantizer.learned()
     try:

@@ -19,13 +19,16 @@ from penjing.arrays.formats.coding import rounded
 from penjing.core.errors import Refused
 from penjing.core.number_format import NumberFormat
 
+SMALLEST = 1e-12
+"""Of a scale that is trained."""
+
 
 class Quantizer(nn.Module):  # type: ignore[misc]
     """Round a tensor to the values of a format; gradients pass straight through.
 
     With `learned`, the gradient by the scale is that of learned step sizes (Esser et al. 2020, "LSQ"; with a
     zero point Bhalgat et al. 2020, "LSQ+"), divided by the square root of the values that share a scale times
-    the largest code.
+    the largest code. Formats that are no integers follow the same rule, where a scale may have any value.
 
     Attributes:
         format: the number format; tokens get their scales from the tensor itself.
@@ -52,29 +55,53 @@ class Quantizer(nn.Module):  # type: ignore[misc]
         elif self.format.kind == "integer":
             y = _integers(x, self)
         else:
-            y = _AsIf.apply(x, rounded(x.detach(), self.format, self.scale.detach(), None, self.tensor_scale))
+            y = _values(x, self)
         if self.drop and self.training:
             y = torch.where(torch.rand_like(x) < self.drop, x, y)
         return y
 
+    @property
+    def learnable(self) -> bool:
+        """Whether the scale can be trained: it is stored, and may have any value above 0."""
+        return self.format.granularity != "token" and self.format.kind in ("integer", *_SATURATION)
+
     def learned(self, learn: bool = True) -> None:
         """Let the scale be trained, or not."""
+        self.scale.data = self.positive().detach().clone()
         self.scale.requires_grad_(learn)
+
+    def positive(self) -> Any:
+        """Return the scale; one that training has moved across 0 counts with its magnitude."""
+        return self.scale.abs().clamp(min=SMALLEST) if self.scale.requires_grad else self.scale
+
+
+_SATURATION = {"nf4": 1.0, "fp8_e4m3": 448.0, "fp8_e5m2": 57344.0, "ternary": 1.5, "binary": 1.0}
+"""By kind, how many scales a value may have before it is cut off."""
+
+
+def _shrunk(x: Any, quantizer: Quantizer, largest: float) -> Any:
+    """Return the scale, for every value; its gradient is shrunk, its value the same to the bit."""
+    scale = quantizer.positive()
+    if scale.requires_grad:
+        factor = 1 / math.sqrt(x.numel() / max(scale.numel(), 1) * max(largest, 1))
+        scale = scale.detach() + (scale - scale.detach()) * factor
+    return spread(scale, quantizer.format, x.shape).expand(x.shape)
+
+
+def _values(x: Any, quantizer: Quantizer) -> Any:
+    format, scale = quantizer.format, quantizer.scale
+    y = rounded(x.detach(), format, quantizer.positive().detach(), None, quantizer.tensor_scale)
+    if not scale.requires_grad:
+        return _AsIf.apply(x, y)
+    end = _SATURATION[format.kind]
+    return _Table.apply(x, _shrunk(x, quantizer, end), y, end, format.kind == "binary")
 
 
 def _integers(x: Any, quantizer: Quantizer) -> Any:
-    scale = quantizer.scale
-    if scale.requires_grad:
-        shared = x.numel() / max(scale.numel(), 1)
-        factor = 1 / math.sqrt(shared * max(quantizer.format.highest, 1))
-        # The value of the scale to the bit, with its gradient shrunk.
-        scale = scale.detach() + (scale - scale.detach()) * factor
     zero = quantizer.zero_point
-    scale = spread(scale, quantizer.format, x.shape)
+    scale = _shrunk(x, quantizer, quantizer.format.highest)
     zero = x.new_zeros(()) if zero is None else spread(zero.to(x.dtype), quantizer.format, x.shape)
-    return _StraightThrough.apply(
-        x, scale.expand(x.shape), zero, quantizer.format.lowest, quantizer.format.highest
-    )
+    return _StraightThrough.apply(x, scale, zero, quantizer.format.lowest, quantizer.format.highest)
 
 
 def spread(values: Any, format: NumberFormat, shape: Any) -> Any:
@@ -97,6 +124,24 @@ class _AsIf(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def backward(ctx: Any, *slopes: Any) -> Any:
         return slopes[0], None
+
+
+class _Table(torch.autograd.Function):  # type: ignore[misc]
+    """Values of a table times a scale; straight through where nothing is cut off."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Any, scale: Any, y: Any, end: float, signs: bool) -> Any:
+        steps, values = x / scale, y / scale
+        inside = steps.abs() <= end
+        # The value of a sign does not follow x.
+        ctx.save_for_backward(inside, values if signs else torch.where(inside, values - steps, values))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        inside, by_scale = ctx.saved_tensors
+        (slope,) = slopes
+        return slope * inside, slope * by_scale, None, None, None
 
 
 class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]

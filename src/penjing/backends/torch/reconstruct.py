@@ -182,8 +182,6 @@ def learn_up_or_down(
                 loss.backward()
                 optimizer.step()
                 schedule.step()
-                for quantizer in steppers:
-                    quantizer.scale.data.clamp_(min=1e-12)
     finally:
         for module, mode in modes:
             module.training = mode
