@@ -18,10 +18,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 import penjing as pj
+from penjing.arrays.observers.observer import ObserverKind
 from penjing.core.context import Context
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
@@ -51,7 +53,7 @@ class Job:
 
 def nearest(job: Job) -> torch.nn.Module:
     """Round to nearest."""
-    return job.apply(pj.QuantizeNearest(**job.formats))
+    return job.apply(pj.QuantizeNearest(**job.formats, observer=job.options.observer))
 
 
 def reconstruct(job: Job) -> torch.nn.Module:
@@ -115,6 +117,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["nearest", "reconstruct", "nncf"])
     parser.add_argument("--bits", nargs="+", default=["8/8", "4/8", "4/4", "3/3", "2/4"])
     parser.add_argument("--steps", type=int, default=1000, help="of reconstruction for each block")
+    parser.add_argument("--observer", choices=get_args(ObserverKind), default="mse", help="of row nearest")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--lr", type=float, default=0.01)
     parser.add_argument("--images", type=int, default=10_000, help="test images at most")

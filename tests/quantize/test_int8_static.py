@@ -160,7 +160,7 @@ def test_skip_and_only_leave_layers_float_and_say_so(resnet, task_of, tmp_path):
         pj.apply(model, pj.only("nothing", pj.Int8Static()), task_of(x))
 
 
-@pytest.mark.parametrize("observer", ["minmax", "percentile", "mse"])
+@pytest.mark.parametrize("observer", ["minmax", "moving_average", "percentile", "mse", "entropy"])
 def test_input_untouched_same_seed_same_result_and_any_batch(resnet, task_of, observer):
     model, x = resnet
     before = BACKEND.fingerprint(model)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from penjing.arrays.observers.observer import ObserverKind
 from penjing.core.config import refusal
 from penjing.core.errors import Refused
 from penjing.core.method import Method, Stage, Value
@@ -64,8 +65,8 @@ class Rounded(Method):
             where the format does not say otherwise.
         inputs: format of what these layers take; None: float.
         ends: whether the first and the last layer, in which errors cost most, keep at least 8 bits.
-        observer: how the range of inputs is chosen: smallest and largest value, 99.99% of the values, or
-            least squared error.
+        observer: how the range of inputs is chosen: smallest and largest value, their moving average over
+            batches, 99.99% of the values, least squared error, or least relative entropy of the histogram.
         calibration: training examples that ranges are taken from, at least 1.
         skip: patterns (shell wildcards) of layers that stay float.
         by_layer: formats of some layers, as pairs of a pattern and what `MixedBits.options` takes, of which
@@ -78,7 +79,7 @@ class Rounded(Method):
     weights: NumberFormat = number_format("int8 channel")
     inputs: NumberFormat | None = number_format("uint8")
     ends: bool = True
-    observer: Literal["minmax", "percentile", "mse"] = "mse"
+    observer: ObserverKind = "mse"
     calibration: int = Field(default=256, ge=1, le=1_000_000)
     skip: tuple[str, ...] = ()
     by_layer: tuple[tuple[str, Option], ...] = ()

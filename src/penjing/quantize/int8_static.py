@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from penjing.arrays.formats.coding import decode
 from penjing.arrays.formats.stated import LayerFormats, input_grid, kernel_lacks
+from penjing.arrays.observers.observer import ObserverKind
 from penjing.arrays.quantization import Grid, bias_floor, grid_of_range
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -39,14 +40,14 @@ class Int8Static(Method):
     saturate; quality is therefore to be measured on the machine that the result is for.
 
     Attributes:
-        observer: how a range is chosen: smallest and largest value, 99.99% of the values, or least
-            squared error.
+        observer: how a range is chosen: smallest and largest value, their moving average over batches, 99.99%
+            of the values, least squared error, or least relative entropy of the values' histogram.
         calibration: number of training examples that ranges are taken from, at least 1.
         skip: patterns (shell wildcards) of layers that stay float.
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
-    observer: Literal["minmax", "percentile", "mse"] = "mse"
+    observer: ObserverKind = "mse"
     calibration: int = Field(default=256, ge=1, le=1_000_000)
     skip: tuple[str, ...] = ()
 
