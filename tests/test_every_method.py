@@ -74,7 +74,7 @@ class Row:
 WRONG_RECIPE = {
     "epochs": [0, -1, math.nan, math.inf, "many", 20_000],
     "lr": [0, -0.1, math.nan],
-    "optimizer": ["adagrad", 3],
+    "optimizer": ["lbfgs", 3],
     "batch_size": [0, 2.5],
     "weight_decay": [-0.1, 1],
     "schedule": ["none"],

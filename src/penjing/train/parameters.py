@@ -7,9 +7,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from penjing.core.errors import Refused
+from penjing.train.optimizers import optimizer_of
 from penjing.train.recipe import Recipe
-
-MOMENTUM = 0.9
 
 
 @contextmanager
@@ -67,8 +66,6 @@ def make_optimizer(parameters: list[Any], recipe: Recipe) -> Any:
 
     Decay on normalization scales and biases hurts (He et al., Bag of Tricks, CVPR 2019).
     """
-    import torch
-
     decayed = [p for p in parameters if p.ndim > 1]
     plain = [p for p in parameters if p.ndim <= 1]
     groups = [
@@ -76,6 +73,4 @@ def make_optimizer(parameters: list[Any], recipe: Recipe) -> Any:
         {"params": plain, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=recipe.rate)
-    return torch.optim.SGD(groups, lr=recipe.rate, momentum=MOMENTUM, nesterov=True)
+    return optimizer_of(recipe.optimizer, groups, recipe.rate)

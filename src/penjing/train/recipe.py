@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from penjing.core.method import Method, Stage
-
-DEFAULT_LR = {"sgd": 0.05, "adamw": 1e-3}
+from penjing.train.optimizers import KINDS, Name
+from penjing.train.schedule import Schedule
 
 
 class Recipe(Method):
@@ -16,12 +16,13 @@ class Recipe(Method):
 
     Attributes:
         epochs: passes over the training split; a fraction trains on part of one pass.
-        optimizer: `sgd` (Nesterov momentum 0.9; Sutskever et al., ICML 2013) or `adamw` (Loshchilov and
-            Hutter, ICLR 2019).
-        lr: highest learning rate; None: 0.05 for `sgd`, 0.001 for `adamw`.
+        optimizer: `sgd` (with Nesterov momentum 0.9), `adam`, `adamw`, `nadam`, `radam`, `adamax`,
+            `rmsprop`, `adagrad`, `adadelta` or `adafactor` (`penjing.train.optimizers`).
+        lr: highest learning rate; None: the optimizer's, 0.05 for `sgd`, 0.001 for `adam` and most others.
         batch_size: examples in one step; None: the task's.
         weight_decay: on weights with two or more axes; normalization and biases have none.
-        schedule: `linear` or `cosine` to zero after a short warm-up, or `one_cycle` (Smith and Topin, 2019).
+        schedule: of the learning rate after a short warm-up, for example `linear`, `cosine`, `step`,
+            `one_cycle` (`penjing.train.schedule.rate_factor` lists them).
         clip_norm: largest norm of the gradient of all weights together; None: not clipped.
         max_seconds: the schedule is shortened so that training fits; None: no limit.
         precision: `bfloat16` computes in it (weights, their gradients and the loss are float32 in any case):
@@ -31,11 +32,11 @@ class Recipe(Method):
 
     stage: ClassVar[Stage] = Stage.WEIGHTS
     epochs: float = Field(default=3.0, gt=0, le=10_000)
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Name = "sgd"
     lr: float | None = Field(default=None, gt=0)
     batch_size: int | None = Field(default=None, ge=1, le=1_048_576)
     weight_decay: float = Field(default=5e-4, ge=0, lt=1)
-    schedule: Literal["linear", "cosine", "one_cycle"] = "linear"
+    schedule: Schedule = "linear"
     clip_norm: float | None = Field(default=5.0, gt=0)
     max_seconds: float | None = Field(default=None, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
@@ -43,4 +44,4 @@ class Recipe(Method):
     @property
     def rate(self) -> float:
         """Return the highest learning rate."""
-        return DEFAULT_LR[self.optimizer] if self.lr is None else self.lr
+        return KINDS[self.optimizer].lr if self.lr is None else self.lr

@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, get_args
+
+Schedule = Literal[
+    "constant", "linear", "cosine", "cosine_restarts", "polynomial", "exponential", "step", "inverse_sqrt",
+    "warmup_stable_decay", "one_cycle",
+]  # fmt: skip
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 WARM_UP = 0.05
 ONE_CYCLE_RISE = 0.3
+LAST = 0.01
+"""Where `exponential` ends."""
+
+DROPS = (0.5, 0.75)
+"""Shares of the way at which `step` divides the rate by 10."""
+
+CYCLES = (1 / 7, 3 / 7)
+"""Shares of the way at which `cosine_restarts` begins anew; each cycle is twice as long as the last."""
+
+STABLE = 0.8
+"""Share of the way that `warmup_stable_decay` stays at the highest rate."""
 
 
-def rate_factor(schedule: Literal["linear", "cosine", "one_cycle"], step: int, total: int) -> float:
+def rate_factor(schedule: Schedule, step: int, total: int) -> float:
     """Return the share of the highest rate to use at a step, `0 <= step < total`; in (0, 1].
 
-    `linear` and `cosine` rise linearly over the first 5% of the steps and fall to zero (linear decay to
-    zero: Defazio et al., 2023); `one_cycle` rises over the first 30% and falls by a cosine (Smith and
-    Topin, 2019). The factor would reach zero at `step == total`, which is never taken.
+    All rise linearly over the first 5% of the steps (`one_cycle` over the first 30%). Then, with p the share
+    of the way that is behind:
+
+    - `constant`: 1;
+    - `linear`: 1 - p (linear decay to zero: Defazio et al. 2023);
+    - `cosine`: half a cosine to zero; `one_cycle` too (Smith and Topin 2019);
+    - `cosine_restarts`: three of them, each twice as long as the last (Loshchilov and Hutter 2017, "SGDR");
+    - `polynomial`: (1 - p) squared;
+    - `exponential`: 0.01 to the power p;
+    - `step`: a tenth from p = 1/2 on, a hundredth from 3/4 on (He et al. 2016);
+    - `inverse_sqrt`: the root of warm-up over steps (Vaswani et al. 2017);
+    - `warmup_stable_decay`: 1 until p = 0.8, then 1 minus the root of the share of the rest that is behind
+      (Hägele et al. 2024).
+
+    What falls to zero would reach it at `step == total`, which is never taken.
 
     >>> [round(rate_factor("linear", step, 4), 3) for step in range(4)]
     [1.0, 0.75, 0.5, 0.25]
@@ -24,5 +54,32 @@ def rate_factor(schedule: Literal["linear", "cosine", "one_cycle"], step: int, t
     rise = int((ONE_CYCLE_RISE if schedule == "one_cycle" else WARM_UP) * total)
     if step < rise:
         return (step + 1) / (rise + 1)
-    fallen = (step - rise) / (total - rise)
-    return 1.0 - fallen if schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * fallen))
+    if schedule == "inverse_sqrt":
+        return math.sqrt((rise + 1) / (step + 1))
+    return _FALLS[schedule]((step - rise) / (total - rise))
+
+
+def _cosine(p: float) -> float:
+    return 0.5 * (1.0 + math.cos(math.pi * p))
+
+
+def _restarts(p: float) -> float:
+    start, end = max((a, b) for a, b in zip((0.0, *CYCLES), (*CYCLES, 1.0), strict=True) if a <= p)
+    return _cosine((p - start) / (end - start))
+
+
+def _cooled(p: float) -> float:
+    return 1.0 if p < STABLE else 1.0 - math.sqrt((p - STABLE) / (1.0 - STABLE))
+
+
+_FALLS: dict[str, Callable[[float], float]] = {
+    "constant": lambda p: 1.0,
+    "linear": lambda p: 1.0 - p,
+    "cosine": _cosine,
+    "one_cycle": _cosine,
+    "cosine_restarts": _restarts,
+    "polynomial": lambda p: (1.0 - p) ** 2,
+    "exponential": lambda p: LAST**p,
+    "step": lambda p: 0.1 ** sum(p >= drop for drop in DROPS),
+    "warmup_stable_decay": _cooled,
+}
