@@ -17,6 +17,7 @@ from torch import nn  # noqa: E402
 
 import penjing as pj  # noqa: E402
 from penjing.arrays.formats.coding import decode  # noqa: E402
+from penjing.cli.main import run  # noqa: E402
 from penjing.core.errors import Exit  # noqa: E402
 
 SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -383,3 +384,46 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(saved
     pj.quantize_checkpoint(folder, NEAREST, TOKENS, out, say=seen.append)
     assert seen[0] == "block 2 of 3"
     assert perplexity(loaded(out), JUDGED) > 0
+
+
+def test_the_very_codes_go_to_the_packed_operators_of_onnx_runtime(saved, tmp_path):
+    pytest.importorskip("onnxscript", reason="the extra onnx is not installed")
+    pj.quantize_checkpoint(saved("gpt2"), pj.QuantizeGPTQ("uint4 group 16"), TOKENS, tmp_path / "out")
+    simulated = pj.load_quantized(tmp_path / "out")
+    packed = pj.apply(Logits(simulated), pj.WeightOnly(compute="float32"), task()).model
+    operators = [node.op_type for node in packed.proto.graph.node]
+    assert operators.count("MatMulNBits") == len(dict(pj.read_codes(tmp_path / "out")))
+    with torch.no_grad():
+        wanted = loaded(tmp_path / "out")(torch.from_numpy(JUDGED)).logits.numpy()
+    assert np.abs(packed.run((JUDGED,))[0] - wanted).max() < 1e-4
+
+
+def test_codes_of_a_damaged_or_foreign_folder_are_refused(saved, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(pj.Refused):
+        next(pj.read_codes(tmp_path / "empty"))
+    pj.quantize_checkpoint(saved(), NEAREST, TOKENS, tmp_path / "out")
+    codes = next((tmp_path / "out" / "codes").iterdir())
+    codes.write_bytes(codes.read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(pj.Refused, match="as it was written"):
+        pj.load_quantized(tmp_path / "out")
+
+
+def test_from_a_shell(saved, tmp_path, capsys):
+    folder, out = str(saved()), str(tmp_path / "out")
+    np.save(tmp_path / "tokens.npy", TOKENS)
+    np.save(tmp_path / "judged.npy", JUDGED)
+    command = ["quantize-lm", folder, "--tokens", str(tmp_path / "tokens.npy"), "--out", out,
+               "--judged", str(tmp_path / "judged.npy"), "--weights", "uint4 group 16"]  # fmt: skip
+    assert run([*command, "--method", "QuantizeAWQ"]) == 0
+    printed = capsys.readouterr()
+    assert "block 3 of 3" in printed.err
+    assert "perplexity" in printed.out
+    assert run([*command, "--method", "QuantizeAWQ", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["folder"] == out
+    assert printed.err == ""
+    assert run([*command, "--method", "Int8Static"]) == Exit.USAGE
+    (tmp_path / "tokens.npy").write_bytes(b"no array")
+    assert run(command) == Exit.BAD_INPUT
+    assert "numpy.save" in capsys.readouterr().err

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from penjing.arrays.formats.coding import Encoded
+from penjing.arrays.formats.coding import Encoded, decode
 from penjing.arrays.formats.packing import pack, unpack
 from penjing.arrays.formats.parameters import code_type
+from penjing.calibration.placing import quantizer_of
 from penjing.core.errors import Refused
-from penjing.core.files import read_json
+from penjing.core.extras import need
+from penjing.core.files import read_json, verify_manifest
 from penjing.core.number_format import number_format
 
 RECORD = "quantization.json"
@@ -86,3 +88,36 @@ def read_codes(folder: Path | str) -> Iterator[tuple[str, Encoded]]:
             name,
             Encoded(codes, found["scales"], found.get("zero_points"), format, found.get("tensor_scale")),
         )
+
+
+def load_quantized(folder: Path | str) -> Any:
+    """Return the model of a quantized checkpoint, whole and in float32, each layer with its very codes.
+
+    Its layers compute with the values of their codes, and say so to `WeightOnly`, which exports them to ONNX
+    Runtime's packed operators. It is the way there for models that fit into memory.
+
+    Args:
+        folder: that `quantize_checkpoint` made.
+
+    Returns:
+        A model of the transformers library in evaluation mode.
+
+    Raises:
+        Refused: transformers is missing; the folder is damaged, or no quantized checkpoint.
+    """
+    need("language", "load_quantized")
+    verify_manifest(folder)
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from penjing.backends.torch.decoder_block import as_linear
+    from penjing.backends.torch.quantizers import set_quantizers
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
+    as_linear(model)
+    for name, weight in read_codes(folder):
+        layer = model.get_submodule(name)
+        with torch.no_grad():
+            layer.weight.copy_(torch.from_numpy(decode(weight)))
+        set_quantizers(layer, quantizer_of(weight.format, weight.parameters), None)
+    return model

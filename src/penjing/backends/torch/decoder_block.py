@@ -72,12 +72,15 @@ def turned_class() -> type[nn.Module]:
 
 
 def as_linear(module: nn.Module) -> None:
-    """Put `nn.Linear` in the place of linear layers whose weight is `[in, out]`, without values."""
+    """Put `nn.Linear` in the place of linear layers whose weight is `[in, out]`, in place."""
     for name, layer in list(module.named_modules()):
         if isinstance(layer, turned_class()):
             inputs, outputs = layer.weight.shape
-            parent = module.get_submodule(name.rpartition(".")[0])
-            setattr(parent, name.rpartition(".")[2], nn.Linear(inputs, outputs, device="meta"))
+            new = nn.Linear(inputs, outputs, device="meta")
+            new.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=False)
+            new.bias = layer.bias
+            place = module.get_submodule(name.rpartition(".")[0])
+            setattr(place, name.rpartition(".")[2], new.train(layer.training))
 
 
 def parent_of(model: nn.Module, name: str) -> nn.Module:
