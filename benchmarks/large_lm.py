@@ -162,8 +162,10 @@ def stories(folder: Path) -> None:
     for bits in (4, 3):
         for name, method in METHODS.items():
             small = method.model_copy(update={"weights": pj.number_format(f"uint{bits} group 32")})
-            found = pj.quantize_checkpoint(folder / "stories", small, tokens[:32], folder / f"{name}{bits}",
-                                           judged=tokens[32:])  # fmt: skip
+            out = folder / f"{name}{bits}"
+            found = pj.quantize_checkpoint(
+                folder / "stories", small, tokens[:32, :-1], out, judged=tokens[32:]
+            )
             p = found.perplexity
             assert p is not None
             share = found.packed_bytes / found.weight_bytes

@@ -5,6 +5,7 @@ import resource
 import signal
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torch import nn  # noqa: E402
 
 import penjing as pj  # noqa: E402
 from penjing.arrays.formats.coding import decode  # noqa: E402
+from penjing.backends.torch.decoder import Decoder  # noqa: E402
 from penjing.cli.main import run  # noqa: E402
 from penjing.core.errors import Exit  # noqa: E402
 
@@ -183,6 +185,23 @@ def test_sequences_that_judge_may_have_another_length_and_a_last_group_is_told(s
     assert shorter == {f"model.layers.{i}.mlp.down_proj" for i in range(3)}
 
 
+def test_a_block_is_gone_before_the_next_one_comes(saved, tmp_path, monkeypatch):
+    blocks, make = [], Decoder.block
+
+    def made(self, index, call):
+        assert not any(block() is not None for block in blocks)
+        assert all(tensor.is_meta for tensor in self.model.parameters() if tensor.ndim > 1)
+        block = make(self, index, call)
+        blocks.append(weakref.ref(block.module))
+        return block
+
+    monkeypatch.setattr(Decoder, "block", made)
+    pj.quantize_checkpoint(
+        saved(), pj.QuantizeGPTQ("int4 group 16", compensate=True), TOKENS, tmp_path / "out"
+    )
+    assert len(blocks) == 3
+
+
 DRIVER = """
 import sys
 import numpy as np, torch, penjing as pj
@@ -327,6 +346,8 @@ def test_weights_and_configurations_that_do_not_fit_are_refused(saved):
     bad[3, 4] = float("nan")
     store({name: bad})
     assert f"1 NaN or infinite values in {name}" in str(refused("weights are finite", folder))
+    store({name: state[name].double()})
+    assert f"{name} is F64" in str(refused("float32, float16 or bfloat16", folder))
     store({name: state[name].to(torch.float8_e4m3fn)})
     assert name in str(refused("not quantized yet", folder))
     store({name: state[name][:-1]})

@@ -19,7 +19,7 @@ from penjing.core.files import read_json, write_file
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "BOOL": torch.bool,
 }  # fmt: skip
@@ -107,9 +107,11 @@ class Shards:
                 part = file.get_slice(name)
                 kind = part.get_dtype()
                 if kind not in TYPES:
-                    raise Refused("weights are floats, not quantized yet", value=f"{name} is {kind}",
-                                  place=str(self.folder / shard),
-                                  fix="start from the float model")  # fmt: skip
+                    raise Refused(
+                        "weights are float32, float16 or bfloat16, not quantized yet",
+                        value=f"{name} is {kind}", place=str(self.folder / shard),
+                        fix="start from the float model",
+                    )  # fmt: skip
                 self.stored[name] = Stored(shard, kind, tuple(part.get_shape()))
 
     @contextmanager
