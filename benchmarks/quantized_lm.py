@@ -13,9 +13,9 @@ float. `over float` is the paired ratio of perplexities on the same sequences, w
 bootstrap over sequences. Below the table, the ratio of each method to the one before it. Seconds are of one
 core, and count the processor's time.
 
-`nearest` has scales by clip search. HQQ is that of `hqq.py`, with real zero points. `--block` times each
-method on one random block of the LLaMA shape instead, 1,024 wide, and gives seconds for a billion parameters
-and the memory beyond the model and its data.
+`nearest` has scales by clip search. HQQ is that of `half_quadratic.py`, with real zero points. `--block`
+times each method on one random block of the LLaMA shape instead, 1,024 wide, and gives seconds for a billion
+parameters and the memory beyond the model and its data.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import nn
 
-import hqq
+import half_quadratic
 import penjing as pj
 from language_models import LlamaLayer
 from sparse_lm import MODELS, losses, numbers, step, task_of
@@ -48,7 +48,7 @@ def by(method: type[pj.Method], **fields: Any) -> Quantize:
 
 METHODS: dict[str, Quantize] = {
     "nearest": by(pj.QuantizeNearest),
-    "HQQ": lambda model, name, task: hqq.quantized(model, name, COMMON["skip"]),
+    "HQQ": lambda model, name, task: half_quadratic.quantized(model, name, COMMON["skip"]),
     "AWQ": by(pj.QuantizeAWQ),
     "GPTQ": by(pj.QuantizeGPTQ),
     "GPTQ, compensated": by(pj.QuantizeGPTQ, compensate=True),

@@ -28,6 +28,10 @@ _NAMES = {
     "load_onnx": "penjing.backends.onnx.model",
     "measure": "penjing.measuring.measure",
     "optimize": "penjing.run.optimize",
+    "quantize_checkpoint": "penjing.run.checkpoint",
+    "QuantizedCheckpoint": "penjing.run.checkpoint_delivery",
+    "read_codes": "penjing.run.codes",
+    "load_quantized": "penjing.run.codes",
     "verify": "penjing.run.verify",
     "Result": "penjing.run.record",
     "Verdict": "penjing.core.verdict",
@@ -127,6 +131,10 @@ if TYPE_CHECKING:
     from penjing.repair.bias import CorrectBias as CorrectBias
     from penjing.repair.least_squares import LeastSquares as LeastSquares
     from penjing.repair.match_statistics import MatchStatistics as MatchStatistics
+    from penjing.run.checkpoint import quantize_checkpoint as quantize_checkpoint
+    from penjing.run.checkpoint_delivery import QuantizedCheckpoint as QuantizedCheckpoint
+    from penjing.run.codes import load_quantized as load_quantized
+    from penjing.run.codes import read_codes as read_codes
     from penjing.run.optimize import optimize as optimize
     from penjing.run.record import Result as Result
     from penjing.run.verify import verify as verify

@@ -303,3 +303,31 @@ def test_folder_without_manifest(tmp_path):
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(Refused):
             files.verify_manifest(path)
+
+
+def test_a_file_written_in_parts_is_whole_or_not_there(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"old")
+
+    def stopped(file):
+        file.write(b"half")
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        files.write_file(path, stopped)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["x"]
+    files.write_file(path, lambda file: [file.write(part) for part in (b"n", b"ew")] and None)
+    assert path.read_bytes() == b"new"
+
+
+def test_a_folder_gets_its_name_with_its_manifest(tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "a").write_text("1")
+    files.publish_folder(tmp_path / "made", tmp_path / "named", {"fact": 1})
+    assert files.verify_manifest(tmp_path / "named")["facts"] == {"fact": 1}
+    assert os.listdir(tmp_path) == ["named"]
+    (tmp_path / "made").mkdir()
+    with pytest.raises(Refused):
+        files.publish_folder(tmp_path / "made", tmp_path / "named", {})
+    assert (tmp_path / "made").is_dir()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from penjing.arrays.patches import windows
 from penjing.arrays.sparsity.gram import Gram
 from penjing.core.backend import Arrays, Backend, Layer
 from penjing.core.context import Context
+from penjing.core.data import Split
 from penjing.core.errors import Refused
 from penjing.core.method import Model
 from penjing.core.task import Batch
@@ -26,15 +27,44 @@ GRAM_BYTES = 2**31
 """Second moments held at a time; a layer that needs more by itself is left out."""
 
 
-def calibration_batches(context: Context, examples: int, size: int) -> list[Batch]:
+class Drawn(Sequence[Batch]):
+    """Batches of drawn examples of a split, copied from it each time they are asked for."""
+
+    def __init__(self, split: Split, index: NDArray[np.int64], size: int) -> None:
+        self._split = split
+        self._parts = [index[start : start + size] for start in range(0, len(index), size)]
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, place: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Batch]: ...
+
+    def __getitem__(self, place: int | slice) -> Batch | list[Batch]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        index = self._parts[place]
+        return tuple(x[index] for x in self._split.inputs), self._split.targets[index]
+
+
+def calibration_batches(context: Context, examples: int, size: int) -> Sequence[Batch]:
     """Return batches of training inputs, `examples` of them or all there are, drawn by the context's seed.
+
+    Those of arrays are copied when they are asked for, so that arrays that lie in a file stay there.
 
     Raises:
         Refused: there are none.
     """
+    train = context.task.train
+    if isinstance(train, Split) and len(train):
+        order = np.random.default_rng(context.seed).permutation(len(train))
+        return Drawn(train, order[:examples], min(size, examples))
     batches: list[Batch] = []
     left = examples
-    for inputs, targets in context.task.train.batches(min(size, examples), context.seed):
+    for inputs, targets in train.batches(min(size, examples), context.seed):
         batches.append((tuple(x[:left] for x in inputs), targets[:left]))
         left -= len(batches[-1][1])
         if left <= 0:

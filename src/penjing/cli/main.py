@@ -27,6 +27,7 @@ VERBS = (
     "report",
     "compare",
     "verify",
+    "quantize-lm",
     "doctor",
 )
 
@@ -44,8 +45,9 @@ app = typer.Typer(
 
 def _register() -> None:
     for verb in VERBS:
-        module = importlib.import_module(f"penjing.cli.{verb}")
-        app.command(verb)(_stoppable(getattr(module, verb)))
+        name = verb.replace("-", "_")
+        module = importlib.import_module(f"penjing.cli.{name}")
+        app.command(verb)(_stoppable(getattr(module, name)))
 
 
 def _stoppable(verb: Callable[..., int]) -> Callable[..., int]:

@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("openvino",),
     "metrics": ("sklearn",),
+    "language": ("torch", "transformers"),
 }
 """The extras of the package, and the modules that each brings."""
 

@@ -16,7 +16,7 @@ import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from penjing.core.errors import Exit, Refused
 
@@ -31,6 +31,7 @@ _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}
 
 Build = Callable[[Path], Mapping[str, Any] | None]
+Write = Callable[[BinaryIO], None]
 
 
 def write_bytes(path: Path | str, data: bytes | bytearray | memoryview) -> None:
@@ -44,6 +45,32 @@ def write_bytes(path: Path | str, data: bytes | bytearray | memoryview) -> None:
     with refusing(path):
         try:
             _write_new(temporary, memoryview(data).cast("B"))
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_file(path: Path | str, write: Write) -> None:
+    """Replace a file by what a function writes, durably, for content that is not in memory at once.
+
+    Args:
+        path: of the file.
+        write: is called with a new empty file.
+
+    Raises:
+        Refused: as `write_bytes`; the old content stays then, and also where `write` raises.
+    """
+    path = Path(path)
+    temporary = path.parent / _temporary_name()
+    with refusing(path):
+        try:
+            with open(temporary, "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -100,14 +127,28 @@ def write_folder(path: Path | str, build: Build) -> dict[str, Any]:
     with refusing(path):
         try:
             os.mkdir(temporary)
-            facts = build(temporary)
-            content = manifest(temporary, facts or {})
-            write_json(temporary / MANIFEST, content)
-            _sync_tree(temporary)
-            os.rename(temporary, path)
+            return publish_folder(temporary, path, build(temporary) or {})
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def publish_folder(made: Path, path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a folder that is complete its manifest and its name at once; return the manifest.
+
+    Args:
+        made: the folder, on the file system of `path`.
+        path: its new name, which is not taken.
+        facts: go into the manifest.
+
+    Raises:
+        Refused: as `write_folder`; the folder then keeps its old name.
+    """
+    with refusing(path):
+        content = manifest(made, facts)
+        write_json(made / MANIFEST, content)
+        _sync_tree(made)
+        os.rename(made, path)
         _sync_folder(path.parent)
     return content
 
