@@ -124,5 +124,5 @@ def test_a_closed_pipe_is_no_error():
 def test_doctor_names_versions_and_extras():
     out = penjing("doctor", "--json")
     data = json.loads(out.stdout)
-    assert set(data["extras"]) == {"torch", "onnx", "openvino", "metrics"}
+    assert set(data["extras"]) == {"torch", "onnx", "openvino", "metrics", "language"}
     assert out.returncode == data["code"]

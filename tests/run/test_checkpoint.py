@@ -185,6 +185,21 @@ def test_sequences_that_judge_may_have_another_length_and_a_last_group_is_told(s
     assert shorter == {f"model.layers.{i}.mlp.down_proj" for i in range(3)}
 
 
+def test_patterns_that_hold_for_some_blocks_leave_the_others_as_they_are(saved, tmp_path):
+    method = pj.QuantizeAWQ(
+        "int4 group 16", skip=("*layers.0.*",), by_layer={"*layers.[01].mlp.*": "int8 group 16"}
+    )
+    result = pj.quantize_checkpoint(saved(), method, TOKENS, tmp_path / "out")
+    formats = {c.layer: c.detail.get("weights", c.reason) for c in result.changes}
+    assert len(formats) == 23
+    assert formats["model.layers.0.mlp.up_proj"] == "left as it is by skip or by the pattern"
+    assert formats["model.layers.1.mlp.up_proj"] == "int8 group 16"
+    assert formats["model.layers.1.self_attn.o_proj"] == "int4 group 16"
+    assert formats["model.layers.2.mlp.up_proj"] == "int4 group 16"
+    old, new = loaded(tmp_path / "llama").model.layers[0], loaded(tmp_path / "out").model.layers[0]
+    assert all(torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True))
+
+
 def test_a_block_is_gone_before_the_next_one_comes(saved, tmp_path, monkeypatch):
     blocks, make = [], Decoder.block
 

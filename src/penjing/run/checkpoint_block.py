@@ -17,7 +17,7 @@ from penjing.core.data import Split
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Method, handler_for, name_of
 from penjing.core.task import Task
-from penjing.run.checkpoint_input import Tokens, rounded_method
+from penjing.run.checkpoint_input import Tokens, rounded_layers, rounded_method
 from penjing.run.codes import CODES, write_codes
 from penjing.run.hidden_states import read_states, write_states
 
@@ -146,9 +146,9 @@ def _quantize(
     task = Task(train=split, valid=split, test=split, prepared=True)
     context = Context(task, backend_named("torch"), block, job.seed, job.method.covers,
                       lambda line: job.say(f"{block.name}: {line}"))  # fmt: skip
-    layers = [name for name in job.decoder.linear_layers() if name.startswith(f"{block.name}.")]
-    changes: list[Change] = []
-    if any(job.method.covers(name) for name in layers):
+    inside = [name for name in job.decoder.linear_layers() if name.startswith(f"{block.name}.")]
+    layers, changes = rounded_layers(job.method, inside), list[Change]()
+    if layers:
         handler = handler_for(job.method, "torch")
         assert handler is not None
         changes = handler(block, _for_block(job, layers), context).changes
@@ -180,7 +180,7 @@ def _left(job: Job, index: int, changes: list[Change]) -> list[Change]:
         if len(job.decoder.shards.stored[source.name].shape) < 2 or layer in told:
             continue
         linear = layer in job.decoder.linear_layers()
-        reason = "not covered by the pattern" if linear else "it is no weight of a linear layer"
+        reason = "left as it is by skip or by the pattern" if linear else "it is no weight of a linear layer"
         place = layer if leaf == "weight" else name
         left.append(Change(method=name_of(job.method), layer=place, status="skipped", reason=reason))
     return left

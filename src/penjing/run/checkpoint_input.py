@@ -63,6 +63,12 @@ def rounded_method(method: Method) -> Rounded:
     return found
 
 
+def rounded_layers(method: Method, layers: Sequence[str]) -> list[str]:
+    """Return the layers that a method rounds: those that it covers and does not skip."""
+    skip = rounded_method(method).skip
+    return [x for x in layers if method.covers(x) and not any(fnmatchcase(x, pattern) for pattern in skip)]
+
+
 def refuse_patterns(method: Method, layers: Sequence[str]) -> None:
     """Refuse patterns that no layer of the blocks matches.
 
@@ -73,8 +79,7 @@ def refuse_patterns(method: Method, layers: Sequence[str]) -> None:
     Raises:
         Refused: a pattern of `by_layer` matches none, or nothing is left to be rounded.
     """
-    found = rounded_method(method)
-    covered = [x for x in layers if method.covers(x) and not any(fnmatchcase(x, p) for p in found.skip)]
+    covered = rounded_layers(method, layers)
     if not covered:
         raise Refused(
             "a linear layer of a block is left to be quantized",
@@ -83,7 +88,7 @@ def refuse_patterns(method: Method, layers: Sequence[str]) -> None:
             fix=f"layers are named as {layers[0]}",
             code=Exit.USAGE,
         )
-    for pattern, _ in found.by_layer:
+    for pattern, _ in rounded_method(method).by_layer:
         if not any(fnmatchcase(name, pattern) for name in covered):
             raise Refused("the pattern matches a layer that is rounded", value=repr(pattern), code=Exit.USAGE,
                           place=f"{name_of(method)}.by_layer", fix=nearest(pattern, covered[:8]))  # fmt: skip
