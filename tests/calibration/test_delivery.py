@@ -196,6 +196,22 @@ def test_packed_weights_are_the_codes_of_the_simulation(vectors, weights):
         applied, "up", "WeightOnly").detail["block"])) * block * bits // 8  # fmt: skip
 
 
+def test_a_bias_of_its_own_belongs_to_the_layer(vectors):
+    """Linear layers on sequences become a product and a sum."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 8), nn.Flatten())
+    with torch.no_grad():
+        model[0].bias.fill_(5)
+    task = task_on(np.random.default_rng(0).standard_normal((96, 3, 16)).astype(np.float32))
+    for plan in (
+        (pj.QuantizeNearest("int4 group 16", None, ends=False), pj.WeightOnly(compute="float32")),
+        (pj.QuantizeNearest("int8", "uint8", ends=False), pj.Int8Static()),
+    ):
+        applied = pj.apply(model, plan, task)
+        for layer in ("0", "2"):
+            assert change(applied, layer, type(plan[1]).__name__).detail["simulation_error"] < 0.03
+
+
 def test_what_packed_weights_are_not_for(vectors):
     for step, reason in ((pj.QuantizeNearest("int8", "uint8"), "multiply float inputs"),
                          (pj.QuantizeNearest("nf4", None, ends=False), "integers of at most 8 bits"),

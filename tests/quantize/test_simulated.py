@@ -214,3 +214,33 @@ def test_what_mixed_bits_cannot_be_is_refused(trained, task):
                   {"bits": 4, "option": ()}):  # fmt: skip
         with pytest.raises(pj.Refused):
             pj.MixedBits(**wrong)
+
+
+def test_blocks_that_take_arguments_by_name_are_learned_in_parts():
+    """As the layers of the transformers library do."""
+
+    class Inner(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = torch.nn.Linear(16, 16), torch.nn.Linear(16, 16)
+
+        def forward(self, x, scale=None):
+            return x + self.b(torch.relu(self.a(x))) * scale
+
+    class Outer(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.head = Inner(), torch.nn.Linear(16, 3)
+
+        def forward(self, x):
+            return self.head(self.inner(x, scale=0.5))
+
+    torch.manual_seed(0)
+    x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
+    y = np.arange(64) % 3
+    small = Task(train=(x, y), valid=(x[:20], y[:20]), test=(x[20:40], y[20:40]))
+    learn = pj.QuantizeReconstruct("int4", "uint8", ends=False, steps=20, examples=64, calibration=64)
+    done = pj.apply(Outer(), learn, small)
+    assert {c.layer: c.detail["block"] for c in done.changes} == {
+        "inner.a": "inner.a", "inner.b": "inner.b", "head": "head",
+    }  # fmt: skip

@@ -16,6 +16,7 @@ from penjing.core.context import Context
 from penjing.core.method import Change, Model
 
 if TYPE_CHECKING:
+    from penjing.backends.onnx.graph import Graph
     from penjing.backends.onnx.model import OnnxModel
 
 COMPARED = 64
@@ -97,6 +98,7 @@ def _ends(model: OnnxModel, result: OnnxModel, layers: list[str]) -> dict[str, s
     """Return by layer the tensor of the result that holds its output.
 
     A layer that one operator packs weights for has none in the list of weights; its output kept its name.
+    Where a bias is added by an operator of its own, the sum is the layer's output.
     """
     from penjing.backends.onnx.graph import Graph, weight_nodes
 
@@ -104,7 +106,16 @@ def _ends(model: OnnxModel, result: OnnxModel, layers: list[str]) -> dict[str, s
         {entry.name: entry.node.output[0] for entry in weight_nodes(Graph(graph.proto))[::-1]}
         for graph in (model, result)
     )
-    return {name: after.get(name, before[name]) for name in layers}
+    graph = Graph(result.proto)
+    return {name: _with_bias(graph, after.get(name, before[name])) for name in layers}
+
+
+def _with_bias(graph: Graph, tensor: str) -> str:
+    node = graph.only_consumer(tensor)
+    if node is None or node.op_type != "Add":
+        return tensor
+    other = next((graph.array(name) for name in node.input if name != tensor), None)
+    return node.output[0] if other is not None and other.ndim == 1 else tensor
 
 
 def _errors(wanted: Iterator[dict[str, Any]], found: Iterator[dict[str, Any]]) -> dict[str, float]:

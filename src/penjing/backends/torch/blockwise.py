@@ -21,9 +21,9 @@ class _Enough(BaseException):
 def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], largest: int) -> list[str]:
     """Return names of modules that hold all given layers between them, in the order in which they end.
 
-    Modules as large as possible with at most `largest` of the layers, each called once, on one tensor, giving
-    one (the blocks of Li et al. 2021, "BRECQ"); a layer outside any such module stands alone. Layers that are
-    called other than once, or on several tensors, are left out.
+    Modules as large as possible with at most `largest` of the layers, each called once, on one tensor and
+    nothing by name, giving one (the blocks of Li et al. 2021, "BRECQ"); a layer outside any such module stands
+    alone. Layers that are called other than once, or on several tensors, are left out.
     """
     order, single = _calls(model, inputs)
     found: list[str] = []
@@ -41,14 +41,17 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[str], set[st
     plain: set[str] = set()
 
     def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
+        def hook(module: nn.Module, given: Any, named: Any, output: Any) -> None:
             ends.append(name)
-            if len(given) == 1 and isinstance(given[0], torch.Tensor) and isinstance(output, torch.Tensor):
+            alone = len(given) == 1 and isinstance(given[0], torch.Tensor) and not named
+            if alone and isinstance(output, torch.Tensor):
                 plain.add(name)
 
         return hook
 
-    hooks = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
+    hooks = [
+        module.register_forward_hook(watch(name), with_kwargs=True) for name, module in model.named_modules()
+    ]
     try:
         with evaluating(model), torch.no_grad():
             model(*inputs)
