@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 from pathlib import Path
 from typing import Any
 
 from penjing.core.plan import digest
 
 _ONNX, _OPENVINO = "model.onnx", "model.xml"
+
+_NUMBERED = re.compile(rb'name="([A-Za-z]+)_\d+"')
+"""Names that OpenVINO gives, with a number that counts up while a process lives."""
 
 SMALL = 64
 """Integer constants of at most so many numbers say how data are shaped, and belong to the shape."""
@@ -24,7 +28,8 @@ def graph_shape(folder: Path) -> str | None:
         folder: of an artefact in ONNX or in OpenVINO's representation.
     """
     if (folder / _OPENVINO).is_file():
-        return hashlib.sha256((folder / _OPENVINO).read_bytes()).hexdigest()
+        text = _NUMBERED.sub(rb'name="\1"', (folder / _OPENVINO).read_bytes())
+        return hashlib.sha256(text).hexdigest()
     if not (folder / _ONNX).is_file():
         return None
     import onnx
