@@ -10,7 +10,7 @@ import penjing as pj
 from penjing.core.budget import Budget
 from penjing.core.measurement import Estimate
 from penjing.core.plan import chain, plan_to_json
-from penjing.planners.candidates import MOST, Probed, candidates, ordered, patterns
+from penjing.planners.candidates import MOST, PAYS, Probed, candidates, ordered, patterns
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
@@ -95,8 +95,13 @@ def order(rows, **budget):
 def test_the_fastest_comes_first_and_what_is_slower_than_float_is_not_tried():
     rows = [row("slow", 1.08), row("b", 0.6), row("a", 0.4), row("untimed", None, reason="no time")]
     assert order(rows, max_drop="1%") == ["a", "b"]
-    assert order([row("slow", 1.08)], latency="50%") == []
+    assert order([row("slow", 1.08), row("as fast", 0.97)], latency="50%") == []
     assert order(rows, size="50%") == ["a", "b", "slow"], "fewer bits may be wanted for their size alone"
+
+
+def test_for_size_alone_the_one_with_the_fewest_float_layers_comes_first():
+    part = row("part", 0.97).model_copy(update={"float_layers": ("a",)})
+    assert order([part, row("whole", 1.1), row("fast", 0.5)], size="50%") == ["fast", "whole", "part"]
 
 
 def test_what_is_as_fast_comes_in_the_order_of_expected_loss():
@@ -115,5 +120,5 @@ def test_trials_are_left_for_the_other_levers():
 def test_every_recipe_is_tried_at_most_once_and_never_one_slower_than_float(pairs):
     rows = [row(str(i), ratio, loss) for i, (ratio, loss) in enumerate(pairs)]
     found = order(rows)
-    assert len(set(found)) == len(found) == min(MOST, sum(ratio < 1 for ratio, _ in pairs))
-    assert all(pairs[int(name)][0] < 1 for name in found)
+    assert len(set(found)) == len(found) == min(MOST, sum(ratio < PAYS for ratio, _ in pairs))
+    assert all(pairs[int(name)][0] < PAYS for name in found)

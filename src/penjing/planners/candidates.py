@@ -25,6 +25,9 @@ from penjing.repair.bias import CorrectBias
 CLOSE = 1.03
 """Latencies within this ratio count as equal: the recipe that is expected to lose less comes first."""
 
+PAYS = 0.95
+"""A recipe pays below this share of float's latency: nearer, the next measurement may find it slower."""
+
 MOST = 4
 """Recipes that a search tries at most; its trials are for the other levers too."""
 
@@ -160,8 +163,8 @@ def _widest(name: str, others: Sequence[str]) -> str:
 def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
     """Return the recipes that a search is to try, in this order, the first that keeps quality being the last.
 
-    Faster than float, the fastest first, those that are as fast by expected loss. A recipe that was measured
-    slower is tried only where the budget limits bytes, after the others.
+    The fastest first, those that are as fast by expected loss. A recipe that does not pay in speed is tried
+    only where the budget limits bytes, after the others, the one with the fewest float layers first.
 
     Args:
         rows: what was measured.
@@ -169,13 +172,14 @@ def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
     """
     measured = sorted((row for row in rows if row.ratio is not None), key=ratio_of)
     tried: list[Probed] = []
-    faster = [row for row in measured if ratio_of(row) < 1]
+    faster = [row for row in measured if ratio_of(row) < PAYS]
     while faster:
         close = [row for row in faster if ratio_of(row) <= CLOSE * ratio_of(faster[0])]
         tried += sorted(close, key=lambda row: row.loss)
         faster = faster[len(close) :]
     if limits_bytes(budget):
-        tried += [row for row in measured if ratio_of(row) >= 1]
+        others = [row for row in measured if ratio_of(row) >= PAYS]
+        tried += sorted(others, key=lambda row: len(row.float_layers))
     most = MOST if budget.trials is None else min(MOST, max(1, budget.trials // 3))
     return tuple(plan_from_json(row.plan) for row in tried[:most])
 

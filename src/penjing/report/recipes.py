@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from penjing.planners.candidates import PAYS
 from penjing.report.words import NOT_MEASURED, Json, clean
 
 
@@ -30,13 +31,13 @@ def probed_recipes(record: Json) -> str:
         return ""
     best = min(rows, key=lambda row: row["ratio"]["value"])
     value = float(best["ratio"]["value"])
-    if value >= 1:
+    if value >= PAYS:
         return (
             f"Lower precision does not pay here: the fastest recipe, {clean(best['name'], 80)}, takes "
             f"{value:.2f} times the latency of float."
         )
-    slower = sum(1 for row in rows if row["ratio"]["value"] >= 1)
-    others = f"; {slower} of {len(rows)} recipes are slower than float" if slower else ""
+    slower = sum(1 for row in rows if row["ratio"]["value"] >= PAYS)
+    others = f"; {slower} of {len(rows)} recipes do not pay" if slower else ""
     return (
         f"The fastest precision recipe, {clean(best['name'], 80)}, takes {value:.2f} times the latency of "
         f"float before any pruning{others}."

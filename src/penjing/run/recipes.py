@@ -20,7 +20,7 @@ from penjing.core.measurement import Estimate
 from penjing.core.plan import Plan, digest, plan_to_json
 from penjing.core.trial import Trial
 from penjing.measuring.side_by_side import ratios
-from penjing.planners.candidates import Candidate, Probed, candidates, limits_bytes, ordered, ratio_of
+from penjing.planners.candidates import PAYS, Candidate, Probed, candidates, limits_bytes, ordered, ratio_of
 from penjing.planners.recipes import recipes
 from penjing.run.evaluate import REFERENCE
 from penjing.run.folder import environment
@@ -254,10 +254,10 @@ def _words(session: Session, rows: tuple[Probed, ...], source: str = "") -> list
         low, high = row.ratio.low, row.ratio.high
         words = f"{row.name}: {row.ratio.value:.2f} times float [{low:.2f}, {high:.2f}]"
         stays = f", {len(row.float_layers)} of {row.layers} layers float" if row.float_layers else ""
-        slower = "" if row.ratio.value < 1 else "; it does not pay here"
+        slower = "" if row.ratio.value < PAYS else "; it does not pay here"
         lines.append(f"{words}{stays}{slower}")
     lines += [f"{row.name} was not measured: {row.reason}" for row in rows if row.ratio is None]
-    if measured and ratio_of(measured[0]) >= 1:
+    if measured and ratio_of(measured[0]) >= PAYS:
         kept = "tried for its size alone" if limits_bytes(session.budget) else "float is kept"
         lines.append(f"lower precision does not pay here: {ratio_of(measured[0]):.2f} times float; {kept}")
     return lines
