@@ -15,6 +15,18 @@ hypothesis.settings.register_profile("penjing", deadline=None)
 hypothesis.settings.load_profile("penjing")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory):
+    """Findings are cached in a folder of these tests, not in the user's."""
+    before = os.environ.get("PENJING_CACHE")
+    os.environ["PENJING_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["PENJING_CACHE"]
+    else:
+        os.environ["PENJING_CACHE"] = before
+
+
 @pytest.fixture(scope="session")
 def torch_twin():
     """A function that builds the same network in torch: modules by the names of the nodes, same weights."""

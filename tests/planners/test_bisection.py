@@ -108,6 +108,7 @@ class World:
         n_test=10_000,
         widths=(),
         blocks=0,
+        ordered=False,
     ):
         setting = Setting(
             self.budget,
@@ -119,6 +120,7 @@ class World:
             n_test,
             widths=widths,
             blocks=blocks,
+            ordered=ordered,
         )
         planner, trials = bisection(setting, options), []
         try:
@@ -184,6 +186,24 @@ def test_it_falls_back_to_float_where_int8_breaks_the_quality_or_is_slower(world
     trials, _ = World(Budget(max_drop="1%"), **world).run(precisions=(DYNAMIC, STATIC))
     assert [plan_from_json(t.plan) for t in trials[:2]] == [DYNAMIC, STATIC]
     assert all(kinds(t) == [*REPAIRED, "Distill"] for t in trials[2:])
+
+
+def test_of_measured_recipes_the_first_that_keeps_the_quality_is_the_last_one_tried():
+    world = World(Budget(max_drop="1%"))
+    trials, _ = world.run(precisions=(STATIC, DYNAMIC), ordered=True, prunable=False)
+    assert [plan_from_json(t.plan) for t in trials] == [STATIC]
+    lossy, _ = World(Budget(max_drop="1%"), int8_drop=0.05).run(
+        precisions=(STATIC, DYNAMIC), ordered=True, prunable=False
+    )
+    assert [plan_from_json(t.plan) for t in lossy] == [STATIC, DYNAMIC]
+    slower, _ = World(Budget(max_drop="1%"), int8_speed=1.5).run(
+        precisions=(STATIC, DYNAMIC), ordered=True, prunable=False
+    )
+    assert len(slower) == 2, "slower in its trial than in the probe: the next one may be faster"
+    large, _ = World(Budget(max_drop="1%", size="20%")).run(
+        precisions=(STATIC, DYNAMIC), ordered=True, prunable=False
+    )
+    assert len(large) == 2, "one that is still too large is not the last"
 
 
 def test_a_model_offers_what_it_offers():
@@ -321,6 +341,8 @@ def test_the_floor_is_the_smallest_model_that_can_be_made():
     assert floor_plan((STATIC,), prunable=True) == chain(pj.PruneChannels(FLOOR_RATIO), pj.Int8Static())
     assert floor_plan((), prunable=True) == chain(pj.PruneChannels(FLOOR_RATIO))
     assert floor_plan((DYNAMIC,), prunable=False) == DYNAMIC
+    smooth = chain(pj.SmoothActivations(), pj.Int8Static(), pj.CorrectBias())
+    assert floor_plan((smooth,), prunable=False) == smooth[:2]
     assert floor_plan((), prunable=False) is None
 
 

@@ -24,5 +24,8 @@ def _show(data: dict[str, Any]) -> None:
         typer.echo(f"{key:<12} {value}")
     for name, extra in data["extras"].items():
         typer.echo(f"extra {name:<8} {'usable' if extra['usable'] else extra['reason']}")
+    cache = data["cache"]
+    held = ", ".join(f"{kind}: {e['files']} files, {e['bytes']} bytes" for kind, e in cache["kinds"].items())
+    typer.echo(f"cache        {cache['folder']} ({held or 'empty'})")
     for problem in data["problems"]:
         typer.echo(f"problem      {problem}")

@@ -1,12 +1,12 @@
 """The first planner: precision by trial, then one lever of structure after another, by bisection.
 
 For every precision that the target can run, the model is quantized as it is; the fastest one that keeps
-the quality goes on. Levers are the share of channels that goes, rounded as kernels like it, and the share of
-whole blocks. Where there is time each is tried once, repaired and measured but not trained, and the one that
-loses least for the time that it saves comes first. The largest share whose quality will probably be certified
-after recovery is found by bisection, then that of the next lever on top of it. What the certificate will cost
-is part of the question: a trial passes when its drop plus the half-width of the coming test stays within the
-limit.
+the quality goes on. Where their order was measured before, the first that keeps it is the last one tried.
+Levers are the share of channels that goes, rounded as kernels like it, and the share of whole blocks. Where
+there is time each is tried once, repaired and measured but not trained, and the one that loses least for the
+time that it saves comes first. The largest share whose quality will probably be certified after recovery is
+found by bisection, then that of the next lever on top of it. What the certificate will cost is part of the
+question: a trial passes when its drop plus the half-width of the coming test stays within the limit.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Setting:
         widths: units of each group of channels; empty where they are not known.
         blocks: how many whole blocks could go.
         start: the float model where the trials run, where that is not where the baseline runs.
+        ordered: whether the recipes were measured and the fastest come first.
     """
 
     budget: Budget
@@ -90,6 +91,7 @@ class Setting:
     widths: tuple[int, ...] = ()
     blocks: int = 0
     start: Trial | None = None
+    ordered: bool = False
 
     def passes(self, trial: Trial) -> bool:
         """Tell whether a trial will probably be certified: drop + z sqrt(flips / n_test) within the limit."""
@@ -138,6 +140,8 @@ def bisection(setting: Setting, options: Bisection | None = None) -> Planner:
         trial = yield plan
         if setting.passes(trial) and _faster(trial, best):
             best = trial
+            if setting.ordered and not trial.breaks.keys() & {"size", "memory"}:
+                break
     search = _Search(setting, options, plan_from_json(best.plan))
     levers = yield from _levers(search, best)
     for number, lever in enumerate(levers):

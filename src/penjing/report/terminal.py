@@ -20,6 +20,7 @@ from rich.text import Text
 from penjing.core.measurement import Measurement
 from penjing.report import words
 from penjing.report.progress import Progress, console, is_plain, write
+from penjing.report.recipes import probed_recipes
 from penjing.report.sparsity import zeros_sentence
 from penjing.report.view import check, headline
 from penjing.report.words import Json, clean
@@ -149,7 +150,8 @@ def _plans(record: Json) -> list[str]:
         for name, m in _named(record)
         if name[0] != "float"
     ]
-    return [*lines, *filter(None, [words.chosen_runtime(record), zeros_sentence(record)])]
+    said = [words.chosen_runtime(record), probed_recipes(record), zeros_sentence(record)]
+    return [*lines, *filter(None, said)]
 
 
 def _cells(m: Measurement) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from penjing.core.measurement import Measurement, NotMeasured
 from penjing.report import words
 from penjing.report.certificate import certificate
 from penjing.report.charts import class_rows, latency_gap
+from penjing.report.recipes import probed_recipes, recipe_rows
 from penjing.report.sparsity import zeros_sentence
 from penjing.report.words import RECALL, Json, amount, clean, number, quality
 
@@ -68,6 +69,8 @@ def view(record: Json, rows: int, folder: Path | None = None) -> dict[str, Any]:
         "notes": list(record.get("notes") or ()),
         "measured": [_measured_row(role, m) for role, m in shown],
         "runtime_note": _runtime_note(record),
+        "recipe_note": probed_recipes(record),
+        "recipes": recipe_rows(record),
         "zeros": zeros_sentence(record),
         "difference": None if result is None or result.difference is None else number(result.difference),
         "metrics": _metric_rows(shown),

@@ -7,6 +7,7 @@ from typing import Any
 
 from packaging.version import Version
 
+from penjing.core.cache import contents
 from penjing.core.errors import Exit
 from penjing.core.extras import EXTRAS, bring, missing
 from penjing.run.folder import environment
@@ -16,7 +17,7 @@ FLOORS = {"torch": "2.10", "onnx": "1.21", "onnxruntime": "1.22", "openvino": "2
 
 
 def examine() -> dict[str, Any]:
-    """Return environment, extras with the reason where one is unusable, problems and an exit code.
+    """Return environment, extras with the reason where one is unusable, cache, problems and an exit code.
 
     Each extra is really imported: an installed package that cannot be imported is not usable.
     """
@@ -24,7 +25,8 @@ def examine() -> dict[str, Any]:
     problems = [*_old(), *(f"{name}: {e['reason']}" for name, e in extras.items() if e["broken"])]
     usable = extras["torch"]["usable"] or extras["onnx"]["usable"]
     code = Exit.ENVIRONMENT if problems or not usable else Exit.DONE
-    return {"environment": environment(), "extras": extras, "problems": problems, "code": int(code)}
+    return {"environment": environment(), "extras": extras, "cache": contents(), "problems": problems,
+            "code": int(code)}  # fmt: skip
 
 
 def _extra(name: str) -> dict[str, Any]:

@@ -26,13 +26,13 @@ from penjing.measuring.quality import reacts
 from penjing.planners.bisection import ROUNDINGS, Bisection, Setting, bisection
 from penjing.planners.floor import floor_plan
 from penjing.planners.forecast import Forecast, Timing, forecast
-from penjing.planners.recipes import recipes
 from penjing.planners.recovery import epochs_of, repairs
 from penjing.run.certification import certify_and_judge
 from penjing.run.evaluate import REFERENCE, apart_from_memory, evaluate, judge, measure_candidates
 from penjing.run.jobs import survey
 from penjing.run.noise import within_noise
 from penjing.run.open import open_session
+from penjing.run.recipes import choose_recipes
 from penjing.run.record import Result, finish, write_best
 from penjing.run.room import candidate_limits
 from penjing.run.runtimes import choose_runtime
@@ -105,13 +105,14 @@ def _run(session: Session) -> Result:
     )
     choice = choose_runtime(session, facts, setting)
     session = choice.session
-    setting = replace(setting, start=choice.start, precisions=recipes(kinds, session.target))
+    found = choose_recipes(session, facts, choice.start or baseline)
+    setting = replace(setting, start=choice.start, precisions=found.plans, ordered=found.measured)
     plans = _forecast(session, facts, baseline, setting)
     trials = [] if plans.met or _enough(setting) else _search(session, setting, plans)
     certified = certify_and_judge(session, trials, baseline, setting)
     honest = within_noise(certified.verdict, facts["spread"], tuple(facts["notes"]))
     certified = replace(certified, verdict=honest)
-    return finish(session, facts, baselines, plans, trials, certified, choice.data)
+    return finish(session, facts, baselines, plans, trials, certified, (choice.data, found.data))
 
 
 def _enough(setting: Setting) -> bool:

@@ -15,6 +15,7 @@ from penjing.core.measurement import Measurement
 from penjing.core.method import Change
 from penjing.core.target import Target
 from penjing.core.verdict import Verdict
+from penjing.planners.candidates import Probed
 from penjing.report.view import check
 from penjing.run.folder import RunFolder, read_config
 
@@ -77,6 +78,14 @@ class Runtimes(BaseModel):
     rows: dict[str, RuntimeRow] = Field(default_factory=dict)
 
 
+class Recipes(BaseModel):
+    """The precision recipes whose latency was measured before the search, if any."""
+
+    words: list[str] = Field(default_factory=list)
+    rows: list[Probed] = Field(default_factory=list)
+    cached: bool = False
+
+
 class Asked(BaseModel):
     """What the run was asked."""
 
@@ -94,6 +103,7 @@ class Record(BaseModel):
     artefact: Place
     baselines: dict[str, Measurement | None]
     runtimes: Runtimes = Field(default_factory=Runtimes)
+    recipes: Recipes = Field(default_factory=Recipes)
     result: Measurement
     runners_up: list[Measurement]
     config: Asked

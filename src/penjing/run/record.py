@@ -103,9 +103,13 @@ def finish(
     plans: Forecast,
     trials: Sequence[Trial],
     judged: Judged,
-    runtimes: dict[str, Any],
+    probes: tuple[dict[str, Any], dict[str, Any]],
 ) -> Result:
-    """Write record, pointer and report; return the result."""
+    """Write record, pointer and report; return the result.
+
+    `probes` holds what the comparisons of runtimes and of precision recipes found.
+    """
+    runtimes, recipes = probes
     chosen = judged.chosen
     artefact = open_artefact(session.path(_artefact_path(chosen)))
     record: dict[str, Any] = {
@@ -132,6 +136,7 @@ def finish(
             "target": judged.baseline.model_dump(mode="json"),
         },
         "runtimes": {name: runtimes[name] for name in ("asked", "chosen", "words", "rows")},
+        "recipes": {name: recipes[name] for name in ("words", "rows", "cached")},
         "result": judged.result.model_dump(mode="json"),
         "runners_up": [m.model_dump(mode="json") for m in judged.runners_up],
         "plan": chosen.plan,
@@ -139,10 +144,11 @@ def finish(
         "ablation": judged.ablation,
         "trials": [_trial(index, trial, trials) for index, trial in enumerate(trials)],
         "environment": environment(),
-        "spent": _spent(session, (facts, runtimes), baselines, trials, judged).model_dump(mode="json"),
+        "spent": _spent(session, (facts, *probes), baselines, trials, judged).model_dump(mode="json"),
         "notes": [
             *session.task.notes,
             *runtimes["notes"],
+            *recipes["notes"],
             *plans.warnings,
             *facts["notes"],
             *baselines["notes"],

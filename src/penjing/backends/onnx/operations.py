@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from onnx import helper, numpy_helper
 
-from penjing.backends.onnx.graph import FLOATS, Graph, attribute, shapes_and_types
+from penjing.backends.onnx.graph import FLOATS, Graph, attribute, shapes_and_types, weight_nodes
 from penjing.backends.onnx.model import copy_proto, graph_inputs
 from penjing.core.backend import Arrays
 from penjing.core.measurement import Operations
@@ -44,6 +44,8 @@ def count_operations(proto: Any, example: Arrays) -> Operations:
     graph = Graph(fixed)
     shapes = {name: shape for name, (_, shape) in shapes_and_types(fixed).items()}
     shapes |= {name: tuple(tensor.dims) for name, tensor in graph.constants.items()}
+    layers = {entry.node.output[0]: entry.name for entry in weight_nodes(graph)}
+    by_layer: dict[str, int] = {}
     total, uncounted = 0, set()
     for node in graph.nodes:
         count = _multiply_adds(node, shapes)
@@ -51,11 +53,15 @@ def count_operations(proto: Any, example: Arrays) -> Operations:
             uncounted.add(f"{node.domain}.{node.op_type}" if node.domain else node.op_type)
         else:
             total += count
+        if count and node.output[0] in layers:
+            layer = layers[node.output[0]]
+            by_layer[layer] = by_layer.get(layer, 0) + count
     tensors = _parameters(graph)
     return Operations(
         parameters=sum(math.prod(tensor.dims) for tensor in tensors),
         multiply_adds=total,
         uncounted=tuple(sorted(uncounted)),
+        by_layer=by_layer,
         zeros=sum(int((numpy_helper.to_array(t) == 0).sum()) for t in tensors if len(t.dims) > 1),
     )
 
