@@ -98,8 +98,9 @@ def candidates(
     static = Candidate("static int8", chain(Int8Static(), CorrectBias()), 5)
     found = []
     if linear and not others:
-        smooth = chain(SmoothActivations(), Int8Static(), CorrectBias())
-        found.append(Candidate("smoothed static int8", smooth, 4))
+        # Clipping ranges, which helps convolutional networks, harms transformers (docs/benchmarks.md).
+        smooth = chain(SmoothActivations(), Int8Static(observer="minmax"), CorrectBias())
+        found.append(Candidate("smoothed static int8", smooth, 1))
         if target.runtime != "openvino":
             found.append(Candidate("dynamic int8", chain(Int8Dynamic()), 3))
         found.append(static)

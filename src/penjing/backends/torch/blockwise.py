@@ -22,8 +22,8 @@ def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], 
     """Return names of modules that hold all given layers between them, in the order in which they end.
 
     Modules as large as possible with at most `largest` of the layers, each called once, on one tensor and
-    nothing by name, giving one (the blocks of Li et al. 2021, "BRECQ"); a layer outside any such module stands
-    alone. Layers that are called other than once, or on several tensors, are left out.
+    nothing by name, giving one tensor (the blocks of Li et al. 2021, "BRECQ"). A layer outside any such
+    module stands alone; layers that are called other than once, or on several tensors, are left out.
     """
     order, single = _calls(model, inputs)
     found: list[str] = []
