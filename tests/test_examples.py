@@ -92,6 +92,31 @@ def test_cifar10_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cifar.task()
 
 
+def test_mobilenet_has_the_published_shape_and_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    mobilenet = imported("mobilenet")
+    net = mobilenet.MobileNet().eval()
+    assert sum(p.numel() for p in net.parameters()) == 470_072
+    with torch.no_grad():
+        assert net(torch.zeros(2, 3, 224, 224)).shape == (2, 1000)
+    monkeypatch.delenv("PENJING_DATA", raising=False)
+    with pytest.raises(SystemExit, match="PENJING_DATA"):
+        mobilenet.task()
+
+
+@pytest.mark.skipif(not DATA, reason="PENJING_DATA is not set")
+def test_mobilenet_knows_the_images() -> None:
+    import torch
+
+    mobilenet = imported("mobilenet")
+    x, y = mobilenet.images()
+    net = mobilenet.model()
+    with torch.no_grad():
+        found = torch.cat([net(torch.from_numpy(x[i : i + 50])) for i in range(0, 500, 50)]).argmax(1).numpy()
+    assert (found == y).mean() == pytest.approx(0.558, abs=0.01)
+
+
 def test_minilm_pads_sentences_and_its_mask_hides_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
     import torch

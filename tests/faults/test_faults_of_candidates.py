@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import penjing as pj
 from penjing.cli.show import exit_code
 from penjing.run.jobs import build
 
@@ -94,7 +95,7 @@ def counted_build(shared, say, plan, target, folder, seed):
 
 def repetitive(setting, options):
     for _ in range(3):
-        yield setting.precisions[0]
+        yield pj.chain(pj.Int8Static())
 
 
 def test_an_equal_plan_is_built_once(optimize, monkeypatch, tmp_path):

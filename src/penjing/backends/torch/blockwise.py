@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,20 +39,23 @@ def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], 
 def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[str], set[str]]:
     """Return modules in the order in which they end, and those called once, from one tensor to one."""
     ends: list[str] = []
+    alone: set[str] = set()
     plain: set[str] = set()
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, given: Any, named: Any, output: Any) -> None:
-            ends.append(name)
-            alone = len(given) == 1 and isinstance(given[0], torch.Tensor) and not named
-            if alone and isinstance(output, torch.Tensor):
-                plain.add(name)
+    # As the caller gives it, before hooks of the module's own add to it.
+    def before(name: str, module: nn.Module, given: Any, named: Any) -> None:
+        if len(given) == 1 and isinstance(given[0], torch.Tensor) and not named:
+            alone.add(name)
 
-        return hook
+    def behind(name: str, module: nn.Module, given: Any, output: Any) -> None:
+        ends.append(name)
+        if name in alone and isinstance(output, torch.Tensor):
+            plain.add(name)
 
-    hooks = [
-        module.register_forward_hook(watch(name), with_kwargs=True) for name, module in model.named_modules()
-    ]
+    hooks = []
+    for name, module in model.named_modules():
+        hooks.append(module.register_forward_pre_hook(partial(before, name), prepend=True, with_kwargs=True))
+        hooks.append(module.register_forward_hook(partial(behind, name)))
     try:
         with evaluating(model), torch.no_grad():
             model(*inputs)

@@ -91,7 +91,7 @@ def _shrunk(x: Any, quantizer: Quantizer, largest: float) -> Any:
 def _values(x: Any, quantizer: Quantizer) -> Any:
     format, scale = quantizer.format, quantizer.scale
     y = rounded(x.detach(), format, quantizer.positive().detach(), None, quantizer.tensor_scale)
-    if not scale.requires_grad:
+    if not (scale.requires_grad and quantizer.learnable):
         return _AsIf.apply(x, y)
     end = _SATURATION[format.kind]
     return _Table.apply(x, _shrunk(x, quantizer, end), y, end, format.kind == "binary")
