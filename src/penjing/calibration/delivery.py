@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,7 @@ import numpy as np
 
 from penjing.arrays.formats.stated import LayerFormats
 from penjing.calibration.inputs import calibration_batches
-from penjing.core.backend import backend_named
+from penjing.core.apply import to_onnx
 from penjing.core.context import Context
 from penjing.core.method import Change, Model
 
@@ -31,13 +30,13 @@ class Stated:
     Attributes:
         model: in float; weights have the values of their codes.
         formats: by layer; empty for a model on which nothing was stated.
-        simulation: the model as it was given, to compare with.
+        simulation: the model as it was given, to compare with; None where nothing was stated.
         context: with the backend of `model`.
     """
 
     model: OnnxModel
     formats: Mapping[str, LayerFormats]
-    simulation: Model
+    simulation: Model | None
     context: Context
 
 
@@ -50,11 +49,10 @@ def exported(model: Model, context: Context) -> Stated:
     from penjing.backends.torch.quantizers import without_quantizers
     from penjing.backends.torch.stated import layer_formats
 
-    simulation, formats = context.backend.copy(model), layer_formats(model)
+    formats = layer_formats(model)
+    simulation = context.backend.copy(model) if formats else None
     without_quantizers(model)
-    onnx, start = backend_named("onnx"), time.perf_counter()
-    adopted = onnx.adopt(context.backend, model, context.task.valid.example())  # type: ignore[attr-defined]
-    context.notes["export_s"] = context.notes.get("export_s", 0.0) + time.perf_counter() - start
+    onnx, adopted = to_onnx(context.backend, model, context)
     return Stated(adopted, formats, simulation, replace(context, backend=onnx))
 
 

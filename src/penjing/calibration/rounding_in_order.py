@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from penjing.calibration.inputs import (
     unobservable,
     waves,
 )
-from penjing.calibration.placing import place_quantizers, quantizer_of
+from penjing.calibration.placing import Placed, place_quantizers, quantizer_of
 from penjing.calibration.rounding import Rounded
-from penjing.core.backend import Layer
+from penjing.core.backend import Arrays, Layer
 from penjing.core.context import Context
 from penjing.core.method import Change, Model, Outcome
 from penjing.core.number_format import NumberFormat
+from penjing.core.task import Batch
 
 PROBE = 2
 """Examples that find the order of the layers."""
@@ -53,31 +55,65 @@ def round_in_order(
     Raises:
         Refused: no data, or such that are constant, NaN or infinite; and as `place_quantizers`.
     """
-    batches = calibration_batches(context, method.calibration, size)
-    refuse_dull(batches)
-    placed = place_quantizers(model, method, context)
-    backend, reference = context.backend, placed.reference
-    names = {change.layer for change in placed.changes if change.done}
-    layers = {layer.name: layer for layer in backend.layers(model) if layer.name in names}
-    probe = tuple(x[:PROBE] for x in batches[0][0])
-    why = not_alone(model, layers)
-    why |= called(backend, reference, [name for name in layers if name not in why], probe)
-    left = [name for name in layers if name not in why]
+    begun = begin(model, method, context, size)
+    backend, reference, layers, why = context.backend, begun.placed.reference, begun.layers, begun.why
     facts: dict[str, dict[str, float]] = {}
-    order = waves(backend, reference, left, probe, context.seed)
+    order = waves(backend, reference, begun.left, begun.probe, context.seed)
     passes = [part for wave in order for part in in_passes([layers[name] for name in wave])]
     for number, part in enumerate(passes, 1):
         context.say(f"{type(method).__name__}: {', '.join(x.name for x in part)} ({number} of {len(passes)})")
         wanted = reference if dense else None
-        for name, gram in input_grams(backend, model, part, batches, context.seed, wanted).items():
+        for name, gram in input_grams(backend, model, part, begun.batches, context.seed, wanted).items():
             if gram.rows < gram.total.shape[-1]:
                 why[name] = f"{gram.rows} observations of {gram.total.shape[-1]} inputs: raise calibration"
             else:
                 facts[name] = _round(model, context, layers[name], gram, solve)
-    return Outcome(model, [_told(change, why, facts) for change in placed.changes])
+    return Outcome(model, [_told(change, why, facts) for change in begun.placed.changes])
 
 
-def not_alone(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
+@dataclass(frozen=True)
+class Begun:
+    """A model on nearest rounding, and what is known of its layers.
+
+    Attributes:
+        batches: calibration data.
+        probe: a few examples of them.
+        placed: with the float model.
+        layers: those with quantizers, by name.
+        why: by layer, why it cannot be rounded on its inputs.
+    """
+
+    batches: Sequence[Batch]
+    probe: Arrays
+    placed: Placed
+    layers: dict[str, Layer]
+    why: dict[str, str]
+
+    @property
+    def left(self) -> list[str]:
+        """Names of the layers that can."""
+        return [name for name in self.layers if name not in self.why]
+
+
+def begin(model: Model, method: Rounded, context: Context, size: int) -> Begun:
+    """Put quantizers on the model in place, and look at each layer.
+
+    Raises:
+        Refused: no data, or such that are constant, NaN or infinite; and as `place_quantizers`.
+    """
+    batches = calibration_batches(context, method.calibration, size)
+    refuse_dull(batches)
+    placed = place_quantizers(model, method, context)
+    names = {change.layer for change in placed.changes if change.done}
+    layers = {layer.name: layer for layer in context.backend.layers(model) if layer.name in names}
+    probe = tuple(x[:PROBE] for x in batches[0][0])
+    why = _not_alone(model, layers)
+    alone = [name for name in layers if name not in why]
+    why |= called(context.backend, placed.reference, alone, probe)
+    return Begun(batches, probe, placed, layers, why)
+
+
+def _not_alone(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
     """Return for each layer that cannot be rounded on its inputs the reason."""
     owners: dict[int, list[str]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):

@@ -86,6 +86,15 @@ def _to_backend_with_handler(
             "the method has a handler for the model's backend", value=f"{name_of(method)} on {backend.name}",
             place="apply", fix="leave the method out, or move it before the step that made the model ONNX",
         )  # fmt: skip
+    return to_onnx(backend, model, context)
+
+
+def to_onnx(backend: Backend, model: Model, context: Context) -> tuple[Backend, Model]:
+    """Export a model and return the ONNX backend with the result; the seconds are noted.
+
+    Raises:
+        Refused: the export fails.
+    """
     onnx, start = backend_named("onnx"), time.perf_counter()
     adopted = onnx.adopt(backend, model, context.task.valid.example())  # type: ignore[attr-defined]
     context.notes["export_s"] = context.notes.get("export_s", 0.0) + time.perf_counter() - start

@@ -10,10 +10,10 @@ from pydantic import Field, field_validator
 
 from penjing.arrays.rounding.awq import awq, importance_clipped
 from penjing.arrays.sparsity.gram import output_error
-from penjing.calibration.inputs import calibration_batches, called, in_passes, input_grams, refuse_dull
-from penjing.calibration.placing import place_quantizers, quantizer_of
+from penjing.calibration.inputs import in_passes, input_grams
+from penjing.calibration.placing import quantizer_of
 from penjing.calibration.rounding import RoundedWeights
-from penjing.calibration.rounding_in_order import PROBE, not_alone
+from penjing.calibration.rounding_in_order import begin
 from penjing.core.context import Context
 from penjing.core.method import Model, Outcome, handles
 from penjing.core.number_format import NumberFormat
@@ -50,28 +50,21 @@ def quantize_awq(model: Model, method: QuantizeAWQ, context: Context) -> Outcome
     Raises:
         Refused: no data, or such that are constant, NaN or infinite; quantized already.
     """
-    batches = calibration_batches(context, method.calibration, method.batch_size)
-    refuse_dull(batches)
-    placed = place_quantizers(model, method, context)
-    backend, reference = context.backend, placed.reference
-    names = {change.layer for change in placed.changes if change.done}
-    layers = {layer.name: layer for layer in backend.layers(model) if layer.name in names}
-    probe = tuple(x[:PROBE] for x in batches[0][0])
-    why = not_alone(model, layers)
-    why |= called(backend, reference, [name for name in layers if name not in why], probe)
-    facts: dict[str, Facts] = {name: {"nearest": reason} for name, reason in why.items()}
+    begun = begin(model, method, context, method.batch_size)
+    reference, layers = begun.placed.reference, begun.layers
+    facts: dict[str, Facts] = {name: {"nearest": reason} for name, reason in begun.why.items()}
     moments: dict[str, NDArray[Any]] = {}
-    for part in in_passes([layer for name, layer in layers.items() if name not in why]):
-        grams = input_grams(backend, reference, part, batches, context.seed)
+    for part in in_passes([layers[name] for name in begun.left]):
+        grams = input_grams(context.backend, reference, part, begun.batches, context.seed)
         linear = {name: gram.mean[0] for name, gram in grams.items() if layers[name].kind == "linear"}
         moments |= linear
         facts |= {name: {"nearest": "it is no linear layer"} for name in grams if name not in linear}
-    found = _scaled(model, reference, probe, moments, context)
+    found = _scaled(model, reference, begun.probe, moments, context)
     for name, (gram, told) in found.items():
         facts[name] = told | _clipped(model, name, gram)
     changes = [
         change.model_copy(update={"detail": change.detail | facts.get(change.layer, {})})
-        for change in placed.changes
+        for change in begun.placed.changes
     ]
     return Outcome(model, changes)
 
