@@ -1,14 +1,15 @@
 """What tests of several parts share: NumPy nets and their twins in torch."""
 
 import os
+import sys
 
 import hypothesis
 import numpy as np
 import pytest
 
 # Tests run side by side on few cores: one thread each, and waiting threads sleep. Before torch is imported.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 # Cores are shared and slow at times; a deadline would test the machine.
 hypothesis.settings.register_profile("penjing", deadline=None)
@@ -25,6 +26,19 @@ def cache(tmp_path_factory):
         del os.environ["PENJING_CACHE"]
     else:
         os.environ["PENJING_CACHE"] = before
+
+
+@pytest.fixture(autouse=True)
+def _torch_as_it_was():
+    """A test leaves torch's switches as it found them: gradients on, one thread, single precision."""
+    yield
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        found = torch.is_grad_enabled(), torch.get_num_threads(), torch.get_default_dtype()
+        torch.set_grad_enabled(True)
+        torch.set_num_threads(1)
+        torch.set_default_dtype(torch.float32)
+        assert found == (True, 1, torch.float32), "torch was left with gradients, threads, type of"
 
 
 @pytest.fixture(scope="session")

@@ -23,11 +23,6 @@ CUT = ("alexnet", "shufflenet-v2", "detector-fpn", "unet-pixelshuffle", "vit-fus
        "llama-stories", "textcnn", "dlrm")  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def test_every_hand_written_architecture_builds_the_same_weights_twice_and_runs_on_any_batch() -> None:
     assert len(HAND_WRITTEN) >= 60
     for name in HAND_WRITTEN:

@@ -455,19 +455,6 @@ working = cells(lambda row: row.works)
 rows = pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    if missing("torch"):
-        yield
-        return
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def network():
     """Residual, depthwise and pointwise convolutions with BatchNorm, for images of 8 by 8 pixels."""
     rng = np.random.default_rng(0)

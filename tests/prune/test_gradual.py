@@ -24,14 +24,6 @@ from penjing.train.objective import task_objective
 from penjing.train.sparsify import Choice, Sparsifier
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def task():
     from sklearn.datasets import load_digits

@@ -22,14 +22,6 @@ LAYERWISE = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def task(x):
     y = np.arange(len(x)) % 2
     return pj.Task(train=(x, y), valid=(x[:8], y[:8]), test=(x[8:16], y[8:16]))

@@ -23,14 +23,6 @@ from penjing.measuring.quality import accuracy  # noqa: E402
 FEW = {"criterion": "masks", "examples": 128, "round_to": 4}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def task():
     digits = datasets.load_digits()

@@ -19,14 +19,6 @@ from penjing.core.task import Split, Task
 from penjing.train.finetune import FineTune, fine_tune_torch
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def task():
     from sklearn.datasets import load_digits

@@ -15,14 +15,6 @@ from penjing.backends.torch.quantizers import quantized_layers  # noqa: E402
 from penjing.backends.torch.scaling import Feed, feeds, scale  # noqa: E402
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Block(nn.Module):
     """Two normalizations, of which only one feeds linear layers alone; gated, ReLU and GELU layers."""
 

@@ -15,14 +15,6 @@ from penjing.backends.torch.quantizers import quantized_layers  # noqa: E402
 DATA = {"calibration": 64, "ends": False}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Net(nn.Module):
     """Tokens to logits, the head being the table."""
 

@@ -17,14 +17,6 @@ from penjing.measuring.quality import accuracy  # noqa: E402
 LEARN = {"steps": 60, "examples": 256, "calibration": 64}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def task():
     data = datasets.load_digits()

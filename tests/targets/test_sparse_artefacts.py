@@ -19,14 +19,6 @@ RUNTIME = runtime_for(Target("torch"))
 X = np.random.default_rng(0).standard_normal((6, 3, 8, 8)).astype(np.float32)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 class Net(nn.Module):
     def __init__(self, dtype=torch.float32) -> None:
         super().__init__()

@@ -39,14 +39,6 @@ class Tied(nn.Module):
         return {"logits": self.b(self.a(x)), "hidden": x}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def net() -> Net:
     torch.manual_seed(1)
     made = Net()

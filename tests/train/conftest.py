@@ -8,14 +8,6 @@ from torch import nn
 from penjing.core.task import Split
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def small_net(width: int = 8, seed: int = 0) -> nn.Sequential:
     """A convolutional network for 8x8 images of ten digits."""
     with torch.random.fork_rng():

@@ -107,9 +107,10 @@ def _through(block: Block, states: NDArray[Any], call: Call) -> Iterator[NDArray
     import torch
 
     step = max(1, RUN_TOKENS // states.shape[1])
-    with torch.no_grad():
-        for start in range(0, len(states), step):
-            yield block.through(torch.from_numpy(np.array(states[start : start + step])), call).numpy()
+    for start in range(0, len(states), step):
+        with torch.no_grad():  # not around the yield: whoever takes what is made keeps their own mode
+            made = block.through(torch.from_numpy(np.array(states[start : start + step])), call).numpy()
+        yield made
 
 
 def _refuse_joined(job: Job, block: Block) -> None:

@@ -17,15 +17,6 @@ CONVOLUTIONS = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(before)
-
-
 def agrees(model, modules, x):
     found = example_gradients(model, modules, (x,), lambda y: y.square().sum())
     for i in range(len(x)):

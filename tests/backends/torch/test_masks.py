@@ -17,14 +17,6 @@ from penjing.core.errors import Refused
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def net() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(

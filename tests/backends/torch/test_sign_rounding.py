@@ -25,14 +25,6 @@ NAMES = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def weight_and_quantizer(name, seed=0):
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(seed))
     form = number_format(name)
