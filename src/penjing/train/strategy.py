@@ -11,7 +11,7 @@ from penjing.train.optimizers import KINDS, Name
 from penjing.train.schedule import Schedule
 
 
-class Recipe(Method):
+class Strategy(Method):
     """The configuration that all methods that train share; abstract, it has no handler.
 
     Attributes:
