@@ -8,7 +8,7 @@ from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.task import Task
 from penjing.train.finetune import FineTune, fine_tune_torch
-from penjing.train.recipe import Recipe
+from penjing.train.strategy import Strategy
 
 
 def surroundings(task, **fields):
@@ -55,4 +55,4 @@ def test_default_rates_follow_the_optimizer():
     assert FineTune().rate == 0.05
     assert FineTune(optimizer="adamw").rate == 1e-3
     assert FineTune(optimizer="adamw", lr=0.2).rate == 0.2
-    assert issubclass(FineTune, Recipe)
+    assert issubclass(FineTune, Strategy)

@@ -7,11 +7,11 @@ from pydantic import Field
 from penjing.core.context import Context
 from penjing.core.method import Model, Outcome, handles
 from penjing.train.outcome import trained
-from penjing.train.recipe import Recipe
+from penjing.train.strategy import Strategy
 from penjing.train.teacher import Teaching, taught
 
 
-class Distill(Recipe):
+class Distill(Strategy):
     """Train towards the outputs of the model as it was before the plan.
 
     The loss is `alpha` of Hinton's (2015) with the logits of both standardized (Sun et al., CVPR 2024) and

@@ -8,7 +8,7 @@ from penjing.core.method import handler_for, inner
 from penjing.core.plan import Plan, chain
 from penjing.repair.batchnorm import ReestimateBatchNorm
 from penjing.repair.least_squares import LeastSquares
-from penjing.train.recipe import Recipe
+from penjing.train.strategy import Strategy
 
 
 def repairs(kinds: Iterable[str], backend: str) -> Plan:
@@ -26,4 +26,4 @@ def repairs(kinds: Iterable[str], backend: str) -> Plan:
 
 def epochs_of(plan: Plan) -> float:
     """Return the epochs of all methods of a plan that train."""
-    return sum(method.epochs for method in map(inner, plan) if isinstance(method, Recipe))
+    return sum(method.epochs for method in map(inner, plan) if isinstance(method, Strategy))

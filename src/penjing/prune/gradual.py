@@ -19,12 +19,12 @@ from penjing.core.task import Split
 from penjing.train.hooks import NO_HOOKS, Hooks
 from penjing.train.objective import Objective, task_objective
 from penjing.train.outcome import trained
-from penjing.train.recipe import Recipe
 from penjing.train.sparsify import Choice, Schedule, Sparsifier
+from penjing.train.strategy import Strategy
 from penjing.train.teacher import Teaching, taught
 
 
-class PruneGradually(Sparse, Recipe):
+class PruneGradually(Sparse, Strategy):
     """Make more and more weights zero while the others train.
 
     Attributes:
@@ -132,8 +132,8 @@ class _Course:
 
     def train(self, hooks: Hooks = NO_HOOKS, runs: int = 1) -> Change:
         seconds = self.method.max_seconds
-        recipe = self.method.model_copy(update={"max_seconds": seconds and seconds / runs})
-        return trained(self.model, recipe, self.context, self.objective, self.split, hooks).changes[0]
+        strategy = self.method.model_copy(update={"max_seconds": seconds and seconds / runs})
+        return trained(self.model, strategy, self.context, self.objective, self.split, hooks).changes[0]
 
     def sparsifier(self, schedule: Schedule, moments: Sequence[float] = ()) -> Sparsifier:
         m = self.method

@@ -10,11 +10,11 @@ from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Model, Outcome, Stage, handles
 from penjing.train.outcome import trained
-from penjing.train.recipe import Recipe
+from penjing.train.strategy import Strategy
 from penjing.train.teacher import Teaching, taught
 
 
-class TrainQuantized(Recipe):
+class TrainQuantized(Strategy):
     """Train weights and scales of a quantized model with rounding in the forward pass.
 
     Follows a method that put the model on formats, of any kind. Gradients pass straight through the rounding;

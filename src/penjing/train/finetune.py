@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from penjing.core.context import Context
 from penjing.core.method import Model, Outcome, handles
-from penjing.train.recipe import Recipe
+from penjing.train.strategy import Strategy
 
 
-class FineTune(Recipe):
+class FineTune(Strategy):
     """Train on the task's training split and loss.
 
     After pruning a short training brings most of the lost quality back (Han et al., NeurIPS 2015);

@@ -17,8 +17,8 @@ from penjing.train.hooks import NO_HOOKS, Hooks
 from penjing.train.numerics import numerics_for
 from penjing.train.objective import Objective
 from penjing.train.parameters import is_batchnorm, make_optimizer, training_mode
-from penjing.train.recipe import Recipe
 from penjing.train.stepper import Stepper
+from penjing.train.strategy import Strategy
 
 DEFAULT_BATCH = 128
 PROBED_STEPS = 5
@@ -58,13 +58,13 @@ def fit(
     model: Any,
     split: Split,
     objective: Objective,
-    recipe: Recipe,
+    strategy: Strategy,
     *,
     seed: int = 0,
     covers: Callable[[str], bool] = lambda layer: True,
     hooks: Hooks = NO_HOOKS,
 ) -> Fit:
-    """Train a torch module in place by a recipe; the same seed gives the same weights.
+    """Train a torch module in place by a strategy; the same seed gives the same weights.
 
     Weights that a mask removes stay zero.
 
@@ -77,14 +77,14 @@ def fit(
     import torch
 
     start = time.perf_counter()
-    size = min(recipe.batch_size or DEFAULT_BATCH, max(len(split), 1))
-    numerics = numerics_for(model, recipe.precision)
+    size = min(strategy.batch_size or DEFAULT_BATCH, max(len(split), 1))
+    numerics = numerics_for(model, strategy.precision)
     alone = size == 1 and any(is_batchnorm(module) for module in model.modules())
     events = [f"computed in {numerics}"]
     if alone:
         events.append("batches of one example: BatchNorm keeps its statistics")
     feed = _Feed(split, size, seed)
-    planned = total = max(1, math.ceil(recipe.epochs * feed.batches_an_epoch))
+    planned = total = max(1, math.ceil(strategy.epochs * feed.batches_an_epoch))
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with (
         torch.random.fork_rng(devices=devices),
@@ -92,8 +92,8 @@ def fit(
         numerics.applied(model),
     ):
         torch.manual_seed(seed)
-        stepper = Stepper(model, objective, recipe, numerics, make_optimizer(parameters, recipe), hooks)
-        tally = _Tally(hooks.say, recipe.epochs)
+        stepper = Stepper(model, objective, strategy, numerics, make_optimizer(parameters, strategy), hooks)
+        tally = _Tally(hooks.say, strategy.epochs)
         done, times = 0, []
         for epoch, (inputs, targets) in feed:
             began = time.perf_counter()
@@ -101,14 +101,16 @@ def fit(
             done += 1
             tally.add(epoch, loss, len(targets))
             times.append(time.perf_counter() - began + feed.last_wait)
-            if recipe.max_seconds is not None and done % PROBED_STEPS == 0:
-                total = steps_within(total, done, median(times[1:][-RECENT:]), start + recipe.max_seconds)
+            if strategy.max_seconds is not None and done % PROBED_STEPS == 0:
+                total = steps_within(total, done, median(times[1:][-RECENT:]), start + strategy.max_seconds)
             if done >= total:
                 break
         stepper.finish(done)
         tally.close()
     if total < planned:
-        events.append(f"{recipe.max_seconds:g} s allow {total} of {planned} steps: schedule shortened to fit")
+        events.append(
+            f"{strategy.max_seconds:g} s allow {total} of {planned} steps: schedule shortened to fit"
+        )
     return Fit(
         seconds=time.perf_counter() - start,
         data_seconds=feed.waited,

@@ -1,4 +1,4 @@
-"""Train a model by a method's recipe and report what that did."""
+"""Train a model by a method's strategy and report what that did."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from penjing.core.task import Split
 from penjing.train.hooks import NO_HOOKS, Hooks
 from penjing.train.loop import DEFAULT_BATCH, fit
 from penjing.train.objective import Objective, mean_loss, task_objective
-from penjing.train.recipe import Recipe
+from penjing.train.strategy import Strategy
 
 
 def trained(
     model: Any,
-    recipe: Recipe,
+    strategy: Strategy,
     context: Context,
     objective: Objective,
     split: Split | None = None,
@@ -34,9 +34,9 @@ def trained(
     Raises:
         Refused: what `fit` refuses, or a loss that is not finite after training.
     """
-    task, name = context.task, type(recipe).__name__
-    size = recipe.batch_size or task.batch_size or DEFAULT_BATCH
-    sized, loss = recipe.model_copy(update={"batch_size": size}), task_objective(task)
+    task, name = context.task, type(strategy).__name__
+    size = strategy.batch_size or task.batch_size or DEFAULT_BATCH
+    sized, loss = strategy.model_copy(update={"batch_size": size}), task_objective(task)
     start = time.perf_counter()
     before = mean_loss(model, task.train, loss, size, context.seed)
     done = fit(
@@ -51,7 +51,7 @@ def trained(
     after = mean_loss(model, task.train, loss, size, context.seed)
     if not math.isfinite(after):
         raise Refused("the loss is finite after training", value=f"{after} after {done.steps} steps",
-                      place=name, fix=f"lower lr (now {recipe.rate:g})")  # fmt: skip
+                      place=name, fix=f"lower lr (now {strategy.rate:g})")  # fmt: skip
     context.notes["training_s"] = context.notes.get("training_s", 0.0) + time.perf_counter() - start
     context.notes.setdefault("events", []).extend(f"{name}: {event}" for event in done.events)
     detail: dict[str, float | int | str] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from penjing.core.errors import Refused
 from penjing.train.optimizers import optimizer_of
-from penjing.train.recipe import Recipe
+from penjing.train.strategy import Strategy
 
 
 @contextmanager
@@ -61,16 +61,16 @@ def _layer(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def make_optimizer(parameters: list[Any], recipe: Recipe) -> Any:
-    """Return the recipe's optimizer; weight decay only on tensors with two or more axes.
+def make_optimizer(parameters: list[Any], strategy: Strategy) -> Any:
+    """Return the strategy's optimizer; weight decay only on tensors with two or more axes.
 
     Decay on normalization scales and biases hurts (He et al., Bag of Tricks, CVPR 2019).
     """
     decayed = [p for p in parameters if p.ndim > 1]
     plain = [p for p in parameters if p.ndim <= 1]
     groups = [
-        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": decayed, "weight_decay": strategy.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    return optimizer_of(recipe.optimizer, groups, recipe.rate)
+    return optimizer_of(strategy.optimizer, groups, strategy.rate)

@@ -11,8 +11,8 @@ from penjing.core.errors import Exit, Refused
 from penjing.train.hooks import NO_HOOKS, Hooks
 from penjing.train.numerics import Numerics
 from penjing.train.objective import Objective, Tensors, tensors_of
-from penjing.train.recipe import Recipe
 from penjing.train.schedule import rate_factor
+from penjing.train.strategy import Strategy
 
 SNAPSHOT_EVERY = 50
 """Steps between copies of the weights to fall back to; a copy costs far less than a step."""
@@ -33,7 +33,7 @@ class Stepper:
         self,
         model: Any,
         objective: Objective,
-        recipe: Recipe,
+        strategy: Strategy,
         numerics: Numerics,
         optimizer: Any,
         hooks: Hooks = NO_HOOKS,
@@ -41,7 +41,7 @@ class Stepper:
         from penjing.backends.torch.masks import enforce
 
         self.events: list[str] = []
-        self._model, self._objective, self._recipe = model, objective, recipe
+        self._model, self._objective, self._strategy = model, objective, strategy
         self._numerics, self._optimizer, self._hooks = numerics, optimizer, hooks
         self._enforce = partial(enforce, model, optimizer)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -71,7 +71,9 @@ class Stepper:
         if number and number % SNAPSHOT_EVERY == 0:
             self._snapshot = (number, self._copies())
         for group in self._optimizer.param_groups:
-            group["lr"] = self._recipe.rate * rate_factor(self._recipe.schedule, number, total) * self._cut
+            group["lr"] = (
+                self._strategy.rate * rate_factor(self._strategy.schedule, number, total) * self._cut
+            )
         self._optimizer.step()
         self._enforce()
         self._hooks.stepped(number / total)
@@ -96,7 +98,7 @@ class Stepper:
                 loss = self._accumulate(x, y)
                 self._hooks.gradients(progress)
                 self._enforce()
-                norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._recipe.clip_norm or math.inf)
+                norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._strategy.clip_norm or math.inf)
                 return loss, float(norm)
             except (MemoryError, RuntimeError) as error:
                 if not _lacks_memory(error):
@@ -136,8 +138,8 @@ class Stepper:
         bad = "" if all(_finite(x) for x in inputs) else "; the batch itself holds NaN or Inf"
         if self._cut < 1.0:
             raise Refused("the loss stays finite in training", value=f"{found} at step {number + 1}{bad}",
-                          place=type(self._recipe).__name__,
-                          fix=f"lower lr (now {self._recipe.rate:g}) or check the training data")  # fmt: skip
+                          place=type(self._strategy).__name__,
+                          fix=f"lower lr (now {self._strategy.rate:g}) or check the data")  # fmt: skip
         self._cut = RATE_CUT
         self._optimizer.state.clear()
         self.events.append(
