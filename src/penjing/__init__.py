@@ -51,6 +51,9 @@ _NAMES = {
     "LeastSquares": "penjing.repair.least_squares",
     "MatchStatistics": "penjing.repair.match_statistics",
     "FineTune": "penjing.train.finetune",
+    "Strategy": "penjing.train.strategy",
+    "fit": "penjing.run.fit",
+    "Fitted": "penjing.run.fit",
     "Distill": "penjing.distill.logits",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
@@ -135,7 +138,10 @@ if TYPE_CHECKING:
     from penjing.run.checkpoint_delivery import QuantizedCheckpoint as QuantizedCheckpoint
     from penjing.run.codes import load_quantized as load_quantized
     from penjing.run.codes import read_codes as read_codes
+    from penjing.run.fit import Fitted as Fitted
+    from penjing.run.fit import fit as fit
     from penjing.run.optimize import optimize as optimize
     from penjing.run.record import Result as Result
     from penjing.run.verify import verify as verify
     from penjing.train.finetune import FineTune as FineTune
+    from penjing.train.strategy import Strategy as Strategy

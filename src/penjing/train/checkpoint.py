@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import write_bytes
@@ -16,6 +16,16 @@ SAVE_EVERY_S = 20.0
 SHARE = 0.05
 
 
+class Stateful(Protocol):
+    """What a run goes on with, beside the training itself."""
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs to go on."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+
+
 class Checkpoint:
     """One file of safetensors whose header holds all that is no tensor.
 
@@ -23,10 +33,13 @@ class Checkpoint:
         path: of the file.
         key: what the run depends on; a file of another key is refused.
         every: seconds between two saves.
+        also: whose state is saved with that of the training.
     """
 
-    def __init__(self, path: Path, key: str, every: float = SAVE_EVERY_S) -> None:
-        self._path, self._key, self._every = path, key, every
+    def __init__(
+        self, path: Path, key: str, every: float = SAVE_EVERY_S, also: Stateful | None = None
+    ) -> None:
+        self._path, self._key, self._every, self._also = path, key, every, also
         self._last = time.perf_counter()
         self._cost = 0.0
 
@@ -45,7 +58,8 @@ class Checkpoint:
 
         start = time.perf_counter()
         tensors: dict[str, Any] = {}
-        words = json.dumps(_plain(state, tensors))
+        also = None if self._also is None else self._also.state()
+        words = json.dumps(_plain([state, also], tensors))
         write_bytes(self._path, save(tensors, metadata={"key": self._key, "state": words}))
         self._last = time.perf_counter()
         self._cost = self._last - start
@@ -73,11 +87,10 @@ class Checkpoint:
             raise Refused("a run goes on with the model, data and strategy it began with",
                           value=f"key {self._key[:12]}, saved {key[:12]}", place=str(self._path),
                           fix="give another folder, or delete this one", code=Exit.USAGE)  # fmt: skip
-        return _whole(state, tensors)
-
-    def remove(self) -> None:
-        """Delete the file."""
-        self._path.unlink(missing_ok=True)
+        own, also = _whole(state, tensors)
+        if self._also is not None:
+            self._also.restore(also)
+        return own
 
 
 def _plain(value: Any, tensors: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 Schedule = Literal[
     "constant", "linear", "cosine", "cosine_restarts", "polynomial", "exponential", "step", "inverse_sqrt",
-    "warmup_stable_decay", "one_cycle",
+    "warmup_stable_decay", "one_cycle", "plateau",
 ]  # fmt: skip
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
@@ -33,7 +33,7 @@ def rate_factor(schedule: Schedule, step: int, total: int, warmup: float = WARM_
     All rise linearly over the first steps, `warmup` of all (`one_cycle` over the first 30%). Then, with p the
     share of the way that is behind:
 
-    - `constant`: 1;
+    - `constant`: 1, and so is `plateau`, which whoever watches the training lowers;
     - `linear`: 1 - p (linear decay to zero: Defazio et al. 2023);
     - `cosine`: half a cosine to zero; `one_cycle` too (Smith and Topin 2019);
     - `cosine_restarts`: three of them, each twice as long as the last (Loshchilov and Hutter 2017, "SGDR");
@@ -74,6 +74,7 @@ def _cooled(p: float) -> float:
 
 _FALLS: dict[str, Callable[[float], float]] = {
     "constant": lambda p: 1.0,
+    "plateau": lambda p: 1.0,
     "linear": lambda p: 1.0 - p,
     "cosine": _cosine,
     "one_cycle": _cosine,

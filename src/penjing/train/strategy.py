@@ -42,6 +42,9 @@ class Strategy(Method):
             first three quarters (Howard 2018, "progressive resizing"). 1: no change.
         batchnorm: `train`, or `frozen`: statistics and scales stay as they are.
         ghost_batch: BatchNorm normalizes parts of a batch of so many examples (Hoffer et al. 2017).
+        patience: looks at the validation data, one a pass, without an improvement that a paired test sees,
+            after which training ends (`plateau`: the rate falls to a tenth). Only `pj.fit` and `pj.tune`
+            look. None: training runs its length.
         parts: parts that a batch is computed in, whose gradients add up; for want of memory.
         max_seconds: the schedule is shortened so that training fits; None: no limit.
         precision: `bfloat16` computes in it (weights, their gradients and the loss are float32 in any case):
@@ -72,6 +75,7 @@ class Strategy(Method):
     start_size: float = Field(default=1.0, gt=0, le=1)
     batchnorm: Literal["train", "frozen"] = "train"
     ghost_batch: int | None = Field(default=None, ge=2, le=65_536)
+    patience: int | None = Field(default=None, ge=1, le=10_000)
     parts: int = Field(default=1, ge=1, le=65_536)
     max_seconds: float | None = Field(default=None, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
