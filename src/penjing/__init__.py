@@ -54,6 +54,8 @@ _NAMES = {
     "Strategy": "penjing.train.strategy",
     "fit": "penjing.run.fit",
     "Fitted": "penjing.run.fit",
+    "tune": "penjing.run.tune",
+    "Tuned": "penjing.run.tuned",
     "Distill": "penjing.distill.logits",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
@@ -142,6 +144,8 @@ if TYPE_CHECKING:
     from penjing.run.fit import fit as fit
     from penjing.run.optimize import optimize as optimize
     from penjing.run.record import Result as Result
+    from penjing.run.tune import tune as tune
+    from penjing.run.tuned import Tuned as Tuned
     from penjing.run.verify import verify as verify
     from penjing.train.finetune import FineTune as FineTune
     from penjing.train.strategy import Strategy as Strategy

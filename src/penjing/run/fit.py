@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ class FitRecord(Value):
         quality: of the model returned, on valid.
         reached: the look that met the goal; None where none did.
         seconds: wall time of it all; `data_seconds` waiting for batches, `evaluation_seconds` looking.
+        epochs: length of the schedule, shortened where `max_seconds` asked for it.
         steps, examples: taken and seen.
         samples_per_s: examples a second of computing.
         multiply_adds: of all steps, three times those of the forward passes (1 multiply-add = 2 FLOPs).
@@ -66,6 +68,7 @@ class FitRecord(Value):
     seconds: float
     data_seconds: float
     evaluation_seconds: float
+    epochs: float
     steps: int
     examples: int
     samples_per_s: float
@@ -89,6 +92,71 @@ class Fitted:
 
     def __repr__(self) -> str:
         return f"Fitted({self.record.metric} {self.record.quality:.4g}, {self.record.seconds:.1f} s)"
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """One training run on a model that may be changed.
+
+    Attributes:
+        model: trained in place.
+        task: prepared.
+        strategy: with its batch size.
+        goal: where training ends.
+        seed: of everything random.
+    """
+
+    model: Model
+    task: Task
+    strategy: Strategy
+    goal: Goal | None
+    seed: int
+
+    def run(self, say: Callable[[str], None], state: tuple[Path, str] | None = None) -> FitRecord:
+        """Train, and measure what it cost.
+
+        Args:
+            say: gets a line a pass.
+            state: file and key of the state on the way; None: not kept.
+
+        Raises:
+            Refused: as `penjing.train.loop.fit`.
+        """
+        task, backend = self.task, backend_for(self.model)
+        judged = backend.select(self.model, task.output)
+        monitor = Monitor(judged, backend, task, self.strategy, self.goal, say)
+        energy = EnergyMeter()
+        done = train(
+            self.model,
+            task.train,
+            task_objective(task, self.strategy.label_smoothing),
+            self.strategy,
+            seed=self.seed,
+            hooks=Hooks(passed=monitor),
+            checkpoint=None if state is None else Checkpoint(*state, also=monitor),
+        )
+        monitor.keep_best()
+        operations = backend.operations(judged, task.valid.example())
+        return FitRecord(
+            strategy=self.strategy.model_dump(mode="json"),
+            seed=self.seed,
+            goal=self.goal,
+            metric=metric_name(task),
+            curve=tuple(monitor.points),
+            quality=monitor.measure(),
+            reached=monitor.reached,
+            seconds=done.seconds,
+            data_seconds=done.data_seconds,
+            evaluation_seconds=done.hook_seconds,
+            epochs=done.planned_epochs,
+            steps=done.steps,
+            examples=done.examples,
+            samples_per_s=done.samples_per_s,
+            multiply_adds=BACKWARD * operations.multiply_adds * done.examples,
+            peak_memory_bytes=_peak_memory(self.model),
+            energy_j=energy.joules(),
+            events=done.events,
+        )
 
 
 def fit(
@@ -127,8 +195,8 @@ def fit(
     if backend.name != "torch":
         raise Refused("a model that trains is a torch.nn.Module", value=backend.name, place="model",
                       fix="train in torch, then export")  # fmt: skip
-    objective = task_objective(task, strategy.label_smoothing)
-    _check_goal(wanted, task)
+    task_objective(task, strategy.label_smoothing)
+    check_goal(wanted, task)
     judged = backend.select(model, task.output)
     backend.check(judged, task.valid.example())
     strategy = strategy.model_copy(
@@ -140,40 +208,19 @@ def fit(
     if folder is not None and (before := _finished(folder, key)) is not None:
         _load_weights(copy, folder)
         return Fitted(copy, before, folder)
-    say = say or _to_stderr
-    monitor = Monitor(backend.select(copy, task.output), backend, task, strategy, wanted, say)
-    checkpoint = None if folder is None else Checkpoint(_made(folder) / STATE, key, also=monitor)
-    energy = EnergyMeter()
-    done = train(
-        copy, task.train, objective, strategy, seed=seed, hooks=Hooks(passed=monitor), checkpoint=checkpoint
-    )
-    monitor.keep_best()
-    operations = backend.operations(judged, task.valid.example())
-    record = FitRecord(
-        strategy=strategy.model_dump(mode="json"),
-        seed=seed,
-        goal=wanted,
-        metric=metric_name(task),
-        curve=tuple(monitor.points),
-        quality=monitor.measure(),
-        reached=monitor.reached,
-        seconds=done.seconds,
-        data_seconds=done.data_seconds,
-        evaluation_seconds=done.hook_seconds,
-        steps=done.steps,
-        examples=done.examples,
-        samples_per_s=done.samples_per_s,
-        multiply_adds=BACKWARD * operations.multiply_adds * done.examples,
-        peak_memory_bytes=_peak_memory(copy),
-        energy_j=energy.joules(),
-        events=done.events,
-    )
+    job = TrainingJob(copy, task, strategy, wanted, seed)
+    record = job.run(say or to_stderr, None if folder is None else (_made(folder) / STATE, key))
     if folder is not None:
         _save(copy, record, folder, key)
     return Fitted(copy, record, folder)
 
 
-def _check_goal(goal: Goal | None, task: Task) -> None:
+def check_goal(goal: Goal | None, task: Task) -> None:
+    """Refuse a goal that the task does not judge by.
+
+    Raises:
+        Refused: another metric, or the wrong direction.
+    """
     name, up = metric_name(task), maximized(task)
     if goal is None:
         return
@@ -249,5 +296,6 @@ def _peak_memory(model: Model) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _to_stderr(line: str) -> None:
+def to_stderr(line: str) -> None:
+    """Write a line of progress."""
     sys.stderr.write(line + "\n")

@@ -39,6 +39,7 @@ class Fit:
         seconds: wall time of all of it; `data_seconds` of it went into waiting for batches.
         hook_seconds: of it went to the caller's hook after each pass.
         steps: optimizer steps taken, of `planned_steps`.
+        planned_epochs: length of the schedule in the end, where a limit shortened it.
         examples: examples seen, repeats counted.
         losses: mean objective of each epoch (the last may be a part).
         events: what happened that was not planned, and choices made, in words.
@@ -49,6 +50,7 @@ class Fit:
     hook_seconds: float
     steps: int
     planned_steps: int
+    planned_epochs: float
     examples: int
     losses: tuple[float, ...]
     events: tuple[str, ...]
@@ -85,7 +87,7 @@ def fit(
     import torch
 
     size = min(strategy.batch_size or DEFAULT_BATCH, max(len(split), 1))
-    numerics = numerics_for(model, strategy.precision)
+    numerics = numerics_for(model, strategy.precision, strategy.layout)
     norms = BatchNorms(
         alone=size == 1 and any(is_batchnorm(module) for module in model.modules()),
         frozen=strategy.batchnorm == "frozen",
@@ -183,6 +185,7 @@ class _Run:
             hook_seconds=self._hooked,
             steps=self._done,
             planned_steps=self._planned,
+            planned_epochs=self._total / max(1, self._feed.batches_an_epoch),
             examples=self._tally.examples,
             losses=tuple(self._tally.losses),
             events=(
@@ -207,7 +210,7 @@ class _Run:
         )
         reaction = self._hooks.passed(moment)
         if reaction.slow != 1.0:
-            self._stepper.slow(reaction.slow)
+            self._stepper.scale(reaction.slow)
         if reaction.reason:
             self._events.append(f"step {self._done}: {reaction.reason}")
         self._hooked += time.perf_counter() - began

@@ -58,7 +58,7 @@ class Stepper:
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._kept = [*model.parameters(), *model.buffers()]
         self._snapshot = (0, self._copies())
-        self._cut = self._slowed = 1.0
+        self._cut = self._scale = 1.0
         self._part: int | None = None
         self._limit = math.inf
 
@@ -100,11 +100,11 @@ class Stepper:
     def rate(self, number: int, total: int) -> float:
         """Return the learning rate of a step."""
         factor = rate_factor(self._strategy.decline, number, total, self._strategy.warmup)
-        return self._strategy.rate * factor * self._cut * self._slowed
+        return self._strategy.rate * factor * self._cut * self._scale
 
-    def slow(self, factor: float) -> None:
-        """Lower the rate of all steps to come by a factor in (0, 1)."""
-        self._slowed *= factor
+    def scale(self, factor: float) -> None:
+        """Multiply the rate of all steps to come by a factor above 0."""
+        self._scale *= factor
 
     def finish(self, number: int) -> None:
         """Make sure that the last step left finite weights, or go back to the last that were."""
@@ -121,7 +121,7 @@ class Stepper:
             "optimizer": self._optimizer.state_dict(),
             "average": self.average.state(),
             "snapshot": [step, tensors],
-            "numbers": [self._cut, self._slowed, self._part, self._limit],
+            "numbers": [self._cut, self._scale, self._part, self._limit],
             "events": self.events,
         }
 
@@ -132,7 +132,7 @@ class Stepper:
         self.average.restore(state["average"])
         step, tensors = state["snapshot"]
         self._snapshot = (step, tensors)
-        self._cut, self._slowed, self._part, self._limit = state["numbers"]
+        self._cut, self._scale, self._part, self._limit = state["numbers"]
         self.events[:] = state["events"]
 
     def _copies(self) -> list[Any]:

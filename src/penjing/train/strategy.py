@@ -50,6 +50,8 @@ class Strategy(Method):
         precision: `bfloat16` computes in it (weights, their gradients and the loss are float32 in any case):
             faster on an idle processor that has it, much slower where other processes compete for the
             cores. `auto` takes it where the processor has it and the network is of a kind that gains.
+        layout: of images in memory: `channels_last` or `contiguous`; `auto` takes what gains for networks
+            of the kind. `penjing.train.machine` measures both this and `precision`.
 
     >>> Strategy(epochs=10, optimizer="adamw", averaging="ema")
     Strategy(epochs=10.0, optimizer='adamw', averaging='ema')
@@ -79,6 +81,7 @@ class Strategy(Method):
     parts: int = Field(default=1, ge=1, le=65_536)
     max_seconds: float | None = Field(default=None, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
+    layout: Literal["auto", "contiguous", "channels_last"] = "auto"
 
     @property
     def rate(self) -> float:
