@@ -156,7 +156,13 @@ class _Proposals:
             direction="maximize" if space.up else "minimize",
             sampler=optuna.samplers.TPESampler(seed=space.seed, n_startup_trials=max(4, space.first // 2)),
         )
-        known: dict[str, Any] = {"schedule": "one_cycle", "batch": 1.0, "rate": 0.5, "averaging": "none"}
+        sizes = self._distributions["batch"].choices
+        known: dict[str, Any] = {
+            "schedule": "one_cycle",
+            "batch": 1.0 if 1.0 in sizes else sizes[-1],
+            "rate": 0.5,
+            "averaging": "none",
+        }
         for name in space.rates:
             self._study.enqueue_trial(known | {"optimizer": name, "decay": space.base.weight_decay or 1e-6})
         self._asked: dict[int, Any] = {}
