@@ -56,6 +56,8 @@ _NAMES = {
     "Fitted": "penjing.run.fit",
     "tune": "penjing.run.tune",
     "Tuned": "penjing.run.tuned",
+    "stability": "penjing.run.stability",
+    "Stability": "penjing.run.stability",
     "Distill": "penjing.distill.logits",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
@@ -144,6 +146,8 @@ if TYPE_CHECKING:
     from penjing.run.fit import fit as fit
     from penjing.run.optimize import optimize as optimize
     from penjing.run.record import Result as Result
+    from penjing.run.stability import Stability as Stability
+    from penjing.run.stability import stability as stability
     from penjing.run.tune import tune as tune
     from penjing.run.tuned import Tuned as Tuned
     from penjing.run.verify import verify as verify
