@@ -2,7 +2,7 @@
 
 After Hendrycks and Dietterich 2019 (arXiv 1903.12261, "ImageNet-C"), in units of the inputs' own spread
 instead of gray levels, so that they fit images normalized in any way: `noise`, `blur`, `contrast`,
-`brightness` and `pixelate` for images; `noise` and `missing` for tables; `missing` for whole numbers, as tokens.
+`brightness` and `pixelate` for images, `noise` and `missing` for tables, `missing` for whole numbers.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def _show(data: dict[str, Any]) -> None:
         (data["metric"], f"{data['quality']:.4f} on valid"),
         (
             "time",
-            f"{in_words(data['seconds'], 's')}, {data['evaluation_seconds']:.1f} s of it looking at valid",
+            f"{in_words(data['seconds'], 's')}, {data['evaluation_seconds']:.1f} s of it to evaluate",
         ),
         ("speed", f"{data['samples_per_s']:.0f} examples a second"),
         ("work", f"{in_words(data['multiply_adds'], 'count')} multiply-adds in {data['steps']} steps"),

@@ -30,7 +30,7 @@ def tune(
     seed: o.Seed = 0,
     json: o.Json = False,
 ) -> int:
-    """Find the strategy with the shortest training time to a quality; the same command goes on after a kill."""
+    """Find the quickest strategy to a quality; the same command goes on after a kill."""
     from penjing.cli.main import emit
     from penjing.cli.taskfile import call, load_task_file
     from penjing.run.tune import tune as run
@@ -55,9 +55,7 @@ def _show(data: dict[str, Any]) -> None:
     out = console()
     words = f"reached after {data['seconds']:.1f} s of training" if data["reached"] else "not reached"
     out.print(f"goal {words}, by run {data['best'] + 1} of {len(data['runs'])}")
-    out.print(
-        f"{data['metric']} {data['quality']:.4f} on valid, {data['test_quality']:.4f} on unseen test data"
-    )
+    out.print(f"{data['metric']} {data['quality']:.4f} on valid, {data['test_quality']:.4f} on unseen test")
     out.print(f"strategy: {data['printed']}", markup=False)
     out.print(f"search: {data['spent_s']:.0f} s")
     out.print(f"report: {data['report']}")
