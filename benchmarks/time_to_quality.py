@@ -29,9 +29,9 @@ import penjing as pj
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cifar10
 
-GOALS = {"fashion": 0.91, "cifar10": 0.73}
+GOALS = {"fashion": 0.9, "cifar10": 0.7}
 MARGIN = 0.005
-EPOCHS = 15
+EPOCHS = 8
 HELD_BACK = 5000
 
 
@@ -41,19 +41,18 @@ Row = tuple[float | None, int, float]
 
 
 class Net(nn.Module):
-    """Three convolutions with BatchNorm and pooling, 16 to 64 channels, and a linear layer."""
+    """Four convolutions with BatchNorm, 16 to 64 channels, the mean over the image, and a linear layer."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in ((channels, 16), (16, 32), (32, 64)):
-            layers += [nn.Conv2d(before, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-            layers += [nn.MaxPool2d(2)]
-        self.body, self.head = nn.Sequential(*layers), nn.LazyLinear(10)
+        for before, after, stride in ((channels, 16, 1), (16, 32, 2), (32, 64, 2), (64, 64, 1)):
+            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
+        self.body, self.head = nn.Sequential(*layers), nn.Linear(64, 10)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return logits [n, 10]."""
-        return self.head(self.body(x).flatten(1))
+        return self.head(self.body(x).mean((2, 3)))
 
 
 def images(name: str) -> Data:
@@ -71,9 +70,7 @@ def images(name: str) -> Data:
 def fresh(x: np.ndarray, seed: int) -> Net:
     """Return a network with weights drawn from a seed."""
     torch.manual_seed(seed)
-    net = Net(x.shape[1])
-    net(torch.from_numpy(x[:2]))
-    return net
+    return Net(x.shape[1])
 
 
 def accuracy(net: nn.Module, x: np.ndarray, y: np.ndarray) -> float:
@@ -170,7 +167,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", nargs="+", choices=list(GOALS), default=list(GOALS))
-    parser.add_argument("--goal", type=float, help="accuracy to reach, instead of 0.91 and 0.73")
+    parser.add_argument("--goal", type=float, help="accuracy to reach, instead of 0.9 and 0.7")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--search", default="8min", help="time of pj.tune")
     parser.add_argument("--threads", type=int, default=1)
