@@ -322,6 +322,14 @@ ROWS = {
         kinds=WEIGHTED,
         one="fc",
     ),
+    "equalize": Row(
+        pj.EqualizeWeights(),
+        INTEGERS,
+        {"sweeps": [0, 2.5, "all"]},
+        adopted=("torch", "numpy"),
+        kinds=WEIGHTED,
+        one="depthwise | pointwise",
+    ),
     "dynamic": Row(pj.Int8Dynamic(), INTEGERS, {}, adopted=("torch", "numpy"), kinds=WEIGHTED, one="fc"),
     "bias": Row(
         pj.CorrectBias(**FEW),
