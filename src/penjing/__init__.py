@@ -68,6 +68,7 @@ _NAMES = {
     "QuantizeGPTQ": "penjing.quantize.gptq",
     "QuantizeAWQ": "penjing.quantize.awq",
     "QuantizeAutoRound": "penjing.quantize.autoround",
+    "EqualizeWeights": "penjing.quantize.equalize",
     "SmoothActivations": "penjing.quantize.smooth",
     "TrainQuantized": "penjing.quantize.train",
     "WeightOnly": "penjing.quantize.weight_only",
@@ -126,6 +127,7 @@ if TYPE_CHECKING:
     from penjing.quantize.autoround import QuantizeAutoRound as QuantizeAutoRound
     from penjing.quantize.awq import QuantizeAWQ as QuantizeAWQ
     from penjing.quantize.embeddings import QuantizeEmbeddings as QuantizeEmbeddings
+    from penjing.quantize.equalize import EqualizeWeights as EqualizeWeights
     from penjing.quantize.gptq import QuantizeGPTQ as QuantizeGPTQ
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static
