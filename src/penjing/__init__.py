@@ -54,6 +54,7 @@ _NAMES = {
     "Strategy": "penjing.train.strategy",
     "fit": "penjing.run.fit",
     "Fitted": "penjing.run.fit",
+    "range_test": "penjing.run.range_test",
     "tune": "penjing.run.tune",
     "Tuned": "penjing.run.tuned",
     "stability": "penjing.run.stability",
@@ -147,6 +148,7 @@ if TYPE_CHECKING:
     from penjing.run.fit import Fitted as Fitted
     from penjing.run.fit import fit as fit
     from penjing.run.optimize import optimize as optimize
+    from penjing.run.range_test import range_test as range_test
     from penjing.run.record import Result as Result
     from penjing.run.stability import Stability as Stability
     from penjing.run.stability import stability as stability

@@ -61,3 +61,14 @@ def test_the_machine_is_measured_on_copies(net, split):
     table = Split((np.zeros((64, 4), np.float32),), np.zeros(64, np.int64), "train")
     flat = probe_machine(nn.Linear(4, 3), backend_for(nn.Linear(4, 3)), table, LOSS, FineTune(batch_size=8))
     assert not any("channels" in name for name in flat.seconds)
+
+
+def test_a_user_gets_the_rates_and_a_page(net, split, tmp_path):
+    import penjing as pj
+
+    x, y = split.inputs[0], split.targets
+    task = pj.Task(train=(x[:400], y[:400]), valid=(x[400:500], y[400:500]), test=(x[500:], y[500:]))
+    found = pj.range_test(net(), task, pj.Strategy(batch_size=50), steps=60, report=tmp_path / "range.html")
+    assert f"{found.suggestion:.3g}" in (tmp_path / "range.html").read_text()
+    with pytest.raises(Refused, match="10 to 10,000 steps"):
+        pj.range_test(net(), task, steps=3)

@@ -110,3 +110,29 @@ def _value(value: float, share: bool) -> str:
 def _goal(goal: Json, share: bool) -> str:
     sign = "at least" if goal["at_least"] else "at most"
     return f"{goal['metric']} {sign} {_value(goal['value'], share)}"
+
+
+def write_range_report(optimizer: str, found: Json, path: Path) -> Path:
+    """Write the page of a range test atomically; returns the path.
+
+    Args:
+        optimizer: its name.
+        found: `rates`, `losses`, `suggestion` and `highest`.
+        path: of the page.
+
+    Raises:
+        Refused: the file cannot be written.
+    """
+    points = [list(pair) for pair in zip(found["rates"], found["losses"], strict=True)]
+    chart = {"sets": [{"label": optimizer, "points": points}], "y": "training loss, smoothed"}
+    page = template("range.html.j2").render(
+        optimizer=optimizer,
+        suggestion=f"{found['suggestion']:.3g}",
+        highest=f"{found['highest']:.3g}",
+        steps=len(points),
+        rows=[(f"{rate:.3g}", f"{loss:.4g}") for rate, loss in points],
+        charts=script_json({"ranges": chart}),
+        **page_assets("training.js"),
+    )
+    write_text(path, page)
+    return path

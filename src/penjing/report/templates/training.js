@@ -5,8 +5,8 @@
   const colours = ["#4e79a7", "#f28e2b", "#59a14f", "#b07aa1", "#76b7b2", "#edc948", "#9c755f", "#ff9da7"];
 
   function draw(id, chart, xTitle, logarithmic) {
-    if (!chart || !chart.sets.length) return;
     const canvas = document.getElementById(id);
+    if (!canvas || !chart || !chart.sets.length) return;
     canvas.closest("figure").hidden = false;
     const axis = (title, type) => ({
       type, title: { display: true, text: title, color: css("--soft") },
