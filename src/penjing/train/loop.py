@@ -12,6 +12,7 @@ from typing import Any
 
 from penjing.core.task import Split
 from penjing.train.checkpoint import Checkpoint
+from penjing.train.depth import trained_by_blocks
 from penjing.train.feed import Feed, Tally
 from penjing.train.hooks import NO_HOOKS, Hooks, Moment
 from penjing.train.numerics import numerics_for
@@ -98,6 +99,7 @@ def fit(
         torch.random.fork_rng(devices=devices),
         training_mode(model, covers, norms) as parameters,
         numerics.applied(model),
+        trained_by_blocks(model, split.example(), strategy),
     ):
         torch.manual_seed(seed)
         optimizer = make_optimizer(model, parameters, strategy)

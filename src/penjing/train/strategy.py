@@ -40,6 +40,10 @@ class Strategy(Method):
         shift: largest shift of images at random, in pixels, up or down and left or right.
         start_size: height and width of images at the start, as a share; they grow to their own over the
             first three quarters (Howard 2018, "progressive resizing"). 1: no change.
+        stochastic_depth: probability that the last residual block is left out for a batch; earlier ones
+            less, in proportion to their place (Huang et al. 2016).
+        recompute: whether blocks are computed again for their gradients instead of kept: less memory, a third
+            more time (Chen et al. 2016).
         batchnorm: `train`, or `frozen`: statistics and scales stay as they are.
         ghost_batch: BatchNorm normalizes parts of a batch of so many examples (Hoffer et al. 2017).
         patience: looks at the validation data, one a pass, without an improvement that a paired test sees,
@@ -75,6 +79,8 @@ class Strategy(Method):
     flip: bool = False
     shift: int = Field(default=0, ge=0, le=64)
     start_size: float = Field(default=1.0, gt=0, le=1)
+    stochastic_depth: float = Field(default=0.0, ge=0, lt=1)
+    recompute: bool = False
     batchnorm: Literal["train", "frozen"] = "train"
     ghost_batch: int | None = Field(default=None, ge=2, le=65_536)
     patience: int | None = Field(default=None, ge=1, le=10_000)
