@@ -38,7 +38,7 @@ def residual(seed=0, blocks=4):
 
 def run(split, **fields):
     model = residual()
-    done = fit(model, split, LOSS, FineTune(epochs=1, batch_size=50, **fields))
+    done = fit(model, split, LOSS, FineTune(**{"epochs": 1, "batch_size": 50, **fields}))
     assert not any("forward" in vars(module) for module in model.modules())
     return model, done
 
@@ -108,8 +108,8 @@ def test_what_a_block_adds_keeps_its_mean():
 
 
 def test_training_with_blocks_left_out_learns(split):
-    _, done = run(split, stochastic_depth=0.3)
-    assert done.losses[-1] < 2.0
+    _, done = run(split, stochastic_depth=0.3, epochs=6)
+    assert done.losses[-1] < 0.7 * done.losses[0]
 
 
 def test_a_network_without_blocks_is_refused(net, split):
