@@ -24,6 +24,7 @@ LEVELS = [
 LEVEL = {name: depth for depth, names in enumerate(LEVELS) for name in names}
 METHODS = {"prune", "quantize", "distill", "repair"}
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "sklearn", "keras", "tensorflow", "optuna"}
+HEAVY |= {"pytorch_optimizer", "accelerate", "transformers"}
 FILES = sorted(SOURCE.rglob("*.py"))
 
 

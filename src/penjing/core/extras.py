@@ -19,6 +19,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "language": ("torch", "transformers"),
     "optimizers": ("torch", "pytorch_optimizer"),
     "tune": ("torch", "optuna"),
+    "distributed": ("torch", "accelerate"),
 }
 """The extras of the package, and the modules that each brings."""
 

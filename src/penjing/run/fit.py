@@ -28,6 +28,7 @@ from penjing.train.hooks import Hooks
 from penjing.train.loop import DEFAULT_BATCH
 from penjing.train.loop import fit as train
 from penjing.train.objective import task_objective
+from penjing.train.processes import processes
 from penjing.train.strategy import Strategy
 
 RECORD, WEIGHTS, STATE = "fit.json", "weights.safetensors", "training.safetensors"
@@ -209,8 +210,9 @@ def fit(
         _load_weights(copy, folder)
         return Fitted(copy, before, folder)
     job = TrainingJob(copy, task, strategy, wanted, seed)
-    record = job.run(say or to_stderr, None if folder is None else (_made(folder) / STATE, key))
-    if folder is not None:
+    say = say or to_stderr if processes().first else _silent
+    record = job.run(say, None if folder is None else (_made(folder) / STATE, key))
+    if folder is not None and processes().first:
         _save(copy, record, folder, key)
     return Fitted(copy, record, folder)
 
@@ -299,3 +301,7 @@ def _peak_memory(model: Model) -> int:
 def to_stderr(line: str) -> None:
     """Write a line of progress."""
     sys.stderr.write(line + "\n")
+
+
+def _silent(line: str) -> None:
+    return None

@@ -14,14 +14,24 @@ from penjing.core.task import Batch, Split
 
 
 class Feed:
-    """Endless batches in an order drawn from the seed; a last batch of one joins the one before."""
+    """Endless batches in an order drawn from the seed.
 
-    def __init__(self, split: Split, size: int, seed: int) -> None:
+    A last batch of one example joins the one before, and so does one with fewer examples than processes.
+
+    Args:
+        split: training data.
+        size: of a batch.
+        seed: of the order.
+        processes: that share every batch.
+    """
+
+    def __init__(self, split: Split, size: int, seed: int, processes: int = 1) -> None:
         self.waited, self.last_wait = 0.0, 0.0
         self.events: list[str] = []
         self._split, self._size, self._seed = split, size, seed
         whole, rest = divmod(len(split), size)
-        self.batches_an_epoch = whole + (rest > 1)
+        self._least = max(2, processes)
+        self.batches_an_epoch = whole + (rest >= self._least)
 
     def walk(self, behind: int = 0) -> Iterator[tuple[int, Batch]]:
         """Yield the number of the epoch and a batch, from that behind which so many lie."""
@@ -48,10 +58,11 @@ class Feed:
     def _merged(self, seed: int) -> Iterator[Batch]:
         held: Batch | None = None
         for batch in self._split.batches(self._size, seed):
-            if held is not None and len(batch[1]) == 1 < self._size:
+            if held is not None and len(batch[1]) < self._least <= self._size:
                 held = _joined(held, batch)
                 if not self.events:
-                    self.events.append("a last batch of one example joins the batch before it")
+                    few = "one example" if len(batch[1]) == 1 else f"{len(batch[1])} examples"
+                    self.events.append(f"a last batch of {few} joins the batch before it")
                 continue
             if held is not None:
                 yield held

@@ -6,18 +6,21 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from statistics import median
 from typing import Any
 
+from penjing.core.errors import Refused
 from penjing.core.task import Split
 from penjing.train.checkpoint import Checkpoint
 from penjing.train.depth import trained_by_blocks
 from penjing.train.feed import Feed, Tally
-from penjing.train.hooks import NO_HOOKS, Hooks, Moment
+from penjing.train.hooks import NO_HOOKS, Hooks, Moment, Reaction
 from penjing.train.numerics import numerics_for
 from penjing.train.objective import Objective
 from penjing.train.parameters import BatchNorms, is_batchnorm, make_optimizer, training_mode
+from penjing.train.processes import RANK_SEED, processes
 from penjing.train.stepper import Stepper
 from penjing.train.strategy import Strategy
 
@@ -94,6 +97,12 @@ def fit(
         frozen=strategy.batchnorm == "frozen",
         ghost=strategy.ghost_batch,
     )
+    together = processes()
+    if together.count > 1:
+        checkpoint = None
+        if strategy.stochastic_depth:
+            raise Refused("blocks are left out on one process only", value=f"{together.count} processes",
+                          place="stochastic_depth", fix="leave it out")  # fmt: skip
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with (
         torch.random.fork_rng(devices=devices),
@@ -101,14 +110,16 @@ def fit(
         numerics.applied(model),
         trained_by_blocks(model, split.example(), strategy),
     ):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed + RANK_SEED * together.rank)
         optimizer = make_optimizer(model, parameters, strategy)
-        stepper = Stepper(model, objective, strategy, numerics, optimizer, hooks)
-        run = _Run(stepper, Feed(split, size, seed), strategy, hooks, checkpoint)
-        run.go()
+        stepper = Stepper(model, objective, strategy, numerics, optimizer, hooks, together)
+        run = _Run(stepper, Feed(split, size, seed, together.count), strategy, hooks, checkpoint)
+        run.go(partial(together.share_buffers, model), together.agreed)
         average_kept = stepper.average.other
         stepper.average.keep()
     events = [f"computed in {numerics}"]
+    if together.count > 1:
+        events.append(f"{together.count} processes, each with its part of every batch; no state on the way")
     if norms.alone:
         events.append("batches of one example: BatchNorm keeps its statistics")
     if average_kept:
@@ -149,8 +160,13 @@ class _Run:
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._start
 
-    def go(self) -> None:
-        """Take all steps."""
+    def go(self, share: Callable[[], None], agreed: Callable[[Any], Any]) -> None:
+        """Take all steps.
+
+        Args:
+            share: makes the buffers of all processes the same.
+            agreed: gives what the first process has.
+        """
         if self._checkpoint is not None and (state := self._checkpoint.load()) is not None:
             self._restore(state)
         limit, every = self._strategy.max_seconds, self._hooks.every * self._feed.batches_an_epoch
@@ -165,12 +181,13 @@ class _Run:
             if limit is not None and self._done % PROBED_STEPS == 0:
                 each = median(self._times[1:][-RECENT:]) + self._hooked / self._done
                 end = self._start - self._seconds_before + limit
-                self._total = steps_within(self._total, self._done, each, end)
+                self._total = agreed(steps_within(self._total, self._done, each, end))
             over = self._done >= self._total
             if over:
                 self._stepper.finish(self._done)
             if over or self._done // every > (self._done - 1) // every:
-                over = self._asked() or over
+                share()
+                over = self._reacted(agreed(self._asked())) or over
             if over:
                 break
             if self._checkpoint is not None and self._checkpoint.due:
@@ -199,8 +216,8 @@ class _Run:
             ),
         )
 
-    def _asked(self) -> bool:
-        """Let the caller look, do what is answered, and tell whether training ends."""
+    def _asked(self) -> Reaction:
+        """Let the caller look."""
         began = time.perf_counter()
         moment = Moment(
             epoch=self._done / self._feed.batches_an_epoch,
@@ -211,11 +228,15 @@ class _Run:
             shown=self._stepper.average.shown,
         )
         reaction = self._hooks.passed(moment)
+        self._hooked += time.perf_counter() - began
+        return reaction
+
+    def _reacted(self, reaction: Reaction) -> bool:
+        """Do what was answered, and tell whether training ends."""
         if reaction.slow != 1.0:
             self._stepper.scale(reaction.slow)
         if reaction.reason:
             self._events.append(f"step {self._done}: {reaction.reason}")
-        self._hooked += time.perf_counter() - began
         return reaction.stop
 
     def _state(self) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from penjing.train.numerics import Numerics
 from penjing.train.objective import Objective, tensors_of
 from penjing.train.optimizers import KINDS
 from penjing.train.parameters import statistics_kept
+from penjing.train.processes import Processes
 from penjing.train.schedule import rate_factor
 from penjing.train.strategy import Strategy
 
@@ -29,6 +30,8 @@ EXPLODED = 1e4
 """A loss this many times the first one is divergence, though finite."""
 
 RATE_CUT = 0.1
+
+ALONE = Processes()
 
 
 class Stepper:
@@ -47,12 +50,14 @@ class Stepper:
         numerics: Numerics,
         optimizer: Any,
         hooks: Hooks = NO_HOOKS,
+        processes: Processes = ALONE,
     ) -> None:
         from penjing.backends.torch.masks import enforce
 
         self.events: list[str] = []
         self.average = Average(model, strategy.averaging, optimizer, KINDS[strategy.optimizer].modes)
         self._model, self._objective, self._strategy = model, objective, strategy
+        self._processes, self._forward = processes, processes.wrapped(model)
         self._numerics, self._optimizer, self._hooks = numerics, optimizer, hooks
         self._enforce = partial(enforce, model, optimizer)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -60,6 +65,7 @@ class Stepper:
         self._snapshot = (0, self._copies())
         self._cut = self._scale = 1.0
         self._part: int | None = None
+        self._share = 1.0
         self._limit = math.inf
 
     def step(self, number: int, total: int, inputs: Arrays, targets: Any) -> float | None:
@@ -72,12 +78,12 @@ class Stepper:
             Refused: a second divergence, or no memory for parts of four examples.
         """
         progress = number / total
-        x = tensors_of(inputs, self._parameters[0])
-        y = tensors_of((targets,), self._parameters[0])[0]
-        batch = augmented(self._strategy, x, y, progress)
+        *x, y = self._processes.part(tensors_of((*inputs, targets), self._parameters[0]))
+        batch = augmented(self._strategy, tuple(x), y, progress)
         batch = replace(batch, inputs=self._numerics.lay_out(batch.inputs))
         if self._part is None and self._strategy.parts > 1:
             self._part = math.ceil(len(y) / self._strategy.parts)
+        self._share = len(y) * self._processes.count / len(targets)
         loss, norm = self._gradients(batch, progress)
         if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self._limit):
             self._fall_back(number, f"loss {loss:.3g}, gradient norm {norm:.3g}", inputs)
@@ -152,9 +158,9 @@ class Stepper:
                 self._hooks.gradients(progress)
                 self._enforce()
                 norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._strategy.clip_norm or math.inf)
-                return loss, float(norm)
+                return self._processes.summed(loss / self._processes.count), float(norm)
             except (MemoryError, RuntimeError) as error:
-                if not _lacks_memory(error):
+                if not _lacks_memory(error) or self._processes.count > 1:
                     raise
                 self._halve(len(batch.targets), error)
 
@@ -166,12 +172,12 @@ class Stepper:
         for parts in zip(*(t.tensor_split(count) for t in tensors), strict=True):
             inputs, targets = parts[: len(batch.inputs)], parts[len(batch.inputs) :]
             with self._numerics.autocast():
-                outputs = self._model(*inputs)
+                outputs = self._forward(*inputs)
                 loss = self._objective(outputs, inputs, targets[0])
                 if batch.others is not None:
                     other = self._objective(outputs, inputs, targets[1])
                     loss = batch.share * loss + (1 - batch.share) * other
-            loss = loss * (len(targets[0]) / total)
+            loss = loss * (self._share * len(targets[0]) / total)
             loss.backward()
             mean += float(loss.detach())
         return mean

@@ -1,0 +1,91 @@
+"""Two processes that train one model, against one process with the same batches."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("accelerate", reason="the extra distributed is not installed")
+
+SCRIPT = """
+import sys
+import numpy as np
+import torch
+import penjing as pj
+own = __import__("runpy").run_path({file!r})
+kind, out = sys.argv[1:]
+lines = []
+fitted = pj.fit(own["net"](kind), own["task"](), own["STRATEGIES"][kind], out=out, say=lines.append)
+rank = __import__("os").environ["RANK"]
+torch.save([fitted.model.state_dict(), fitted.record.model_dump(), lines], out + "-" + rank)
+"""
+
+
+def net(kind):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        norm = [nn.BatchNorm1d(16)] if kind == "norm" else []
+        return nn.Sequential(nn.Linear(8, 16), *norm, nn.Tanh(), nn.Linear(16, 3))
+
+
+def task():
+    import penjing as pj
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((600, 8)).astype(np.float32)
+    y = (x @ rng.standard_normal((8, 3)).astype(np.float32)).argmax(1)
+    return pj.Task(train=(x[:401], y[:401]), valid=(x[401:500], y[401:500]), test=(x[500:], y[500:]))
+
+
+def strategies():
+    import penjing as pj
+
+    return {
+        "plain": pj.Strategy(epochs=3, batch_size=33, clip_norm=1.0),
+        "norm": pj.Strategy(epochs=3, batch_size=50, averaging="ema", patience=2, max_seconds=60),
+    }
+
+
+STRATEGIES = strategies()
+
+
+def train_on_two(kind, folder):
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(file=__file__))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, str(script), kind, str(folder / "run")],
+        capture_output=True, text=True, check=False, timeout=100,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return [torch.load(f"{folder / 'run'}-{rank}", weights_only=True) for rank in (0, 1)]
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path):
+    import penjing as pj
+
+    (first, record, lines), (second, _, silent) = train_on_two("plain", tmp_path)
+    alone = pj.fit(net("plain"), task(), STRATEGIES["plain"], say=[].append)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    for name, tensor in alone.model.state_dict().items():
+        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)
+    assert record["steps"] == alone.record.steps
+    assert [p["loss"] for p in record["curve"]] == pytest.approx(
+        [p.loss for p in alone.record.curve], rel=1e-4
+    )
+    assert any("2 processes" in event for event in record["events"])
+    assert len(lines) == 3
+    assert not silent
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["fit.json", "weights.safetensors"]
+
+
+def test_statistics_and_decisions_agree(tmp_path):
+    (first, record, _), (second, other, _) = train_on_two("norm", tmp_path)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [p["quality"] for p in record["curve"]] == [p["quality"] for p in other["curve"]]
+    assert record["quality"] > 0.7
