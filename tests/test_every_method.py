@@ -293,7 +293,22 @@ ROWS = {
     "distill": Row(
         pj.Distill(**TRAIN),
         ("torch",),
-        WRONG_RECIPE | {"temperature": [0, -1, math.inf], "alpha": [-0.1, 1.1], "standardize": ["perhaps"]},
+        WRONG_RECIPE
+        | {
+            "loss": ["kl", 3],
+            "temperature": [0, -1, math.inf],
+            "alpha": [-0.1, 1.1],
+            "standardize": ["perhaps"],
+            "parts": [[1, 2], [1], "both"],
+            "rise": [-0.1, 1.5],
+            "cache": ["perhaps"],
+        },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+    ),
+    "distill-dkd": Row(
+        pj.Distill(loss="dkd", parts=(1, 4), **TRAIN),
+        ("torch",),
+        {"parts": [[0, 0], [-1, 2], [1]]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
     ),
     "static": Row(

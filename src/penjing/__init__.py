@@ -51,7 +51,8 @@ _NAMES = {
     "LeastSquares": "penjing.repair.least_squares",
     "MatchStatistics": "penjing.repair.match_statistics",
     "FineTune": "penjing.train.finetune",
-    "Distill": "penjing.distill.logits",
+    "distill": "penjing.run.distill",
+    "Distill": "penjing.distilling.logits",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
@@ -103,7 +104,7 @@ if TYPE_CHECKING:
     from penjing.core.task import Split as Split
     from penjing.core.task import Task as Task
     from penjing.core.verdict import Verdict as Verdict
-    from penjing.distill.logits import Distill as Distill
+    from penjing.distilling.logits import Distill as Distill
     from penjing.measuring.measure import measure as measure
     from penjing.prune.alps import PruneALPS as PruneALPS
     from penjing.prune.blocks import RemoveBlocks as RemoveBlocks
@@ -135,6 +136,7 @@ if TYPE_CHECKING:
     from penjing.run.checkpoint_delivery import QuantizedCheckpoint as QuantizedCheckpoint
     from penjing.run.codes import load_quantized as load_quantized
     from penjing.run.codes import read_codes as read_codes
+    from penjing.run.distill import distill as distill
     from penjing.run.optimize import optimize as optimize
     from penjing.run.record import Result as Result
     from penjing.run.verify import verify as verify

@@ -133,7 +133,7 @@ METHOD_MODULES = (
     "penjing.repair.least_squares",
     "penjing.repair.match_statistics",
     "penjing.train.finetune",
-    "penjing.distill.logits",
+    "penjing.distilling.logits",
     "penjing.quantize.int8_static",
     "penjing.quantize.int8_dynamic",
     "penjing.quantize.nearest",
