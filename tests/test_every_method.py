@@ -311,6 +311,26 @@ ROWS = {
         {"parts": [[0, 0], [-1, 2], [1]]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
     ),
+    "distill-features": Row(
+        pj.DistillFeatures(pairs={"pointwise": "pointwise", "stem": "stem"}, projection="always", **TRAIN),
+        ("torch",),
+        WRONG_RECIPE
+        | {
+            "relation": ["similar"],
+            "pairs": ["stem", [["stem"]], {"stem": 3}],
+            "projection": ["perhaps"],
+            "beta": [0, -1, math.inf],
+            "alpha": [-0.1, 1.1, None],
+            "temperature": [0, math.inf],
+        },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+    ),
+    "distill-relational": Row(
+        pj.DistillFeatures(relation="relational", **TRAIN),
+        ("torch",),
+        {},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+    ),
     "static": Row(
         pj.Int8Static(**FEW),
         INTEGERS,

@@ -53,6 +53,7 @@ _NAMES = {
     "FineTune": "penjing.train.finetune",
     "distill": "penjing.run.distill",
     "Distill": "penjing.distilling.logits",
+    "DistillFeatures": "penjing.distilling.features",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
@@ -104,6 +105,7 @@ if TYPE_CHECKING:
     from penjing.core.task import Split as Split
     from penjing.core.task import Task as Task
     from penjing.core.verdict import Verdict as Verdict
+    from penjing.distilling.features import DistillFeatures as DistillFeatures
     from penjing.distilling.logits import Distill as Distill
     from penjing.measuring.measure import measure as measure
     from penjing.prune.alps import PruneALPS as PruneALPS

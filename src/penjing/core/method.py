@@ -134,6 +134,7 @@ METHOD_MODULES = (
     "penjing.repair.match_statistics",
     "penjing.train.finetune",
     "penjing.distilling.logits",
+    "penjing.distilling.features",
     "penjing.quantize.int8_static",
     "penjing.quantize.int8_dynamic",
     "penjing.quantize.nearest",

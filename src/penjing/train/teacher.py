@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from penjing.core.context import Context
+from penjing.core.errors import Refused
 from penjing.core.plan import digest
 from penjing.core.task import Split
 from penjing.train.matching import Matching, Name
@@ -87,6 +88,30 @@ def resting(context: Context, precision: Literal["auto", "float32", "bfloat16"])
     numerics = numerics_for(module, precision)
     with numerics.applied(module):
         yield Teacher(module, context.task.output, numerics)
+
+
+def alone(context: Context) -> None:
+    """Refuse several teachers, for methods that look at one teacher's layers."""
+    if _several(context.original):
+        raise Refused("one teacher's layers are looked at", value=f"{len(context.original.models)} teachers",
+                      place="teacher", fix="use Distill, or chain two calls")  # fmt: skip
+
+
+def layers_below(context: Context, model: Any, name: str) -> Context:
+    """Return the context of a module that holds the model under a name; what is beside it may be touched.
+
+    Raises:
+        Refused: the context covers no layer of the model.
+    """
+    covers = context.covers
+    if not any(covers(parameter.rpartition(".")[0]) for parameter, _ in model.named_parameters()):
+        raise Refused("at least one parameter can train", value="no layer is covered", place="only",
+                      fix="list the layer names with `penjing inspect`")  # fmt: skip
+
+    def below(layer: str) -> bool:
+        return not f"{layer}.".startswith(f"{name}.") or covers(layer[len(name) + 1 :])
+
+    return replace(context, covers=below)
 
 
 @contextmanager
