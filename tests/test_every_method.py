@@ -331,6 +331,14 @@ ROWS = {
         {},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
     ),
+    "distill-blocks": Row(
+        pj.DistillBlocks(**TRAIN),
+        ("torch",),
+        WRONG_RECIPE | {"blocks": ["body.1", 3, [4]]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        reported=("body.0", "body.1", "body.2"),
+        one="body.1*",
+    ),
     "static": Row(
         pj.Int8Static(**FEW),
         INTEGERS,
@@ -570,7 +578,12 @@ def network_of_lookups():
     return Net().eval()
 
 
-SPECIAL = {pj.RemoveBlocks: "blocks", pj.PruneTransformer: "transformer", pj.QuantizeEmbeddings: "lookups"}
+SPECIAL = {
+    pj.RemoveBlocks: "blocks",
+    pj.DistillBlocks: "blocks",
+    pj.PruneTransformer: "transformer",
+    pj.QuantizeEmbeddings: "lookups",
+}
 """Methods whose work the common network does not have, and the network that has it."""
 
 

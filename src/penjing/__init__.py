@@ -54,6 +54,7 @@ _NAMES = {
     "distill": "penjing.run.distill",
     "Distill": "penjing.distilling.logits",
     "DistillFeatures": "penjing.distilling.features",
+    "DistillBlocks": "penjing.distilling.blocks",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
     from penjing.core.task import Split as Split
     from penjing.core.task import Task as Task
     from penjing.core.verdict import Verdict as Verdict
+    from penjing.distilling.blocks import DistillBlocks as DistillBlocks
     from penjing.distilling.features import DistillFeatures as DistillFeatures
     from penjing.distilling.logits import Distill as Distill
     from penjing.measuring.measure import measure as measure
