@@ -339,6 +339,21 @@ ROWS = {
         reported=("body.0", "body.1", "body.2"),
         one="body.1*",
     ),
+    "distill-relations": Row(
+        pj.DistillRelations(**TRAIN),
+        ("torch",),
+        WRONG_RECIPE
+        | {
+            "student_layer": ["last", 0.5],
+            "teacher_layer": ["last"],
+            "heads": [0, 2.5],
+            "beta": [0, math.inf],
+            "alpha": [-0.1, 1.1],
+            "temperature": [0, math.inf],
+        },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        one="fc",
+    ),
     "static": Row(
         pj.Int8Static(**FEW),
         INTEGERS,
@@ -581,6 +596,7 @@ def network_of_lookups():
 SPECIAL = {
     pj.RemoveBlocks: "blocks",
     pj.DistillBlocks: "blocks",
+    pj.DistillRelations: "transformer",
     pj.PruneTransformer: "transformer",
     pj.QuantizeEmbeddings: "lookups",
 }

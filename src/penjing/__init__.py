@@ -55,6 +55,7 @@ _NAMES = {
     "Distill": "penjing.distilling.logits",
     "DistillFeatures": "penjing.distilling.features",
     "DistillBlocks": "penjing.distilling.blocks",
+    "DistillRelations": "penjing.distilling.relations",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
@@ -109,6 +110,7 @@ if TYPE_CHECKING:
     from penjing.distilling.blocks import DistillBlocks as DistillBlocks
     from penjing.distilling.features import DistillFeatures as DistillFeatures
     from penjing.distilling.logits import Distill as Distill
+    from penjing.distilling.relations import DistillRelations as DistillRelations
     from penjing.measuring.measure import measure as measure
     from penjing.prune.alps import PruneALPS as PruneALPS
     from penjing.prune.blocks import RemoveBlocks as RemoveBlocks

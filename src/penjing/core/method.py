@@ -135,6 +135,7 @@ METHOD_MODULES = (
     "penjing.train.finetune",
     "penjing.distilling.logits",
     "penjing.distilling.features",
+    "penjing.distilling.relations",
     "penjing.distilling.blocks",
     "penjing.quantize.int8_static",
     "penjing.quantize.int8_dynamic",
