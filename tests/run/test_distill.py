@@ -80,6 +80,21 @@ def test_only_some_layers_of_the_student_train(task, teachers):
     assert not torch.equal(found[3].weight, student[3].weight)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [pj.Distill(epochs=1), pj.DistillFeatures(pairs={"1": "1"}, epochs=0.5)],
+    ids=lambda m: type(m).__name__,
+)
+def test_a_teacher_may_have_another_type_of_numbers(task, teachers, method):
+    import copy
+
+    found = [
+        pj.distill(mlp(8, 3), t, task, method).model[3].weight
+        for t in (teachers[0], copy.deepcopy(teachers[0]).double())
+    ]
+    assert torch.allclose(*found, atol=1e-4)
+
+
 class Two(nn.Module):
     def __init__(self, inside):
         super().__init__()

@@ -115,7 +115,8 @@ def _features(
 
     total: Any = 0.0
     for number, (mine, its) in enumerate(pairs):
-        given, wanted = seen[mine], told[its].float()
+        given = seen[mine]
+        wanted = told[its].to(given.device).float()
         if method.relation == "features":
             total = total + losses.relative_squares(guided.projected(number, given).float(), wanted)
         elif method.relation == "attention":

@@ -78,10 +78,10 @@ def distill_relations(model: Model, method: DistillRelations, context: Context) 
 def _relations(student: Attention, teacher: Attention, heads: int) -> Any:
     from penjing.backends.torch.feature_losses import relation_loss
 
-    return sum(
-        relation_loss(getattr(student, kind).float(), getattr(teacher, kind).float(), heads, teacher.seen)
-        for kind in KINDS
-    )
+    device = student.query.device
+    seen = None if teacher.seen is None else teacher.seen.to(device)
+    pairs = [(getattr(student, kind), getattr(teacher, kind).to(device)) for kind in KINDS]
+    return sum(relation_loss(mine.float(), its.float(), heads, seen) for mine, its in pairs)
 
 
 def _checked(student: Any, teacher: Any, method: DistillRelations, context: Context) -> int:

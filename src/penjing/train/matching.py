@@ -11,7 +11,9 @@ from penjing.train.objective import IGNORED_TARGET
 Name = Literal["logits", "dkd", "dist", "mse", "ranking"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
-_OTHERWISE = "distil outputs of another kind with loss='mse', or train without a teacher, as FineTune does"
+_OTHERWISE = (
+    "use Distill(loss='mse') for outputs of another kind, or train without a teacher, as FineTune does"
+)
 
 
 @dataclass(frozen=True)

@@ -67,12 +67,21 @@ class Teacher:
         self._output = output
 
     def __call__(self, inputs: Tensors) -> Any:
-        """Return the outputs in float32, `[n, teachers, ...]`."""
+        """Return the outputs in float32, `[n, teachers, ...]`, on the device of the inputs."""
         import torch
 
+        own = self._own(inputs)
         with torch.no_grad(), self.numerics.autocast():
-            outputs = self.module(*self.numerics.lay_out(inputs))
-        return outputs if _several(self.module) else pick(outputs, self._output).unsqueeze(1)
+            outputs = self.module(*self.numerics.lay_out(own))
+        told = outputs if _several(self.module) else pick(outputs, self._output).unsqueeze(1)
+        return told.to(inputs[0].device)
+
+    def _own(self, inputs: Tensors) -> Tensors:
+        """Return inputs on the teacher's device; floating ones in its type."""
+        like = next(iter(self.module.parameters()), None)
+        if like is None:
+            return inputs
+        return tuple(x.to(like.device, like.dtype if x.is_floating_point() else None) for x in inputs)
 
 
 def _several(module: Any) -> bool:

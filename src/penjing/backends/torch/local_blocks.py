@@ -147,11 +147,13 @@ def watched(model: nn.Module, names: Sequence[str], watch: Any) -> Iterator[None
 
 
 def _made(block: nn.Module, run: Run) -> Any:
-    """Return what a block makes of another's inputs, in the block's own type of numbers."""
-    dtype = next((p.dtype for p in block.parameters() if p.is_floating_point()), None)
+    """Return what a block makes of another's inputs, on its own device and in its own type of numbers."""
+    like = next(p for p in block.parameters() if p.is_floating_point())
 
     def own(value: Any) -> Any:
-        return value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(like.device, like.dtype if value.is_floating_point() else None)
 
     args, kwargs = [own(value) for value in run.args], {k: own(v) for k, v in run.kwargs.items()}
     return main_output(block(*args, **kwargs))
@@ -183,7 +185,8 @@ class Local(nn.Module):  # type: ignore[misc]
         with watched(module, self.names, runs.__setitem__):
             teacher(inputs)
         pairs = zip(self.blocks, (runs[name] for name in self.names), strict=True)
-        return [relative_squares(_made(block, run).float(), run.output.float()) for block, run in pairs]
+        made = [(_made(block, run).float(), run.output.float()) for block, run in pairs]
+        return [relative_squares(mine, its.to(mine.device)) for mine, its in made]
 
     def layer(self, name: str) -> str:
         """Return the name that a layer of this module has in the student."""
