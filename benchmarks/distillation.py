@@ -200,8 +200,9 @@ def show(options: argparse.Namespace) -> None:
                 for seed, r in seeds.items()
                 if seed in found.get("alone", {})
             ]
+            words = "" if name == "alone" else interval(pairs)
             seconds = np.mean([r["seconds"] for r in seeds.values()])
-            print(f"| {work} | {name} | {len(seeds)} | {mean:.2f} | {interval(pairs)} | {seconds:.0f} |")
+            print(f"| {work} | {name} | {len(seeds)} | {mean:.2f} | {words} | {seconds:.0f} |")
 
 
 def interval(differences: list[float]) -> str:

@@ -60,7 +60,7 @@ LABELS = np.array([0, 4, 2])
 
 @given(LOGITS, LOGITS, st.floats(0.5, 8))
 def test_hintons_loss_is_the_decoupled_one_with_the_teachers_weights(student, teacher, temperature):
-    """Equation 5 of Zhao et al.: KD = target part + (1 - p of the label) times the part of the others."""
+    """As Zhao et al. derive it: KD = target part + (1 - p of the label) times the part of the others."""
     p = np.exp(log_softmax(teacher / temperature))[np.arange(3), LABELS]
     rows = [
         decoupled_loss(student[i : i + 1], teacher[i : i + 1], LABELS[i : i + 1], (1, 1 - p[i]), temperature)

@@ -70,7 +70,7 @@ def decoupled_loss(
     of the distributions over the other classes alone, times T². With weights 1 and the teacher's share of
     the other classes (per row) it would be Hinton's loss.
 
-    Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, equation 7.
+    Source: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022.
 
     Args:
         student, teacher: logits.
@@ -110,7 +110,7 @@ def correlation_loss(
     `parts[0]` times 1 minus the mean correlation of the softened rows (between the classes of an example),
     plus `parts[1]` times 1 minus that of the columns (within a class, over the examples), times T².
 
-    Source: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, equations 9 to 11.
+    Source: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022.
     """
     p, q = (np.exp(log_softmax(np.asarray(z) / temperature)) for z in (teacher, student))
     between, within = 1 - correlation(q, p).mean(), 1 - correlation(q.T, p.T).mean()

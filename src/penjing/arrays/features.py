@@ -27,7 +27,8 @@ def relative_squares(student: NDArray[Any], teacher: NDArray[Any]) -> float:
 def attention_map(features: NDArray[Any]) -> NDArray[np.float64]:
     """Return where a layer is active: the mean square over channels, of length 1 for each example.
 
-    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017, F² of section 3.1.
+    Source: Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017, with
+    p = 2.
 
     Args:
         features: `[n, channels, *positions]`, or `[n, positions, channels]` with three axes.
@@ -77,7 +78,7 @@ def relational_loss(student: NDArray[Any], teacher: NDArray[Any], parts: tuple[f
 
     `parts[0]` times Huber's mean difference of distances, plus `parts[1]` times that of cosines of angles.
 
-    Source: Park et al., Relational Knowledge Distillation, CVPR 2019, equations 4 to 8.
+    Source: Park et al., Relational Knowledge Distillation, CVPR 2019.
 
     Args:
         student, teacher: `[n, width]`; the widths may differ.
