@@ -59,7 +59,9 @@ def blocks_in_common(
     reasons: dict[str, str] = {}
     for name in names:
         calls = runs.get(name, [])
-        if len(calls) != 1 or not isinstance(calls[0].output, torch.Tensor):
+        if not any(p.is_floating_point() for p in student.get_submodule(name).parameters()):
+            reasons[name] = "it has no weights"
+        elif len(calls) != 1 or not isinstance(calls[0].output, torch.Tensor):
             reasons[name] = (
                 f"it runs {len(calls)} times in a pass" if len(calls) != 1 else "it gives no tensor"
             )
@@ -109,7 +111,7 @@ def _misfit(block: nn.Module, run: Run) -> str:
     with evaluating(block), torch.no_grad():
         try:
             made = main_output(block(*run.args, **run.kwargs))
-        except RuntimeError as error:
+        except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
             line = (str(error).strip().splitlines() or [""])[0][:120]
             return f"it cannot take the teacher's {shape}: {line}"
     if isinstance(made, torch.Tensor) and made.shape == run.output.shape:
