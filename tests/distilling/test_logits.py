@@ -343,8 +343,8 @@ def test_outputs_that_are_no_rows_of_logits_are_refused(task):
     [
         {"standardize": True, "loss": "ranking"},
         {"temperature": 2, "loss": "mse"},
-        {"parts": (1, 1)},
-        {"parts": (0, 0), "loss": "dkd"},
+        {"balance": (1, 1)},
+        {"balance": (0, 0), "loss": "dkd"},
         {"rise": 2},
         {"loss": "kl"},
         {"alpha": 1.1},

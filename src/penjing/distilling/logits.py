@@ -21,14 +21,14 @@ class Kind:
     alpha: float
     temperature: float | None
     standardize: bool | None = None
-    parts: tuple[float, float] | None = None
+    balance: tuple[float, float] | None = None
     rise: float = 0.0
 
 
 KINDS: dict[Name, Kind] = {
     "logits": Kind(0.9, 2.0, standardize=True),
-    "dkd": Kind(0.5, 4.0, standardize=False, parts=(1.0, 8.0), rise=20 / 240),
-    "dist": Kind(0.5, 4.0, standardize=False, parts=(2.0, 2.0)),
+    "dkd": Kind(0.5, 4.0, standardize=False, balance=(1.0, 8.0), rise=20 / 240),
+    "dist": Kind(0.5, 4.0, standardize=False, balance=(2.0, 2.0)),
     "mse": Kind(0.9, None),
     "ranking": Kind(0.9, 1.0),
 }
@@ -54,7 +54,7 @@ class Distill(Taught):
             loss's own, 0.5 for `dkd` and `dist`, 0.9 for the others.
         standardize: whether logits are standardized row by row first; None: in `logits` only. `mse` and
             `ranking` cannot.
-        parts: weights of the two parts of `dkd` (the label's class, the others: 1 and 8 by default) or of
+        balance: weights of the two parts of `dkd` (the label's class, the others: 1 and 8 by default) or of
             `dist` (between, within classes: 2 and 2); the other losses have none.
         rise: share of the training in which the teacher's loss rises to its weight, in [0, 1]; None: 1/12
             for `dkd`, none for the others.
@@ -69,11 +69,11 @@ class Distill(Taught):
     temperature: float | None = Field(default=None, gt=0, le=1000)
     alpha: float | None = Field(default=None, ge=0, le=1)
     standardize: bool | None = None
-    parts: tuple[float, float] | None = None
+    balance: tuple[float, float] | None = None
     rise: float | None = Field(default=None, ge=0, le=1)
     cache: bool = True
 
-    @field_validator("temperature", "standardize", "parts")
+    @field_validator("temperature", "standardize", "balance")
     @classmethod
     def _has_it(cls, value: object, info: ValidationInfo) -> object:
         loss = info.data.get("loss", "logits")
@@ -81,12 +81,12 @@ class Distill(Taught):
             raise ValueError(f"the loss {loss} has no {info.field_name}")
         return value
 
-    @field_validator("parts")
+    @field_validator("balance")
     @classmethod
-    def _weigh(cls, parts: tuple[float, float] | None) -> tuple[float, float] | None:
-        if parts is not None and (min(parts) < 0 or max(parts) == 0):
-            raise ValueError("parts are at least 0, one of them above")
-        return parts
+    def _weigh(cls, balance: tuple[float, float] | None) -> tuple[float, float] | None:
+        if balance is not None and (min(balance) < 0 or max(balance) == 0):
+            raise ValueError("weights are at least 0, one of them above")
+        return balance
 
     @property
     def teaching(self) -> Teaching:
@@ -98,7 +98,7 @@ class Distill(Taught):
             standardize=bool(own.standardize if self.standardize is None else self.standardize),
             precision=self.precision,
             loss=self.loss,
-            parts=self.parts or own.parts or (1.0, 1.0),
+            parts=self.balance or own.balance or (1.0, 1.0),
             rise=own.rise if self.rise is None else self.rise,
             cache=self.cache and self.epochs >= 1 and self.max_seconds is None,
         )
