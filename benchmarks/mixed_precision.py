@@ -44,7 +44,8 @@ from penjing.core.backend import Sample
 from penjing.core.context import Context
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from one_shot_sparsity import BACKEND, adapted, line, right
+from one_shot_sparsity import BACKEND, adapted
+from resnet_rows import Rows, parser_of
 
 OPTIONS = tuple(pj.number_format(f"int{bits} channel") for bits in (2, 3, 4, 5, 6, 8))
 Losses = Mapping[str, NDArray[np.float64]]
@@ -128,9 +129,7 @@ def show(options: argparse.Namespace) -> None:
     model, task = adapted()
     task = task.prepare()
     context = Context(task=task, backend=BACKEND, original=model)
-    dense = right(model, task, options.images)
-    inputs, threads = options.inputs or "float", torch.get_num_threads()
-    print(f"ResNet-20: {len(dense)} test images, inputs {inputs}, {threads} thread(s)")
+    rows = Rows(f"ResNet-20, inputs {options.inputs or 'float'}", model, task, options)
     layers, losses = Layers(model, task), {}
     scores = [name for name in SCORES if name in options.rows or name == "ours"]
     for name in scores:
@@ -142,13 +141,9 @@ def show(options: argparse.Namespace) -> None:
         print(f"{name:<12} rank correlation {spearmanr(below[name], below['measured'])[0]:.3f}")
 
     def row(bits: int, name: str, method: pj.Method) -> None:
-        start = time.perf_counter()
-        small = pj.apply(model, method, task, context=context).model
-        seconds = time.perf_counter() - start
-        found = line(name, dense, right(small, task, options.images))
-        print(f"{bits:<5} {found}  {seconds:7.1f}", flush=True)
+        rows.row(str(bits), name, lambda: pj.apply(model, method, task, context=context).model)
 
-    print(f"{'bits':<5} {'':<26} accuracy  points lost [95%]  seconds\n32    {line('float', dense, dense)}")
+    rows.begin()
     for bits in options.bits:
         alike = {"weights": f"int{bits} channel", "inputs": options.inputs}
         by_layer = {name: layers.chosen(found, bits) for name, found in losses.items()}
@@ -166,19 +161,12 @@ def show(options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parse arguments and print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, images=2000)
     rows = ["uniform", *SCORES]
     parser.add_argument("--rows", nargs="+", choices=[*rows, "reconstruct"], default=rows)
     parser.add_argument("--bits", nargs="+", type=int, choices=(3, 4, 5, 6), default=[3, 4, 5])
     parser.add_argument("--inputs", help="format of layers' inputs; float without")
-    parser.add_argument("--steps", type=int, default=1000, help="of reconstruction for each block")
-    parser.add_argument("--images", type=int, default=2000, help="test images at most")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    show(options)
+    show(parser.parse_args())
 
 
 if __name__ == "__main__":

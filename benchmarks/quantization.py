@@ -9,17 +9,20 @@ points only. Bits are of weights / inputs; the first and the last layer keep 8, 
 scale for each output channel, inputs one for the tensor. No row but `train` uses labels. Rows with fewer than
 8 bits are simulated: there is no kernel for them here, so they have no latency.
 
+`synthetic` and `noise` are `nearest` without data: inputs made from BatchNorm statistics, and plain noise.
 `nncf` is the post-training quantization of NNCF (`pip install nncf`), 8 bits, on the same images. Prints
 accuracy, points lost with a paired 95% interval (Tango), and the seconds taken.
 """
 
 import argparse
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import torch
 
 import penjing as pj
@@ -28,7 +31,8 @@ from penjing.core.context import Context
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cifar10
-from one_shot_sparsity import BACKEND, adapted, line, published, right
+from one_shot_sparsity import BACKEND, adapted, published
+from resnet_rows import Rows, parser_of
 
 Table = dict[str, Callable[["Job"], torch.nn.Module]]
 
@@ -56,6 +60,20 @@ def nearest(job: Job) -> torch.nn.Module:
     return job.apply(pj.QuantizeNearest(**job.formats, observer=job.options.observer))
 
 
+def synthetic(job: Job) -> torch.nn.Module:
+    """Round to nearest, ranges from inputs that are made from BatchNorm statistics."""
+    return job.apply(pj.QuantizeNearest(**job.formats, observer=job.options.observer, data="synthetic"))
+
+
+def noise(job: Job) -> torch.nn.Module:
+    """Round to nearest, ranges from 64 inputs of noise of unit variance."""
+    x = np.random.default_rng(0).standard_normal((64, *job.task.train.example()[0].shape[1:]))
+    split = pj.Split((x.astype(np.float32),), np.zeros(64, np.int64), "train")
+    made = Job(job.model, replace(job.task, train=split), job.options)
+    made.weights, made.inputs = job.weights, job.inputs
+    return nearest(made)
+
+
 def reconstruct(job: Job) -> torch.nn.Module:
     """Learn rounding block by block."""
     return job.apply(pj.QuantizeReconstruct(**job.formats, steps=job.options.steps))
@@ -78,53 +96,36 @@ def nncf(job: Job) -> torch.nn.Module:
     return library.quantize(job.model, data, subset_size=256)
 
 
-ROWS: Table = {"nearest": nearest, "reconstruct": reconstruct, "train": train, "nncf": nncf}
+ROWS: Table = {
+    "nearest": nearest, "synthetic": synthetic, "noise": noise, "reconstruct": reconstruct, "train": train,
+    "nncf": nncf,
+}  # fmt: skip
 
 
 def show(options: argparse.Namespace) -> None:
     """Print the table."""
     cifar10.DEPTH = options.depth
     model, task = {"adapted": adapted, "published": published}[options.view]()
-    dense = right(model, task, options.images)
-    print(f"ResNet-{options.depth}, {options.view}: {len(dense)} test images, "
-          f"{torch.get_num_threads()} thread(s)")  # fmt: skip
-    print(f"{'bits':<6} {'':<26} accuracy  points lost [95%]  seconds")
-    print(f"{'32/32':<6} {line('float', dense, dense)}", flush=True)
+    rows = Rows(f"ResNet-{options.depth}, {options.view}", model, task, options)
+    rows.begin()
     for bits in options.bits:
         for name in options.rows:
             job = Job(model, task, options)
             job.weights, job.inputs = (int(part) for part in bits.split("/"))
-            start = time.perf_counter()
-            try:
-                small = ROWS[name](job)
-            except (pj.Refused, ImportError) as refused:
-                print(f"{bits:<6} {name:<26} not run: {refused}", flush=True)
-                continue
-            seconds = time.perf_counter() - start
-            print(
-                f"{bits:<6} {line(name, dense, right(small, task, options.images))}  {seconds:7.1f}",
-                flush=True,
-            )
+            rows.row(bits, name, partial(ROWS[name], job))
 
 
 def main() -> None:
     """Parse arguments and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(__doc__, images=10_000)
     parser.add_argument("--depth", type=int, choices=(20, 56), default=20)
     parser.add_argument("--view", choices=("adapted", "published"), default="adapted")
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=["nearest", "reconstruct", "nncf"])
     parser.add_argument("--bits", nargs="+", default=["8/8", "4/8", "4/4", "3/3", "2/4"])
-    parser.add_argument("--steps", type=int, default=1000, help="of reconstruction for each block")
     parser.add_argument("--observer", choices=get_args(ObserverKind), default="mse", help="of row nearest")
     parser.add_argument("--epochs", type=float, default=2.0)
     parser.add_argument("--lr", type=float, default=0.01)
-    parser.add_argument("--images", type=int, default=10_000, help="test images at most")
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    show(options)
+    show(parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/quantized_lm.py [--models stories characters] [--bits 8 4 3 2] [--methods ...]
         [--json FILE]
 
-Models, data and intervals are those of `sparse_lm.py`: `stories` is the stories260K checkpoint (LLaMA shape),
-judged on sequences of its own making; `characters` a GPT of 0.8 million parameters on tinyshakespeare, judged
-on text that it has not seen. Both need the folder PENJING_DATA.
+Models, data and intervals are those of `perplexity.py`, as in `sparse_lm.py`: `stories` is the stories260K
+checkpoint (LLaMA shape), judged on sequences of its own making; `characters` a GPT of 0.8 million parameters
+on tinyshakespeare, judged on text that it has not seen. Both need the folder PENJING_DATA.
 
 All linear layers but the output, which is tied to the embedding, get unsigned integers with a scale and a
 zero point for each group of 32 inputs; rows of 172 inputs, in stories260K, end with 12. Inputs of layers stay
@@ -19,11 +19,10 @@ parameters and the memory beyond the model and its data.
 """
 
 import argparse
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing import get_context
 from resource import RUSAGE_SELF, getrusage
 from typing import Any
@@ -35,39 +34,25 @@ from torch import nn
 import half_quadratic
 import penjing as pj
 from language_models import LlamaLayer
-from sparse_lm import MODELS, losses, numbers, step, task_of
+from perplexity import MODELS, Table
 
 COMMON: dict[str, Any] = {"ends": False, "skip": ("output",)}
-Quantize = Callable[[nn.Module, str, pj.Task], nn.Module]
+Quantize = Callable[[str, nn.Module, pj.Task], nn.Module]
 
 
 def by(method: type[pj.Method], **fields: Any) -> Quantize:
     """Return how a method is applied in a format of weights."""
-    return lambda model, name, task: pj.apply(model, method(name, None, **COMMON, **fields), task).model
+    return lambda name, model, task: pj.apply(model, method(name, None, **COMMON, **fields), task).model
 
 
 METHODS: dict[str, Quantize] = {
     "nearest": by(pj.QuantizeNearest),
-    "HQQ": lambda model, name, task: half_quadratic.quantized(model, name, COMMON["skip"]),
+    "HQQ": lambda name, model, task: half_quadratic.quantized(model, name, COMMON["skip"]),
     "AWQ": by(pj.QuantizeAWQ),
     "GPTQ": by(pj.QuantizeGPTQ),
     "GPTQ, compensated": by(pj.QuantizeGPTQ, compensate=True),
     "AutoRound": by(pj.QuantizeAutoRound),
 }
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of the table; intervals as (low, high)."""
-
-    model: str
-    bits: int
-    method: str
-    perplexity: float
-    interval: tuple[float, float]
-    over_float: float
-    ratio_interval: tuple[float, float]
-    seconds: float
 
 
 def main() -> None:
@@ -82,37 +67,11 @@ def main() -> None:
     if chosen.block:
         time_block(chosen.methods)
         return
-    lines: list[Line] = []
-    for name in chosen.models:
-        steps: list[str] = []
-        for line in judge(name, chosen.bits, chosen.methods, steps):
-            print(as_row(line), flush=True)
-            lines.append(line)
-        print("", *steps, sep="\n")
-    if chosen.json:
-        with open(chosen.json, "w", encoding="utf-8") as file:
-            json.dump([asdict(line) for line in lines], file, indent=1)
-
-
-def judge(name: str, every: list[int], methods: list[str], steps: list[str]) -> Iterator[Line]:
-    """Yield the float model's line, then those of every method at every width; note each method's step."""
-    model, calibration, evaluation = MODELS[name]()
-    task, whole = task_of(calibration, evaluation), losses(model, evaluation)
-    print(f"\n{name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
-          f"{calibration.size:,} tokens to calibrate, {whole.size:,} judged\n")  # fmt: skip
-    print("| model | bits | method | perplexity | 95% | over float | 95% | s |", "|---" * 8 + "|", sep="\n")
-    yield Line(name, 32, "float", *numbers(whole), 1.0, (1.0, 1.0), 0.0)
-    for bits in every:
-        before = None
-        for method in methods:
-            start = time.process_time()
-            small = METHODS[method](model, f"uint{bits} group 32", task)
-            seconds = time.process_time() - start
-            found = losses(small, evaluation)
-            yield Line(name, bits, method, *numbers(found), *numbers(found - whole), seconds)
-            if before is not None:
-                steps.append(f"{bits} bits {method} / {before[0]}: {step(found - before[1])}")
-            before = method, found
+    rows = {
+        str(bits): {name: partial(METHODS[name], f"uint{bits} group 32") for name in chosen.methods}
+        for bits in chosen.bits
+    }
+    Table(rows, "bits", ("32", "float")).show(chosen.models, chosen.json)
 
 
 def time_block(methods: list[str]) -> None:
@@ -132,19 +91,10 @@ def timed(method: str) -> tuple[float, int, float]:
     x, y = torch.randn(32, 128, 1024).numpy(), np.zeros(32, np.int64)
     task = pj.Task(train=(x, y), valid=(x[:2] + 1, y[:2]), test=(x[:2] - 1, y[:2]))
     before, start = getrusage(RUSAGE_SELF).ru_maxrss, time.process_time()
-    METHODS[method](block, "uint4 group 32", task)
+    METHODS[method]("uint4 group 32", block, task)
     seconds = time.process_time() - start
     count = sum(p.numel() for p in block.parameters())
     return seconds, count, (getrusage(RUSAGE_SELF).ru_maxrss - before) / 1024
-
-
-def as_row(line: Line) -> str:
-    """Return a line of the table in Markdown."""
-    (low, high), (least, most) = line.interval, line.ratio_interval
-    return (
-        f"| {line.model} | {line.bits} | {line.method} | {line.perplexity:.3f} | {low:.3f} to {high:.3f} "
-        f"| {line.over_float:.3f} | {least:.3f} to {most:.3f} | {line.seconds:.0f} |"
-    )
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ TRAIN = {"epochs": 0.25, "batch_size": 32, "precision": "float32"}
 FEW = {"calibration": 48}
 WEIGHTED = ("conv", "depthwise", "linear")
 NO_HANDLER = "`the method has a handler for the model's backend`"
+NO_BATCHNORM = "`inputs are made through a PyTorch model with BatchNorm`"
 IN_FRAMEWORK = "`channels are pruned in the framework of the model`"
 
 
@@ -81,6 +82,23 @@ WRONG_RECIPE = {
     "clip_norm": [0],
     "max_seconds": [0],
     "precision": ["float8"],
+    "warmup": [-0.1, 1],
+    "layer_decay": [0, 1.5],
+    "averaging": ["mean"],
+    "sam": [0, 2],
+    "label_smoothing": [-0.1, 1],
+    "mixup": [-1],
+    "cutmix": [-1, math.inf],
+    "flip": ["perhaps"],
+    "shift": [-1, 0.5],
+    "start_size": [0, 1.5],
+    "stochastic_depth": [-0.1, 1],
+    "recompute": ["perhaps"],
+    "batchnorm": ["none"],
+    "ghost_batch": [1, 2.5],
+    "patience": [0, 1.5],
+    "parts": [0, 1.5],
+    "layout": ["rows"],
 }
 WRONG_FORMATS = {
     "weights": ["int1", "int8 token", "float", 3],
@@ -357,9 +375,18 @@ ROWS = {
     "static": Row(
         pj.Int8Static(**FEW),
         INTEGERS,
-        {"observer": ["median"], "calibration": [0, -1, 2.5], "skip": ["fc", 3]},
+        {"observer": ["median"], "calibration": [0, -1, 2.5], "skip": ["fc", 3], "data": ["noise"]},
         adopted=("torch", "numpy"),
         exported=("torch",),
+        kinds=WEIGHTED,
+    ),
+    "static-synthetic": Row(
+        pj.Int8Static(**FEW, data="synthetic"),
+        ("torch",),
+        {},
+        adopted=("torch",),
+        exported=("torch",),
+        refused={"numpy": NO_BATCHNORM, "onnx": NO_BATCHNORM},
         kinds=WEIGHTED,
     ),
     "static-stated": Row(
@@ -379,6 +406,14 @@ ROWS = {
         adopted=("torch", "numpy"),
         kinds=WEIGHTED,
         one="fc",
+    ),
+    "equalize": Row(
+        pj.EqualizeWeights(),
+        INTEGERS,
+        {"sweeps": [0, 2.5, "all"]},
+        adopted=("torch", "numpy"),
+        kinds=WEIGHTED,
+        one="depthwise | pointwise",
     ),
     "dynamic": Row(pj.Int8Dynamic(), INTEGERS, {}, adopted=("torch", "numpy"), kinds=WEIGHTED, one="fc"),
     "bias": Row(
@@ -430,7 +465,15 @@ ROWS = {
     "quantize-nearest": Row(
         pj.QuantizeNearest("int4", "uint8", **FEW),
         ("torch",),
-        WRONG_FORMATS,
+        WRONG_FORMATS | {"data": ["noise", None]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        kinds=WEIGHTED,
+        simulated=True,
+    ),
+    "quantize-nearest-synthetic": Row(
+        pj.QuantizeNearest("int8", "uint8", calibration=16, data="synthetic"),
+        ("torch",),
+        {},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         kinds=WEIGHTED,
         simulated=True,

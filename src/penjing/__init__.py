@@ -56,6 +56,14 @@ _NAMES = {
     "DistillFeatures": "penjing.distilling.features",
     "DistillBlocks": "penjing.distilling.blocks",
     "DistillRelations": "penjing.distilling.relations",
+    "Strategy": "penjing.train.strategy",
+    "fit": "penjing.run.fit",
+    "Fitted": "penjing.run.fit",
+    "range_test": "penjing.run.range_test",
+    "tune": "penjing.run.tune",
+    "Tuned": "penjing.run.tuned",
+    "stability": "penjing.run.stability",
+    "Stability": "penjing.run.stability",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
@@ -65,6 +73,7 @@ _NAMES = {
     "QuantizeGPTQ": "penjing.quantize.gptq",
     "QuantizeAWQ": "penjing.quantize.awq",
     "QuantizeAutoRound": "penjing.quantize.autoround",
+    "EqualizeWeights": "penjing.quantize.equalize",
     "SmoothActivations": "penjing.quantize.smooth",
     "TrainQuantized": "penjing.quantize.train",
     "WeightOnly": "penjing.quantize.weight_only",
@@ -126,6 +135,7 @@ if TYPE_CHECKING:
     from penjing.quantize.autoround import QuantizeAutoRound as QuantizeAutoRound
     from penjing.quantize.awq import QuantizeAWQ as QuantizeAWQ
     from penjing.quantize.embeddings import QuantizeEmbeddings as QuantizeEmbeddings
+    from penjing.quantize.equalize import EqualizeWeights as EqualizeWeights
     from penjing.quantize.gptq import QuantizeGPTQ as QuantizeGPTQ
     from penjing.quantize.int8_dynamic import Int8Dynamic as Int8Dynamic
     from penjing.quantize.int8_static import Int8Static as Int8Static
@@ -143,7 +153,15 @@ if TYPE_CHECKING:
     from penjing.run.codes import load_quantized as load_quantized
     from penjing.run.codes import read_codes as read_codes
     from penjing.run.distill import distill as distill
+    from penjing.run.fit import Fitted as Fitted
+    from penjing.run.fit import fit as fit
     from penjing.run.optimize import optimize as optimize
+    from penjing.run.range_test import range_test as range_test
     from penjing.run.record import Result as Result
+    from penjing.run.stability import Stability as Stability
+    from penjing.run.stability import stability as stability
+    from penjing.run.tune import tune as tune
+    from penjing.run.tuned import Tuned as Tuned
     from penjing.run.verify import verify as verify
     from penjing.train.finetune import FineTune as FineTune
+    from penjing.train.strategy import Strategy as Strategy

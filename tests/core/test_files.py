@@ -331,3 +331,11 @@ def test_a_folder_gets_its_name_with_its_manifest(tmp_path):
     with pytest.raises(Refused):
         files.publish_folder(tmp_path / "made", tmp_path / "named", {})
     assert (tmp_path / "made").is_dir()
+
+
+def test_reading_what_is_not_there_is_refused_without_a_word_of_room(tmp_path):
+    path = tmp_path / "none"
+    with pytest.raises(Refused, match="`the file exists`") as caught, files.refusing(path, "read"):
+        path.read_bytes()
+    assert "bytes free" not in str(caught.value)
+    assert caught.value.fix == "correct the path"

@@ -117,6 +117,8 @@ def test_blocks_that_do_not_fit_are_reported_or_refused_with_both_shapes(task, t
         pj.distill(net(6, 3), teacher, task, pj.DistillBlocks(blocks=("3.1",)))
     with pytest.raises(pj.Refused, match="it has no weights at blocks, 3"):
         pj.distill(net(6, 3), teacher, task, pj.DistillBlocks(blocks=("1.0", "3")))
+    with pytest.raises(pj.Refused, match="stochastic_depth"):
+        pj.DistillBlocks(stochastic_depth=0.1)
     flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     with pytest.raises(pj.Refused, match="no modules in a row in both"):
         pj.distill(flat, teacher, task, pj.DistillBlocks())

@@ -112,6 +112,9 @@ class Live(Split):
         super().__init__(split.inputs, split.targets, split.name)
         self.hidden, self.inputs = self.inputs, None
 
+    def example(self):
+        return tuple(x[:1] for x in self.hidden)
+
     def batches(self, size, seed=None):
         for x, y in Split(self.hidden, self.targets, self.name).batches(size, seed):
             yield (x[0] + np.float32(0.01),), y
@@ -176,6 +179,20 @@ def test_nothing_is_kept_of_live_data_of_parts_or_where_it_is_not_wanted(task, t
     for fields in ({"cache": False}, {"epochs": 0.5}, {"max_seconds": 100}):
         trained_through_the_cache(task, teacher, **fields)
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("fields", [{"flip": True}, {"mixup": 0.2}, {"shift": 1}])
+def test_a_teacher_sees_the_examples_as_training_changes_them(task, teacher, folder, fields):
+    _, rows, _ = trained_through_the_cache(task, Counting(teacher), epochs=2, **fields)
+    assert rows >= 2 * 800
+    assert not folder.exists()
+
+
+def test_labels_are_smoothed_in_the_tasks_own_share_of_the_loss(task, teacher):
+    weights = [trained_through_the_cache(task, teacher, label_smoothing=s, alpha=a)[0]
+               for a in (0.5, 1.0) for s in (0.0, 0.3)]  # fmt: skip
+    assert not torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[2], weights[3])
 
 
 @pytest.mark.parametrize("damage", [b"", b"damaged"])

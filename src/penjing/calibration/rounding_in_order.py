@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penjing.arrays.formats.parameters import Parameters
-from penjing.arrays.sparsity.gram import Gram, output_error
+from penjing.arrays.sparsity.gram import Gram
 from penjing.calibration.inputs import (
     calibration_batches,
     called,
@@ -31,9 +31,23 @@ from penjing.core.task import Batch
 PROBE = 2
 """Examples that find the order of the layers."""
 
-Solve = Callable[[NDArray[Any], Gram, NumberFormat], tuple[NDArray[Any], Parameters]]
-"""From a weight `[groups, rows, columns]` in double precision, the moments of its inputs and its format to
-the weight on values of the format, and the parameters of all its rows together."""
+
+class Rounding(NamedTuple):
+    """A layer's weight on values of a format.
+
+    Attributes:
+        values: `[groups, rows, columns]`, float32.
+        parameters: of all rows together.
+        cost: gives the squared change of the layer's outputs, up to a factor, for a change of the weight.
+    """
+
+    values: NDArray[np.float32]
+    parameters: Parameters
+    cost: Callable[[NDArray[Any]], float]
+
+
+Solve = Callable[[NDArray[np.float32], Gram, NumberFormat], Rounding]
+"""From a weight `[groups, rows, columns]`, the moments of its inputs, which it may use up, and its format."""
 
 
 def round_in_order(
@@ -133,24 +147,17 @@ def _round(model: Model, context: Context, layer: Layer, gram: Gram, solve: Solv
 
     from penjing.backends.torch.tensors import to_numpy
 
-    module = model.get_submodule(layer.name)
-    groups, _, columns = gram.total.shape
-    old = context.backend.read(model, layer.name)["weight"].astype(np.float64)
-    parts = old.reshape(groups, -1, columns)
+    module, groups = model.get_submodule(layer.name), len(gram.total)
+    whole = context.backend.read(model, layer.name)["weight"]
+    old = whole.reshape(groups, -1, gram.total.shape[-1])
+    found = solve(old, gram, module.weight_quantizer.format)
     with torch.no_grad():
-        nearest = to_numpy(module.weight_quantizer(module.weight)).reshape(parts.shape)
-    new, parameters = solve(parts, gram, module.weight_quantizer.format)
-    module.weight_quantizer = quantizer_of(module.weight_quantizer.format, parameters)
-    context.backend.write(model, layer.name, {"weight": new.reshape(old.shape).astype(np.float32)})
-    whole = _cost(parts, gram)
-    return {
-        "error_nearest": _cost(nearest - parts, gram) / whole if whole else 0.0,
-        "error": _cost(new - parts, gram) / whole if whole else 0.0,
-    }
-
-
-def _cost(change: NDArray[Any], gram: Gram) -> float:
-    return sum(output_error(part, moments) for part, moments in zip(change, gram.mean, strict=True))
+        nearest = to_numpy(module.weight_quantizer(module.weight)).reshape(old.shape)
+    size = found.cost(old)
+    errors = {"error_nearest": found.cost(nearest - old), "error": found.cost(found.values - old)}
+    module.weight_quantizer = quantizer_of(module.weight_quantizer.format, found.parameters)
+    context.backend.write(model, layer.name, {"weight": found.values.reshape(whole.shape)})
+    return {name: error / size if size else 0.0 for name, error in errors.items()}
 
 
 def _told(change: Change, why: Mapping[str, str], facts: Mapping[str, dict[str, float]]) -> Change:

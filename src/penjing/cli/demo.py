@@ -7,7 +7,7 @@ from pathlib import Path
 
 from penjing.cli import options as o
 
-BUDGET = {"max_drop": "5%", "latency": "80%", "size": "60%", "time": "45s"}
+BUDGET = {"max_drop": "5%", "latency": "80%", "size": "60%", "time": "90s"}
 """What so small a test split can certify, and what two cores do in a minute."""
 
 

@@ -27,6 +27,9 @@ VERBS = (
     "report",
     "compare",
     "verify",
+    "fit",
+    "tune",
+    "stability",
     "quantize-lm",
     "doctor",
 )

@@ -17,6 +17,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "metrics": ("sklearn",),
     "language": ("torch", "transformers"),
+    "optimizers": ("torch", "pytorch_optimizer"),
+    "tune": ("torch", "optuna"),
 }
 """The extras of the package, and the modules that each brings."""
 

@@ -237,7 +237,7 @@ def free_bytes(path: Path | str) -> int | None:
 
 @contextlib.contextmanager
 def refusing(path: Path | str, verb: str = "written") -> Iterator[None]:
-    """Turn an error of the system into a refusal that names the path and the free bytes."""
+    """Turn an error of the system into a refusal that names the path and, in writing, the free bytes."""
     try:
         yield
     except OSError as error:
@@ -255,9 +255,13 @@ def _environment(error: OSError, path: Path, verb: str) -> Refused:
         rule, fix = "the path and its parent folder exist", "make the folder, or correct the path"
     else:
         rule, fix = f"the path can be {verb}", "see the system's message"
+    value = f"{os.strerror(error.errno) if error.errno else error}"
+    if verb == "read":
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            rule, fix = "the file exists", "correct the path"
+        return Refused(rule, value=value, place=str(path), fix=fix, code=Exit.ENVIRONMENT)
     free = free_bytes(path)
     room = "free space unknown" if free is None else f"{free:,} bytes free"
-    value = f"{os.strerror(error.errno) if error.errno else error}"
     return Refused(rule, value=value, place=f"{path} ({room})", fix=fix, code=Exit.ENVIRONMENT)
 
 

@@ -144,6 +144,7 @@ METHOD_MODULES = (
     "penjing.quantize.gptq",
     "penjing.quantize.awq",
     "penjing.quantize.autoround",
+    "penjing.quantize.equalize",
     "penjing.quantize.smooth",
     "penjing.quantize.train",
     "penjing.quantize.weight_only",

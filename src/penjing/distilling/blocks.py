@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationInfo, field_validator
 
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -24,13 +25,20 @@ class DistillBlocks(Taught):
     and the wanted outputs of all. The loss of a block is the squared error over the squares of the wanted
     outputs. Labels are not used; what is in no block stays as it is. After a cut that leaves the blocks'
     inputs and outputs their shapes: heads, neurons, inner channels, single weights (block-local
-    distillation: Bercovich et al., "Puzzle", 2024).
+    distillation: Bercovich et al., "Puzzle", 2024). `stochastic_depth` and `recompute` are not for it.
 
     Attributes:
         blocks: names of blocks; empty: found, modules in a row that both networks have.
     """
 
     blocks: tuple[str, ...] = ()
+
+    @field_validator("stochastic_depth", "recompute")
+    @classmethod
+    def _apart(cls, value: float | bool, info: ValidationInfo) -> float | bool:
+        if value:
+            raise ValueError(f"{info.field_name} is for blocks in a row, and each learns for itself here")
+        return value
 
 
 @handles(DistillBlocks, "torch")

@@ -89,7 +89,7 @@ def distill_features(model: Model, method: DistillFeatures, context: Context) ->
         seen = stack.enter_context(tapped(model, [name for name, _ in pairs]))
         told = stack.enter_context(tapped(teacher.module, [name for _, name in pairs]))
         match = matching(Teaching(method.temperature), teacher, context.task.loss)
-        hard = task_objective(context.task)
+        hard = task_objective(context.task, method.label_smoothing)
 
         def objective(outputs: Any, inputs: Any, targets: Any) -> Any:
             logits = teacher(inputs)

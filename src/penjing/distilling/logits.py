@@ -92,11 +92,11 @@ class Distill(Taught):
     def teaching(self) -> Teaching:
         """Return how the teacher teaches, with the loss's own where nothing is said."""
         own = KINDS[self.loss]
-        return Teaching(
+        return Teaching.by(
+            self,
             temperature=self.temperature or own.temperature or 1.0,
             alpha=own.alpha if self.alpha is None else self.alpha,
             standardize=bool(own.standardize if self.standardize is None else self.standardize),
-            precision=self.precision,
             loss=self.loss,
             parts=self.balance or own.balance or (1.0, 1.0),
             rise=own.rise if self.rise is None else self.rise,

@@ -60,7 +60,8 @@ def distill_relations(model: Model, method: DistillRelations, context: Context) 
     with resting(context, method.precision) as teacher:
         teacher.module = Attending(teacher.module).eval()
         heads = _checked(student, teacher.module, method, context)
-        match, hard = matching(Teaching(method.temperature), teacher, task.loss), task_objective(task)
+        match = matching(Teaching(method.temperature), teacher, task.loss)
+        hard = task_objective(task, method.label_smoothing)
 
         def objective(outputs: Any, inputs: Any, targets: Any) -> Any:
             logits = teacher(inputs)

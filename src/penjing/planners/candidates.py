@@ -16,9 +16,9 @@ from penjing.core.measurement import Estimate
 from penjing.core.method import Value
 from penjing.core.plan import Plan, chain, plan_from_json
 from penjing.core.target import Target, runtime_for
+from penjing.planners.recipes import SMOOTHED, STATIC
 from penjing.quantize.int8_dynamic import Int8Dynamic
 from penjing.quantize.int8_static import Int8Static
-from penjing.quantize.smooth import SmoothActivations
 from penjing.quantize.weight_only import WeightOnly
 from penjing.repair.bias import CorrectBias
 
@@ -95,12 +95,10 @@ def candidates(
         return ()
     linear = [name for name, kind in kinds.items() if kind == "linear"]
     others = [name for name in kinds if name not in linear]
-    static = Candidate("static int8", chain(Int8Static(), CorrectBias()), 5)
+    static = Candidate("static int8", STATIC, 5)
     found = []
     if linear and not others:
-        # Clipping ranges, which helps convolutional networks, harms transformers (docs/benchmarks.md).
-        smooth = chain(SmoothActivations(), Int8Static(observer="minmax"), CorrectBias())
-        found.append(Candidate("smoothed static int8", smooth, 1))
+        found.append(Candidate("smoothed static int8", SMOOTHED, 1))
         if target.runtime != "openvino":
             found.append(Candidate("dynamic int8", chain(Int8Dynamic()), 3))
         found.append(static)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -11,16 +12,19 @@ from pydantic import Field
 
 from penjing.arrays.formats.clipping import clipped_parameters
 from penjing.arrays.formats.parameters import Parameters
-from penjing.arrays.rounding.gptq import gptq
-from penjing.arrays.sparsity.gram import DAMPING, Gram, compensated, damped
+from penjing.arrays.rounding.gptq import sweep
+from penjing.arrays.rounding.inverse_factor import Moments, factorized_in_place
+from penjing.arrays.sparsity.gram import DAMPING, Gram
 from penjing.calibration.rounding import RoundedWeights
-from penjing.calibration.rounding_in_order import round_in_order
+from penjing.calibration.rounding_in_order import Rounding, round_in_order
 from penjing.core.context import Context
 from penjing.core.method import Model, Outcome, handles
 from penjing.core.number_format import NumberFormat
 
 COMPENSATION = 0.5
 """Share of the way to the float model's outputs; all of it learns the calibration data by heart."""
+ROWS = 512
+"""Rows that are rounded at a time."""
 
 
 class QuantizeGPTQ(RoundedWeights):
@@ -57,26 +61,54 @@ def quantize_gptq(model: Model, method: QuantizeGPTQ, context: Context) -> Outco
     return round_in_order(model, method, context, solve, method.batch_size, method.compensate)
 
 
-def _solve(
-    method: QuantizeGPTQ, weight: NDArray[Any], gram: Gram, format: NumberFormat
-) -> tuple[NDArray[Any], Parameters]:
-    moments = [damped(part, method.damping) for part in gram.mean]
-    if gram.drift is not None:
-        parts = zip(weight, moments, gram.drift, strict=True)
-        weight = np.stack([compensated(w, g, COMPENSATION * drift) for w, g, drift in parts])
-    groups, rows, columns = weight.shape
-    price = np.repeat(np.stack([np.diagonal(part) for part in moments]), rows, axis=0)
-    start = clipped_parameters(weight.reshape(-1, columns), format, importance=price)
-    found = [
-        gptq(w, g, format, _rows(start, part, groups), method.order)
-        for part, (w, g) in enumerate(zip(weight, moments, strict=True))
-    ]
-    return np.stack([values for values, _ in found]), _joined([parameters for _, parameters in found])
+def _solve(method: QuantizeGPTQ, weight: NDArray[np.float32], gram: Gram, format: NumberFormat) -> Rounding:
+    """Round the groups of a layer; the second moments are used up, whose memory is what the inverse takes."""
+    drift = gram.crossed
+    if drift is not None:
+        drift -= gram.total
+    moments = [factorized_in_place(part, method.order, method.damping) for part in gram.total]
+    wanted: Sequence[NDArray[Any]] = list(weight)
+    if drift is not None:
+        parts = zip(weight, moments, drift, strict=True)
+        wanted = [part + COMPENSATION * m.solved(part @ off) for part, m, off in parts]
+    new, found = np.empty_like(weight), list[Parameters]()
+    for part, rows, start in _starts(wanted, moments, format):
+        whole = wanted[part][rows].astype(np.float64)
+        new[part, rows], parameters = sweep(whole, moments[part], format, start, method.order)
+        found.append(parameters)
+
+    def cost(change: NDArray[Any]) -> float:
+        return sum(m.cost(part) for m, part in zip(moments, change, strict=True))
+
+    return Rounding(new, _joined(found), cost)
 
 
-def _rows(parameters: Parameters, part: int, parts: int) -> Parameters:
-    """Return the parameters of one of several equal parts of the rows."""
-    scales, zeros = (None if x is None else np.split(x, parts)[part] for x in parameters[:2])
+def _starts(
+    weight: Sequence[NDArray[Any]], moments: Sequence[Moments], format: NumberFormat
+) -> Iterator[tuple[int, slice, Parameters]]:
+    """Yield some rows of a group at a time, with scales that clip search finds for them.
+
+    Where all rows have one scale above their own, it is that of the whole.
+    """
+    whole = None
+    if format.kind == "nvfp4":
+        price = np.concatenate(
+            [np.broadcast_to(m.price, w.shape) for m, w in zip(moments, weight, strict=True)]
+        )
+        whole = clipped_parameters(np.concatenate(weight), format, importance=price)
+    for part, (matrix, m) in enumerate(zip(weight, moments, strict=True)):
+        for start in range(0, len(matrix), ROWS):
+            rows = slice(start, min(start + ROWS, len(matrix)))
+            if whole is None:
+                yield part, rows, clipped_parameters(matrix[rows], format, importance=m.price)
+            else:
+                yield part, rows, _rows(whole, part * len(matrix) + start, rows)
+
+
+def _rows(parameters: Parameters, first: int, rows: slice) -> Parameters:
+    """Return the parameters of as many rows as a slice has, from the first on."""
+    chosen = slice(first, first + rows.stop - rows.start)
+    scales, zeros = (None if x is None else x[chosen] for x in parameters[:2])
     return Parameters(scales, zeros, parameters.tensor_scale)
 
 

@@ -13,6 +13,7 @@ from penjing.arrays.formats.coding import decode
 from penjing.arrays.formats.stated import LayerFormats, input_grid, kernel_lacks
 from penjing.arrays.observers.observer import ObserverKind
 from penjing.arrays.quantization import Grid, bias_floor, grid_of_range
+from penjing.calibration.synthetic import CalibrationData, no_gradients, without_data
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
@@ -44,12 +45,15 @@ class Int8Static(Method):
             of the values, least squared error, or least relative entropy of the values' histogram.
         calibration: number of training examples that ranges are taken from, at least 1.
         skip: patterns (shell wildcards) of layers that stay float.
+        data: what ranges are taken from: training inputs, or, with `synthetic`, at most 64 inputs made from
+            what the BatchNorm layers of a PyTorch model remember of their data (Cai et al. 2020, "ZeroQ").
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
     observer: ObserverKind = "mse"
     calibration: int = Field(default=256, ge=1, le=1_000_000)
     skip: tuple[str, ...] = ()
+    data: CalibrationData = "train"
 
 
 @handles(Int8Static, "onnx")
@@ -57,8 +61,11 @@ def int8_static(model: OnnxModel, method: Int8Static, context: Context) -> Outco
     """Return the model with integer layers, and a change for each layer and each float operator.
 
     Raises:
-        Refused: already quantized, no data, NaN or constant activations, or outputs that lost all meaning.
+        Refused: already quantized, no data, NaN or constant activations, or outputs that lost all meaning;
+            inputs are to be made, for which the PyTorch model is needed.
     """
+    if method.data == "synthetic":
+        raise no_gradients(method)
     return _on_integers(model, method, context, {})
 
 
@@ -67,10 +74,12 @@ def int8_static_from_torch(model: Model, method: Int8Static, context: Context) -
     """Export the model and return it with integer layers, on the formats that it brings where it has any.
 
     Raises:
-        Refused: as on ONNX, or the export fails.
+        Refused: as on ONNX, or the export fails; inputs are to be made for a model without BatchNorm.
     """
     from penjing.calibration.delivery import compared, exported
 
+    if method.data == "synthetic":
+        context = without_data(model, context, method.calibration)
     stated = exported(model, context)
     outcome = _on_integers(stated.model, method, stated.context, stated.formats)
     return Outcome(outcome.model, compared(stated, outcome.model, outcome.changes, context))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from penjing.calibration.placing import place_quantizers
 from penjing.calibration.rounding import Rounded
+from penjing.calibration.synthetic import CalibrationData, without_data
 from penjing.core.context import Context
 from penjing.core.method import Model, Outcome, handles
 
@@ -15,7 +16,13 @@ class QuantizeNearest(Rounded):
     calibration. BatchNorm is folded first. The model computes with rounded values in float: quality is that
     of the integer model, speed is not. The baseline of every other method of rounding (Nagel et al. 2021, "A
     White Paper on Neural Network Quantization").
+
+    Attributes:
+        data: what ranges of inputs are taken from: training inputs, or, with `synthetic`, at most 64 inputs
+            made from what BatchNorm layers remember of their data (Cai et al. 2020, "ZeroQ").
     """
+
+    data: CalibrationData = "train"
 
 
 @handles(QuantizeNearest, "torch")
@@ -23,6 +30,9 @@ def quantize_nearest(model: Model, method: QuantizeNearest, context: Context) ->
     """Put quantizers on the model; one change for every convolution and linear layer.
 
     Raises:
-        Refused: no data, quantized already, or inputs that are NaN, infinite or constant.
+        Refused: no data, quantized already, or inputs that are NaN, infinite or constant; inputs are to be
+            made for a model without BatchNorm.
     """
+    if method.data == "synthetic":
+        context = without_data(model, context, method.calibration)
     return Outcome(model, place_quantizers(model, method, context).changes)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -34,32 +32,12 @@ class ReestimateBatchNorm(Method):
     size: int = Field(default=128, ge=2)
 
 
-@dataclass
-class _Sums:
-    """Count, sum and sum of squares of every channel, in double precision."""
-
-    count: int = 0
-    total: Any = 0.0
-    squares: Any = 0.0
-
-    def add(self, x: Any) -> None:
-        axes = [a for a in range(x.ndim) if a != 1]
-        x = x.detach().double()
-        self.count += x.numel() // x.shape[1]
-        self.total = self.total + x.sum(axes)
-        self.squares = self.squares + x.square().sum(axes)
-
-    def mean_and_variance(self) -> tuple[Any, Any]:
-        """Return the mean and the unbiased variance, as torch's running statistics hold it."""
-        mean = self.total / self.count
-        variance = (self.squares / self.count - mean.square()).clamp(min=0)
-        return mean, variance * self.count / max(self.count - 1, 1)
-
-
 @handles(ReestimateBatchNorm, "torch")
 def reestimate_batchnorm(model: Model, method: ReestimateBatchNorm, context: Context) -> Outcome:
     """Pass the data once and write the pooled statistics; one change for every BatchNorm layer covered."""
     from torch import nn
+
+    from penjing.backends.torch.batch_statistics import reestimate
 
     layers = {
         name: module
@@ -68,37 +46,9 @@ def reestimate_batchnorm(model: Model, method: ReestimateBatchNorm, context: Con
     }
     if not layers:
         return Outcome(model, [_skipped("", "no BatchNorm layer")])
-    sums = {name: _Sums() for name, module in layers.items() if module.running_mean is not None}
-    with _recording({name: layers[name] for name in sums}, sums, model):
-        _pass_data(model, method, context)
-    return Outcome(model, [_finish(name, module, sums.get(name)) for name, module in layers.items()])
-
-
-@contextlib.contextmanager
-def _recording(layers: dict[str, Any], sums: dict[str, _Sums], model: Any) -> Iterator[None]:
-    """Let the layers normalize by batch and record their inputs; put modes and statistics back afterwards."""
-    from penjing.backends.torch.batch_statistics import normalizing_by_batch
-
-    hooks = []
-    try:
-        with normalizing_by_batch(model, layers.values()):
-            for name, module in layers.items():
-                hook = module.register_forward_pre_hook(lambda _, inputs, s=sums[name]: s.add(inputs[0]))
-                hooks.append(hook)
-            yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _pass_data(model: Model, method: ReestimateBatchNorm, context: Context) -> None:
-    import torch
-
-    from penjing.backends.torch.tensors import to_inputs
-
-    with torch.no_grad():
-        for inputs in _batches(method, context):
-            model(*to_inputs(model, inputs))
+    kept = {name: module for name, module in layers.items() if module.running_mean is not None}
+    moved = reestimate(model, kept, _batches(method, context))
+    return Outcome(model, [_change(name, name in kept, moved.get(name)) for name in layers])
 
 
 def _batches(method: ReestimateBatchNorm, context: Context) -> Iterator[Arrays]:
@@ -121,17 +71,12 @@ def _batches(method: ReestimateBatchNorm, context: Context) -> Iterator[Arrays]:
         )
 
 
-def _finish(name: str, module: Any, sums: _Sums | None) -> Change:
-    if sums is None:
+def _change(name: str, keeps: bool, moved: Any) -> Change:
+    if not keeps:
         return _skipped(name, "it keeps no running statistics")
-    if not sums.count:
+    if moved is None:
         return _skipped(name, "the model does not call it as a module")
-    mean, variance = sums.mean_and_variance()
-    shift = (mean - module.running_mean).abs() / (module.running_var + module.eps).sqrt()
-    moved = float(shift.mean())
-    module.running_mean.copy_(mean)
-    module.running_var.copy_(variance)
-    return _done(name, sums.count, moved)
+    return _done(name, moved.count, moved.mean_shift)
 
 
 def _skipped(layer: str, reason: str) -> Change:

@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from penjing.core.files import write_text
@@ -31,11 +31,10 @@ def render(record: Json, folder: Path | None = None) -> str:
         Refused: not a record, or one that a newer version wrote.
     """
     check(record)
-    template = _environment().get_template("report.html.j2")
-    assets = _assets()
+    own, assets = template("report.html.j2"), page_assets("report.js")
     rows = 3000
     while True:
-        page = template.render(
+        page = own.render(
             **view(record, rows, folder),
             **assets,
             rows_shown=rows,
@@ -75,12 +74,21 @@ def _environment() -> Environment:
     )
 
 
+def template(name: str) -> Template:
+    """Return a template of this package, whose values are escaped and stripped of control characters."""
+    return _environment().get_template(name)
+
+
 @cache
-def _assets() -> dict[str, Markup]:
-    """Return the style and the scripts, with the hashes that the content security policy names."""
+def page_assets(name: str) -> dict[str, Markup]:
+    """Return the style and the scripts of a page, with the hashes that its content security policy names.
+
+    Args:
+        name: of the page's own script, which draws by Chart.js.
+    """
     folder = files("penjing.report")
     library = (folder / "vendor" / "chart.umd.min.js").read_text("utf-8")
-    script = (folder / "templates" / "report.js").read_text("utf-8")
+    script = (folder / "templates" / name).read_text("utf-8")
     return {
         "style": Markup((folder / "templates" / "report.css").read_text("utf-8")),
         "library": Markup(library),

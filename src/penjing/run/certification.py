@@ -212,7 +212,8 @@ def _candidates(budget: Budget, trials: Sequence[Trial], baseline: Trial, settin
 
 
 def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Trial | None) -> dict[str, Any]:
-    session.say(f"certifying {len(candidates)} candidates on {len(session.task.test)} unseen examples")
+    count = "1 candidate" if len(candidates) == 1 else f"{len(candidates)} candidates"
+    session.say(f"certifying {count} on {len(session.task.test)} unseen examples")
     began = time.perf_counter()
     others = candidates[1:]
     folders = {c.key: session.path(str(c.folder), "artefact") for c in others}

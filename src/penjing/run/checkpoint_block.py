@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 RUN_TOKENS = 4096
 """Tokens that go through a block at once, or one sequence where it is longer."""
+CALIBRATION_TOKENS = 1024
+"""Tokens that go through a block at once beside what a method keeps of its layers' inputs."""
 KINDS = ("float", "rounded")
 """The model as it was, and the one with quantized blocks."""
 
@@ -168,7 +170,7 @@ def _for_block(job: Job, layers: list[str]) -> Method:
     fields: dict[str, Any] = {"ends": False, "by_layer": own}
     if "batch_size" in type(method).model_fields:
         length = job.streams["calibration"].shape[1]
-        fields["batch_size"] = min(method.batch_size, max(1, RUN_TOKENS // length))  # type: ignore[attr-defined]
+        fields["batch_size"] = min(method.batch_size, max(1, CALIBRATION_TOKENS // length))  # type: ignore[attr-defined]
     return method.model_copy(update=fields)
 
 

@@ -24,4 +24,4 @@ def fine_tune_torch(model: Model, method: FineTune, context: Context) -> Outcome
     from penjing.train.objective import task_objective
     from penjing.train.outcome import trained
 
-    return trained(model, method, context, task_objective(context.task))
+    return trained(model, method, context, task_objective(context.task, method.label_smoothing))

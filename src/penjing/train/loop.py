@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from statistics import median
 from typing import Any
 
-import numpy as np
-
-from penjing.core.errors import Refused
-from penjing.core.task import Batch, Split
-from penjing.train.hooks import NO_HOOKS, Hooks
+from penjing.core.task import Split
+from penjing.train.checkpoint import Checkpoint
+from penjing.train.depth import trained_by_blocks
+from penjing.train.feed import Feed, Tally
+from penjing.train.hooks import NO_HOOKS, Hooks, Moment
 from penjing.train.numerics import numerics_for
 from penjing.train.objective import Objective
-from penjing.train.parameters import is_batchnorm, make_optimizer, training_mode
+from penjing.train.parameters import BatchNorms, is_batchnorm, make_optimizer, training_mode
 from penjing.train.stepper import Stepper
 from penjing.train.strategy import Strategy
 
 DEFAULT_BATCH = 128
 PROBED_STEPS = 5
 """Steps whose times plan the rest where `max_seconds` limits it; the first is not counted."""
+
+STATISTICS_EXAMPLES = 2_560
+"""Examples that BatchNorm's statistics are estimated from after weights were averaged."""
 
 RECENT = 50
 RESERVE = 0.97
@@ -34,7 +38,9 @@ class Fit:
 
     Attributes:
         seconds: wall time of all of it; `data_seconds` of it went into waiting for batches.
+        hook_seconds: of it went to the caller's hook after each pass.
         steps: optimizer steps taken, of `planned_steps`.
+        planned_epochs: length of the schedule in the end, where a limit shortened it.
         examples: examples seen, repeats counted.
         losses: mean objective of each epoch (the last may be a part).
         events: what happened that was not planned, and choices made, in words.
@@ -42,8 +48,10 @@ class Fit:
 
     seconds: float
     data_seconds: float
+    hook_seconds: float
     steps: int
     planned_steps: int
+    planned_epochs: float
     examples: int
     losses: tuple[float, ...]
     events: tuple[str, ...]
@@ -51,7 +59,7 @@ class Fit:
     @property
     def samples_per_s(self) -> float:
         """Return examples per second of computing, without the time spent waiting for data."""
-        return self.examples / max(self.seconds - self.data_seconds, 1e-9)
+        return self.examples / max(self.seconds - self.data_seconds - self.hook_seconds, 1e-9)
 
 
 def fit(
@@ -63,63 +71,175 @@ def fit(
     seed: int = 0,
     covers: Callable[[str], bool] = lambda layer: True,
     hooks: Hooks = NO_HOOKS,
+    checkpoint: Checkpoint | None = None,
 ) -> Fit:
     """Train a torch module in place by a strategy; the same seed gives the same weights.
 
     Weights that a mask removes stay zero.
 
     Modes, frozen flags and the caller's random state are put back. Only a limit in seconds that bites
-    makes the result depend on the machine's speed.
+    makes the result depend on the machine's speed. With a checkpoint a run that was killed goes on from
+    where it was saved last, to the same weights; the caller removes it when done.
 
     Raises:
-        Refused: all parameters are frozen, the split is empty, the loss diverges twice, or memory lacks.
+        Refused: all parameters are frozen, the split is empty, the loss diverges twice, memory lacks, or the
+            checkpoint is another run's.
     """
     import torch
 
-    start = time.perf_counter()
     size = min(strategy.batch_size or DEFAULT_BATCH, max(len(split), 1))
-    numerics = numerics_for(model, strategy.precision)
-    alone = size == 1 and any(is_batchnorm(module) for module in model.modules())
-    events = [f"computed in {numerics}"]
-    if alone:
-        events.append("batches of one example: BatchNorm keeps its statistics")
-    feed = _Feed(split, size, seed)
-    planned = total = max(1, math.ceil(strategy.epochs * feed.batches_an_epoch))
+    numerics = numerics_for(model, strategy.precision, strategy.layout)
+    norms = BatchNorms(
+        alone=size == 1 and any(is_batchnorm(module) for module in model.modules()),
+        frozen=strategy.batchnorm == "frozen",
+        ghost=strategy.ghost_batch,
+    )
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with (
         torch.random.fork_rng(devices=devices),
-        training_mode(model, covers, alone) as parameters,
+        training_mode(model, covers, norms) as parameters,
         numerics.applied(model),
+        trained_by_blocks(model, split.example(), strategy),
     ):
         torch.manual_seed(seed)
-        stepper = Stepper(model, objective, strategy, numerics, make_optimizer(parameters, strategy), hooks)
-        tally = _Tally(hooks.say, strategy.epochs)
-        done, times = 0, []
-        for epoch, (inputs, targets) in feed:
+        optimizer = make_optimizer(model, parameters, strategy)
+        stepper = Stepper(model, objective, strategy, numerics, optimizer, hooks)
+        run = _Run(stepper, Feed(split, size, seed), strategy, hooks, checkpoint)
+        run.go()
+        average_kept = stepper.average.other
+        stepper.average.keep()
+    events = [f"computed in {numerics}"]
+    if norms.alone:
+        events.append("batches of one example: BatchNorm keeps its statistics")
+    if average_kept:
+        events += _statistics_for_average(model, split, size, seed, norms, covers)
+    return run.result(events)
+
+
+def _statistics_for_average(
+    model: Any, split: Split, size: int, seed: int, norms: BatchNorms, covers: Callable[[str], bool]
+) -> list[str]:
+    """Estimate BatchNorm's statistics for weights that no step was taken with."""
+    from penjing.backends.torch.batch_statistics import batchnorms, reestimate
+
+    layers = {name: module for name, module in batchnorms(model).items() if covers(name)}
+    if not layers or norms.alone or norms.frozen:
+        return []
+    batches = islice(split.batches(max(size, 2), seed), math.ceil(STATISTICS_EXAMPLES / size))
+    reestimate(model, layers, (inputs for inputs, targets in batches if len(targets) > 1))
+    return ["BatchNorm statistics estimated for the averaged weights"]
+
+
+class _Run:
+    """One run of the loop: counts, times, and what a checkpoint holds."""
+
+    def __init__(
+        self, stepper: Stepper, feed: Feed, strategy: Strategy, hooks: Hooks, checkpoint: Checkpoint | None
+    ) -> None:
+        self._stepper, self._feed, self._strategy = stepper, feed, strategy
+        self._hooks, self._checkpoint = hooks, checkpoint
+        self._tally = Tally(hooks.say, strategy.epochs)
+        self._planned = self._total = max(1, math.ceil(strategy.epochs * feed.batches_an_epoch))
+        self._done, self._seconds_before, self._hooked = 0, 0.0, 0.0
+        self._times: list[float] = []
+        self._start = time.perf_counter()
+        self._events: list[str] = []
+
+    @property
+    def _seconds(self) -> float:
+        return self._seconds_before + time.perf_counter() - self._start
+
+    def go(self) -> None:
+        """Take all steps."""
+        if self._checkpoint is not None and (state := self._checkpoint.load()) is not None:
+            self._restore(state)
+        limit, every = self._strategy.max_seconds, self._hooks.every * self._feed.batches_an_epoch
+        if self._done >= self._total:
+            return
+        for epoch, (inputs, targets) in self._feed.walk(self._done):
             began = time.perf_counter()
-            loss = stepper.step(done, total, inputs, targets)
-            done += 1
-            tally.add(epoch, loss, len(targets))
-            times.append(time.perf_counter() - began + feed.last_wait)
-            if strategy.max_seconds is not None and done % PROBED_STEPS == 0:
-                total = steps_within(total, done, median(times[1:][-RECENT:]), start + strategy.max_seconds)
-            if done >= total:
+            loss = self._stepper.step(self._done, self._total, inputs, targets)
+            self._done += 1
+            self._tally.add(epoch, loss, len(targets))
+            self._times.append(time.perf_counter() - began + self._feed.last_wait)
+            if limit is not None and self._done % PROBED_STEPS == 0:
+                each = median(self._times[1:][-RECENT:]) + self._hooked / self._done
+                end = self._start - self._seconds_before + limit
+                self._total = steps_within(self._total, self._done, each, end)
+            over = self._done >= self._total
+            if over:
+                self._stepper.finish(self._done)
+            if over or self._done // every > (self._done - 1) // every:
+                over = self._asked() or over
+            if over:
                 break
-        stepper.finish(done)
-        tally.close()
-    if total < planned:
-        events.append(
-            f"{strategy.max_seconds:g} s allow {total} of {planned} steps: schedule shortened to fit"
+            if self._checkpoint is not None and self._checkpoint.due:
+                self._checkpoint.save(self._state())
+        self._tally.close()
+
+    def result(self, events: list[str]) -> Fit:
+        """Return what happened, with events known before."""
+        shortened = self._total < self._planned and self._done >= self._total
+        limit = f"{self._strategy.max_seconds or 0:g} s allow {self._total} of {self._planned} steps"
+        return Fit(
+            seconds=self._seconds,
+            data_seconds=self._feed.waited,
+            hook_seconds=self._hooked,
+            steps=self._done,
+            planned_steps=self._planned,
+            planned_epochs=self._total / max(1, self._feed.batches_an_epoch),
+            examples=self._tally.examples,
+            losses=tuple(self._tally.losses),
+            events=(
+                *events,
+                *[f"{limit}: schedule shortened to fit"] * shortened,
+                *self._feed.events,
+                *self._stepper.events,
+                *self._events,
+            ),
         )
-    return Fit(
-        seconds=time.perf_counter() - start,
-        data_seconds=feed.waited,
-        steps=done,
-        planned_steps=planned,
-        examples=tally.examples,
-        losses=tuple(tally.losses),
-        events=(*events, *feed.events, *stepper.events),
-    )
+
+    def _asked(self) -> bool:
+        """Let the caller look, do what is answered, and tell whether training ends."""
+        began = time.perf_counter()
+        moment = Moment(
+            epoch=self._done / self._feed.batches_an_epoch,
+            step=self._done,
+            total=self._total,
+            loss=self._tally.mean,
+            seconds=self._seconds - self._hooked,
+            shown=self._stepper.average.shown,
+        )
+        reaction = self._hooks.passed(moment)
+        if reaction.slow != 1.0:
+            self._stepper.scale(reaction.slow)
+        if reaction.reason:
+            self._events.append(f"step {self._done}: {reaction.reason}")
+        self._hooked += time.perf_counter() - began
+        return reaction.stop
+
+    def _state(self) -> dict[str, Any]:
+        import torch
+
+        return {
+            "counts": [self._done, self._total, self._seconds, self._hooked, self._feed.waited],
+            "times": self._times[1:][-RECENT:],
+            "stepper": self._stepper.state(),
+            "tally": self._tally.state(),
+            "events": [self._events, self._feed.events],
+            "random": torch.get_rng_state(),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        import torch
+
+        self._done, self._total, self._seconds_before, self._hooked, self._feed.waited = state["counts"]
+        self._times = [0.0, *state["times"]]
+        self._stepper.restore(state["stepper"])
+        self._tally.restore(state["tally"])
+        self._events[:], self._feed.events[:] = state["events"]
+        self._events.append(f"step {self._done}: went on from a saved state")
+        torch.set_rng_state(state["random"])
 
 
 def steps_within(total: int, done: int, seconds_a_step: float, end: float) -> int:
@@ -131,77 +251,3 @@ def steps_within(total: int, done: int, seconds_a_step: float, end: float) -> in
     if (total - done) * seconds_a_step <= left:
         return total
     return min(total, done + max(0, int(RESERVE * left / seconds_a_step)))
-
-
-class _Feed:
-    """Endless batches in an order drawn from the seed; a last batch of one joins the one before."""
-
-    def __init__(self, split: Split, size: int, seed: int) -> None:
-        self.waited, self.last_wait = 0.0, 0.0
-        self.events: list[str] = []
-        self._split, self._size, self._seed = split, size, seed
-        whole, rest = divmod(len(split), size)
-        self.batches_an_epoch = whole + (rest > 1)
-
-    def __iter__(self) -> Iterator[tuple[int, Batch]]:
-        epoch = 0
-        while True:
-            seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
-            batches, count = self._merged(seed), 0
-            while (batch := self._timed(batches)) is not None:
-                yield epoch, batch
-                count += 1
-            if count == 0:
-                raise Refused("the training split has examples", value=0, place=f"task.{self._split.name}")
-            epoch += 1
-
-    def _timed(self, batches: Iterator[Batch]) -> Batch | None:
-        began = time.perf_counter()
-        batch = next(batches, None)
-        self.last_wait = time.perf_counter() - began
-        self.waited += self.last_wait
-        return batch
-
-    def _merged(self, seed: int) -> Iterator[Batch]:
-        held: Batch | None = None
-        for batch in self._split.batches(self._size, seed):
-            if held is not None and len(batch[1]) == 1 < self._size:
-                held = _joined(held, batch)
-                if not self.events:
-                    self.events.append("a last batch of one example joins the batch before it")
-                continue
-            if held is not None:
-                yield held
-            held = batch
-        if held is not None:
-            yield held
-
-
-def _joined(first: Batch, second: Batch) -> Batch:
-    inputs = tuple(np.concatenate(pair) for pair in zip(first[0], second[0], strict=True))
-    return inputs, np.concatenate([first[1], second[1]])
-
-
-class _Tally:
-    """Mean loss of each epoch, said once an epoch."""
-
-    def __init__(self, say: Callable[[str], None], epochs: float) -> None:
-        self.losses: list[float] = []
-        self.examples = 0
-        self._say, self._epochs = say, epochs
-        self._epoch, self._sum, self._count = 0, 0.0, 0
-
-    def add(self, epoch: int, loss: float | None, examples: int) -> None:
-        if epoch != self._epoch:
-            self.close()
-            self._epoch = epoch
-        self.examples += examples
-        if loss is not None:
-            self._sum += loss * examples
-            self._count += examples
-
-    def close(self) -> None:
-        if self._count:
-            self.losses.append(self._sum / self._count)
-            self._say(f"epoch {self._epoch + 1} of {self._epochs:g}: loss {self.losses[-1]:.4g}")
-        self._sum, self._count = 0.0, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from penjing.core.backend import Arrays
@@ -56,18 +57,26 @@ def _only_output(outputs: Any) -> Tensor:
                   fix="give Task(output=...) a key, an index or a function")  # fmt: skip
 
 
-def task_objective(task: Task) -> Objective:
+def task_objective(task: Task, smoothing: float = 0.0) -> Objective:
     """Return the task's own loss as an objective: cross-entropy on class indices, or the user's function.
 
+    Args:
+        task: names or gives the loss.
+        smoothing: share of each label that is spread over all classes (Szegedy et al. 2016).
+
     Raises:
-        Refused: a loss of an unknown name; when called, a class index that the outputs do not have.
+        Refused: a loss of an unknown name, or a user's own with smoothing; when called, a class index that
+            the outputs do not have.
     """
     loss = task.loss
+    if smoothing and loss != "cross_entropy":
+        raise Refused("label_smoothing is of the cross-entropy", value=getattr(loss, "__name__", repr(loss)),
+                      place="task.loss", fix="leave it out, or smooth in the loss")  # fmt: skip
     if isinstance(loss, str):
         if loss != "cross_entropy":
             raise Refused("the loss is known", value=repr(loss), place="task.loss",
                           fix=nearest(loss, ["cross_entropy"]) + "; or give a function")  # fmt: skip
-        loss = _cross_entropy
+        loss = partial(_cross_entropy, smoothing)
 
     def objective(outputs: Any, inputs: Tensors, targets: Tensor) -> Tensor:
         return loss(pick(outputs, task.output), targets)
@@ -75,7 +84,7 @@ def task_objective(task: Task) -> Objective:
     return objective
 
 
-def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+def _cross_entropy(smoothing: float, outputs: Tensor, targets: Tensor) -> Tensor:
     import torch
 
     if not targets.is_floating_point():
@@ -85,7 +94,7 @@ def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
         if bool(wrong.any()):
             raise Refused(f"class indices lie in [0, {classes - 1}]", value=int(targets[wrong][0]),
                           place="task.train", fix="number the classes from 0")  # fmt: skip
-    return torch.nn.functional.cross_entropy(outputs, targets)
+    return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
 
 
 def tensors_of(arrays: Arrays, like: Tensor | None = None) -> Tensors:

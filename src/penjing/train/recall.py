@@ -47,8 +47,13 @@ def recalling(split: Split, teach: Teacher, table: NDArray[np.float32] | None) -
         table: its outputs for every example, where they are known.
     """
     if not fixed(split):
-        return split, lambda inputs, targets: (targets, teach(inputs))
+        return asking(split, teach)
     return Split(split.inputs, np.arange(len(split)), split.name), _Memory(split, teach, table)
+
+
+def asking(split: Split, teach: Teacher) -> tuple[Split, Recall]:
+    """Return the split and a function that asks the teacher for every batch, as the student sees it."""
+    return split, lambda inputs, targets: (targets, teach(inputs))
 
 
 def fixed(split: Split) -> bool:

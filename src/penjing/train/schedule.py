@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 Schedule = Literal[
     "constant", "linear", "cosine", "cosine_restarts", "polynomial", "exponential", "step", "inverse_sqrt",
-    "warmup_stable_decay", "one_cycle",
+    "warmup_stable_decay", "one_cycle", "plateau",
 ]  # fmt: skip
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
@@ -27,13 +27,13 @@ STABLE = 0.8
 """Share of the way that `warmup_stable_decay` stays at the highest rate."""
 
 
-def rate_factor(schedule: Schedule, step: int, total: int) -> float:
+def rate_factor(schedule: Schedule, step: int, total: int, warmup: float = WARM_UP) -> float:
     """Return the share of the highest rate to use at a step, `0 <= step < total`; in (0, 1].
 
-    All rise linearly over the first 5% of the steps (`one_cycle` over the first 30%). Then, with p the share
-    of the way that is behind:
+    All rise linearly over the first steps, `warmup` of all (`one_cycle` over the first 30%). Then, with p the
+    share of the way that is behind:
 
-    - `constant`: 1;
+    - `constant`: 1, and so is `plateau`, which whoever watches the training lowers;
     - `linear`: 1 - p (linear decay to zero: Defazio et al. 2023);
     - `cosine`: half a cosine to zero; `one_cycle` too (Smith and Topin 2019);
     - `cosine_restarts`: three of them, each twice as long as the last (Loshchilov and Hutter 2017, "SGDR");
@@ -51,7 +51,7 @@ def rate_factor(schedule: Schedule, step: int, total: int) -> float:
     >>> [round(rate_factor("one_cycle", step, 10), 2) for step in (0, 3, 9)]
     [0.25, 1.0, 0.05]
     """
-    rise = int((ONE_CYCLE_RISE if schedule == "one_cycle" else WARM_UP) * total)
+    rise = int((ONE_CYCLE_RISE if schedule == "one_cycle" else warmup) * total)
     if step < rise:
         return (step + 1) / (rise + 1)
     if schedule == "inverse_sqrt":
@@ -74,6 +74,7 @@ def _cooled(p: float) -> float:
 
 _FALLS: dict[str, Callable[[float], float]] = {
     "constant": lambda p: 1.0,
+    "plateau": lambda p: 1.0,
     "linear": lambda p: 1.0 - p,
     "cosine": _cosine,
     "one_cycle": _cosine,

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
+from penjing.train.augment import Blend, augmented
+from penjing.train.averaging import Average
 from penjing.train.hooks import NO_HOOKS, Hooks
 from penjing.train.numerics import Numerics
-from penjing.train.objective import Objective, Tensors, tensors_of
+from penjing.train.objective import Objective, tensors_of
+from penjing.train.optimizers import KINDS
+from penjing.train.parameters import statistics_kept
 from penjing.train.schedule import rate_factor
 from penjing.train.strategy import Strategy
 
@@ -27,7 +32,12 @@ RATE_CUT = 0.1
 
 
 class Stepper:
-    """Steps on one model, with what must be remembered between steps."""
+    """Steps on one model, with what must be remembered between steps.
+
+    Attributes:
+        events: what happened that was not planned, in words.
+        average: of the weights on the way.
+    """
 
     def __init__(
         self,
@@ -41,13 +51,14 @@ class Stepper:
         from penjing.backends.torch.masks import enforce
 
         self.events: list[str] = []
+        self.average = Average(model, strategy.averaging, optimizer, KINDS[strategy.optimizer].modes)
         self._model, self._objective, self._strategy = model, objective, strategy
         self._numerics, self._optimizer, self._hooks = numerics, optimizer, hooks
         self._enforce = partial(enforce, model, optimizer)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._kept = [*model.parameters(), *model.buffers()]
         self._snapshot = (0, self._copies())
-        self._cut = 1.0
+        self._cut = self._scale = 1.0
         self._part: int | None = None
         self._limit = math.inf
 
@@ -60,9 +71,14 @@ class Stepper:
         Raises:
             Refused: a second divergence, or no memory for parts of four examples.
         """
-        x = self._numerics.lay_out(tensors_of(inputs, self._parameters[0]))
+        progress = number / total
+        x = tensors_of(inputs, self._parameters[0])
         y = tensors_of((targets,), self._parameters[0])[0]
-        loss, norm = self._gradients(x, y, number / total)
+        batch = augmented(self._strategy, x, y, progress)
+        batch = replace(batch, inputs=self._numerics.lay_out(batch.inputs))
+        if self._part is None and self._strategy.parts > 1:
+            self._part = math.ceil(len(y) / self._strategy.parts)
+        loss, norm = self._gradients(batch, progress)
         if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self._limit):
             self._fall_back(number, f"loss {loss:.3g}, gradient norm {norm:.3g}", inputs)
             return None
@@ -70,14 +86,25 @@ class Stepper:
             self._limit = EXPLODED * max(loss, 1.0)
         if number and number % SNAPSHOT_EVERY == 0:
             self._snapshot = (number, self._copies())
+        if self._strategy.sam is not None:
+            self._sharpen(batch, progress, norm)
+        rate = self.rate(number, total)
         for group in self._optimizer.param_groups:
-            group["lr"] = (
-                self._strategy.rate * rate_factor(self._strategy.schedule, number, total) * self._cut
-            )
+            group["lr"] = rate * group["share"]
         self._optimizer.step()
         self._enforce()
-        self._hooks.stepped(number / total)
+        self.average.stepped(number + 1, total)
+        self._hooks.stepped(progress)
         return loss
+
+    def rate(self, number: int, total: int) -> float:
+        """Return the learning rate of a step."""
+        factor = rate_factor(self._strategy.decline, number, total, self._strategy.warmup)
+        return self._strategy.rate * factor * self._cut * self._scale
+
+    def scale(self, factor: float) -> None:
+        """Multiply the rate of all steps to come by a factor above 0."""
+        self._scale *= factor
 
     def finish(self, number: int) -> None:
         """Make sure that the last step left finite weights, or go back to the last that were."""
@@ -86,16 +113,42 @@ class Stepper:
         if not all(bool(torch.isfinite(t).all()) for t in self._kept if t.is_floating_point()):
             self._fall_back(number, "weights that are not finite", ())
 
+    def state(self) -> dict[str, Any]:
+        """Return all that `restore` needs to take the next step as if nothing had happened."""
+        step, tensors = self._snapshot
+        return {
+            "weights": [tensor.detach() for tensor in self._kept],
+            "optimizer": self._optimizer.state_dict(),
+            "average": self.average.state(),
+            "snapshot": [step, tensors],
+            "numbers": [self._cut, self._scale, self._part, self._limit],
+            "events": self.events,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state of the same model and strategy."""
+        self._put(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.average.restore(state["average"])
+        step, tensors = state["snapshot"]
+        self._snapshot = (step, tensors)
+        self._cut, self._scale, self._part, self._limit = state["numbers"]
+        self.events[:] = state["events"]
+
     def _copies(self) -> list[Any]:
         return [tensor.detach().clone() for tensor in self._kept]
 
-    def _gradients(self, x: Tensors, y: Any, progress: float) -> tuple[float, float]:
+    def _put(self, tensors: list[Any]) -> None:
+        for tensor, saved in zip(self._kept, tensors, strict=True):
+            tensor.detach().copy_(saved)
+
+    def _gradients(self, batch: Blend, progress: float) -> tuple[float, float]:
         import torch
 
         while True:
             try:
                 self._optimizer.zero_grad(set_to_none=True)
-                loss = self._accumulate(x, y)
+                loss = self._accumulate(batch)
                 self._hooks.gradients(progress)
                 self._enforce()
                 norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._strategy.clip_norm or math.inf)
@@ -103,20 +156,43 @@ class Stepper:
             except (MemoryError, RuntimeError) as error:
                 if not _lacks_memory(error):
                     raise
-                self._halve(len(y), error)
+                self._halve(len(batch.targets), error)
 
-    def _accumulate(self, x: Tensors, y: Any) -> float:
-        total = len(y)
+    def _accumulate(self, batch: Blend) -> float:
+        total = len(batch.targets)
         count = 1 if self._part is None else math.ceil(total / self._part)
-        parts = [t.tensor_split(count) for t in (*x, y)]
+        tensors = (*batch.inputs, batch.targets, *(() if batch.others is None else (batch.others,)))
         mean = 0.0
-        for *inputs, targets in zip(*parts, strict=True):
+        for parts in zip(*(t.tensor_split(count) for t in tensors), strict=True):
+            inputs, targets = parts[: len(batch.inputs)], parts[len(batch.inputs) :]
             with self._numerics.autocast():
-                loss = self._objective(self._model(*inputs), tuple(inputs), targets)
-            loss = loss * (len(targets) / total)
+                outputs = self._model(*inputs)
+                loss = self._objective(outputs, inputs, targets[0])
+                if batch.others is not None:
+                    other = self._objective(outputs, inputs, targets[1])
+                    loss = batch.share * loss + (1 - batch.share) * other
+            loss = loss * (len(targets[0]) / total)
             loss.backward()
             mean += float(loss.detach())
         return mean
+
+    def _sharpen(self, batch: Blend, progress: float, norm: float) -> None:
+        """Take the gradients a step uphill instead (Foret et al. 2021, "SAM"); statistics stay."""
+        import torch
+
+        held = min(norm, self._strategy.clip_norm or math.inf)
+        scale = (self._strategy.sam or 0.0) / max(held, 1e-12)
+        trained = [p for p in self._parameters if p.grad is not None]
+        with torch.no_grad():
+            before = [p.detach().clone() for p in trained]
+            for parameter in trained:
+                parameter.add_(parameter.grad, alpha=scale)
+        try:
+            with statistics_kept(self._model):
+                self._gradients(batch, progress)
+        finally:
+            for parameter, saved in zip(trained, before, strict=True):
+                parameter.detach().copy_(saved)
 
     def _halve(self, size: int, error: Exception) -> None:
         part = (min(size, self._part or size) + 1) // 2
@@ -128,12 +204,9 @@ class Stepper:
         self.events.append(f"out of memory: batches are summed from parts of {part} examples")
 
     def _fall_back(self, number: int, found: str, inputs: Arrays) -> None:
-        import torch
-
         step, tensors = self._snapshot
-        with torch.no_grad():
-            for tensor, saved in zip(self._kept, tensors, strict=True):
-                tensor.copy_(saved)
+        self._put(tensors)
+        self.average.forget()
         self._enforce()
         bad = "" if all(_finite(x) for x in inputs) else "; the batch itself holds NaN or Inf"
         if self._cut < 1.0:

@@ -11,10 +11,11 @@ from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.plan import digest
 from penjing.core.task import Split
+from penjing.train.augment import changes_inputs
 from penjing.train.matching import Matching, Name
 from penjing.train.numerics import Numerics, numerics_for
 from penjing.train.objective import Objective, Tensors, pick, task_objective
-from penjing.train.recall import fixed, known_outputs, recalling
+from penjing.train.recall import asking, fixed, known_outputs, recalling
 from penjing.train.strategy import Strategy
 
 
@@ -31,6 +32,8 @@ class Teaching:
         parts: weights of the two parts of `dkd` and `dist`.
         rise: share of the training in which the teacher's loss rises to its weight, from 0.
         cache: whether outputs on data that do not change are kept on disk, for the next training.
+        live: whether the training changes its inputs, so that the teacher has to see every batch.
+        smoothing: share of each label that the task's own loss spreads over all classes.
     """
 
     temperature: float = 2.0
@@ -41,6 +44,14 @@ class Teaching:
     parts: tuple[float, float] = (1.0, 1.0)
     rise: float = 0.0
     cache: bool = False
+    live: bool = False
+    smoothing: float = 0.0
+
+    @classmethod
+    def by(cls, strategy: Strategy, **how: Any) -> Teaching:
+        """Return how the original teaches in a training by a strategy."""
+        live, smoothing = changes_inputs(strategy), strategy.label_smoothing
+        return cls(precision=strategy.precision, live=live, smoothing=smoothing, **how)
 
 
 class Taught(Strategy):
@@ -142,8 +153,11 @@ def taught(
     """
     with resting(context, how.precision) as teacher:
         task = context.task
-        hard, match = task_objective(task), matching(how, teacher, task.loss)
-        split, recall = recalling(task.train, teacher, _table(context, teacher) if how.cache else None)
+        hard, match = task_objective(task, how.smoothing), matching(how, teacher, task.loss)
+        if how.live:
+            split, recall = asking(task.train, teacher)
+        else:
+            split, recall = recalling(task.train, teacher, _table(context, teacher) if how.cache else None)
 
         def objective(outputs: Any, inputs: Tensors, targets: Any) -> Any:
             labels, told = recall(inputs, targets)

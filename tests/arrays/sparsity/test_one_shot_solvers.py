@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from penjing.arrays.sparsity.alps import alps, conjugate_gradients
-from penjing.arrays.sparsity.gram import Gram, compensated, damped, output_error
+from penjing.arrays.sparsity.gram import STRIP, Gram, compensated, damped, output_error
 from penjing.arrays.sparsity.obc import obc, refit
 from penjing.arrays.sparsity.patterns import Pattern, kept_count, mask_of, pattern_of
 from penjing.arrays.sparsity.sparsegpt import sparsegpt
@@ -159,6 +159,16 @@ def test_moments_are_the_mean_of_products_whatever_the_parts():
     for group in range(3):
         part = slice(2 * group, 2 * group + 2)
         np.testing.assert_allclose(two.mean[group], full[part, part], rtol=1e-12)
+
+
+def test_moments_of_many_columns_are_the_same_strip_by_strip():
+    x, wanted = np.random.default_rng(0).normal(size=(2, 30, 2 * (STRIP + 5)))
+    gram = Gram(2, STRIP + 5)
+    gram.add(x, wanted)
+    for group, part in enumerate((slice(0, STRIP + 5), slice(STRIP + 5, None))):
+        np.testing.assert_allclose(gram.total[group], x[:, part].T @ x[:, part], atol=1e-12)
+        np.testing.assert_array_equal(gram.total[group], gram.total[group].T)
+        np.testing.assert_allclose(gram.crossed[group], wanted[:, part].T @ x[:, part], atol=1e-12)
 
 
 def test_damping_makes_any_moments_positive_definite():

@@ -14,7 +14,7 @@ from torch import nn  # noqa: E402
 import penjing as pj  # noqa: E402
 from penjing.arrays.formats.coding import rounded  # noqa: E402
 from penjing.arrays.formats.parameters import parameters_of  # noqa: E402
-from penjing.backends.torch import BACKEND  # noqa: E402
+from penjing.backends.torch import BACKEND, quantizers  # noqa: E402
 from penjing.backends.torch.folding import fold_batchnorm  # noqa: E402
 from penjing.backends.torch.quantizers import (  # noqa: E402
     CLASSES,
@@ -63,6 +63,19 @@ def test_values_are_those_of_the_reference_bit_for_bit(name, learned, seed):
         else rounded(x, form, *reference)
     )
     np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["int4 channel", "uint3 channel", "uint4 group 24", "int8 narrow group 1000"]
+)
+def test_a_large_weight_is_rounded_in_parts_to_the_same_values(name, monkeypatch):
+    weight = np.random.default_rng(0).normal(size=(9, 5, 50)).astype("float32")
+    made, x = quantizer(name, weight), torch.from_numpy(weight)
+    whole = made(x)
+    monkeypatch.setattr(quantizers, "PART", 600)
+    with torch.no_grad():
+        assert torch.equal(made(x), whole)
+    assert torch.equal(made(x), whole)
 
 
 def test_gradients_are_those_of_learned_step_sizes():

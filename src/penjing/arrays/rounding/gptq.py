@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from array_api_compat import array_namespace
 
 from penjing.arrays.formats.clipping import clipped_parameters
 from penjing.arrays.formats.coding import rounded
 from penjing.arrays.formats.parameters import Parameters
+from penjing.arrays.rounding.inverse_factor import InverseFactor, Order, factorized
 from penjing.core.number_format import NumberFormat
 
 Array = Any
-Order = Literal["activation", "given"]
 
 COLUMNS = 128
 """Columns after which corrections are carried to all that follow (the paper's block)."""
@@ -39,13 +39,19 @@ def gptq(
     Returns:
         The new weight, float32, on values of the format, and the parameters that it has.
     """
-    xp = array_namespace(weight, gram)
-    columns = weight.shape[1]
-    taken = xp.arange(columns)
-    if order == "activation":
-        taken = xp.argsort(xp.linalg.diagonal(gram), descending=True, stable=True)
-    upper = _upper(gram[taken][:, taken])
-    new, found = xp.asarray(weight[:, taken], copy=True), xp.zeros(weight.shape, dtype=xp.float32)
+    return sweep(weight, factorized(gram, order), format, parameters, order)
+
+
+def sweep(
+    weight: Array, factor: InverseFactor, format: NumberFormat, parameters: Parameters, order: Order
+) -> tuple[Array, Parameters]:
+    """Round rows of a matrix; as `gptq`, with the factor of the second moments, in the same order.
+
+    Rows do not depend on each other, so that some can be taken at a time, with their parameters.
+    """
+    xp = array_namespace(weight)
+    columns, taken, upper = weight.shape[1], factor.taken, factor.upper
+    new, found = weight[:, taken], xp.zeros(weight.shape, dtype=xp.float32)
     group = format.group or columns
     fresh = order == "given" and bool(format.group) and parameters.tensor_scale is None
     width = max(COLUMNS // group, 1) * group if fresh else COLUMNS
@@ -62,14 +68,8 @@ def gptq(
             rest = slice(column + 1, stop)
             new[:, rest] = new[:, rest] - error[:, None] * upper[column, rest][None, :]
             errors[:, column - start] = error
-        new[:, stop:] = new[:, stop:] - errors @ upper[start:stop, stop:]
+        new[:, stop:] -= errors @ upper[start:stop, stop:]
     return found[:, xp.argsort(taken)], parameters
-
-
-def _upper(gram: Array) -> Array:
-    """Return the upper Cholesky factor of the inverse."""
-    xp = array_namespace(gram)
-    return xp.linalg.cholesky(xp.linalg.inv(gram), upper=True)
 
 
 def _nearest(column: Array, format: NumberFormat, parameters: Parameters, group: int) -> Array:

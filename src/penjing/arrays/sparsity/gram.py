@@ -13,6 +13,9 @@ Array = Any
 DAMPING = 0.01
 """Added to the diagonal, as a share of its mean (Frantar & Alistarh 2023, SparseGPT)."""
 
+STRIP = 512
+"""Columns of second moments that a product is taken for at a time."""
+
 
 class Gram:
     """The mean of x xᵀ over rows, and of z xᵀ for wanted inputs z, accumulated in double precision.
@@ -34,11 +37,19 @@ class Gram:
         """Add rows `[rows, groups * columns]`, and what they should have been."""
         self.rows += len(x)
         x = self._split(x)
-        # One matrix on both sides of a product: it is symmetric, and half the work.
-        self.total += x.transpose(0, 2, 1) @ x if len(x) > 1 else x[0].T @ x[0]
+        columns = x.shape[2]
+        for start in range(0, columns, STRIP):
+            # A strip at a time, up to the diagonal: half the work, and no second matrix.
+            strip, before = slice(start, start + STRIP), slice(0, start)
+            self.total[:, strip, : start + STRIP] += (
+                x[:, :, strip].transpose(0, 2, 1) @ x[:, :, : start + STRIP]
+            )
+            self.total[:, before, strip] = self.total[:, strip, before].transpose(0, 2, 1)
         if wanted is not None:
             self.crossed = np.zeros_like(self.total) if self.crossed is None else self.crossed
-            self.crossed += self._split(wanted).transpose(0, 2, 1) @ x
+            aims = self._split(wanted).transpose(0, 2, 1)
+            for start in range(0, columns, STRIP):
+                self.crossed[:, start : start + STRIP] += aims[:, start : start + STRIP] @ x
 
     def _split(self, x: NDArray[Any]) -> NDArray[np.float64]:
         groups, columns, _ = self.total.shape

@@ -1,12 +1,17 @@
-"""BatchNorm layers that normalize by the batch at hand, so that a changed network is judged repaired."""
+"""BatchNorm layers: normalizing by the batch at hand, and statistics estimated anew."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+
+from penjing.backends.torch.tensors import to_inputs
+from penjing.core.backend import Arrays
 
 
 def batchnorms(model: nn.Module) -> dict[str, nn.Module]:
@@ -40,3 +45,73 @@ def normalizing_by_batch(model: nn.Module, layers: Iterable[nn.Module]) -> Itera
             for module, buffers in zip(layers, saved, strict=True):
                 for key, buffer in module.named_buffers(recurse=False):
                     buffer.copy_(buffers[key])
+
+
+@dataclass
+class Pooled:
+    """Count, sum and sum of squares of every channel, in double precision."""
+
+    count: int = 0
+    total: Any = 0.0
+    squares: Any = 0.0
+
+    def add(self, x: torch.Tensor) -> None:
+        """Add a batch `[n, channels, ...]`."""
+        axes = [a for a in range(x.ndim) if a != 1]
+        x = x.detach().double()
+        self.count += x.numel() // x.shape[1]
+        self.total = self.total + x.sum(axes)
+        self.squares = self.squares + x.square().sum(axes)
+
+    def mean_and_variance(self) -> tuple[Any, Any]:
+        """Return the mean and the unbiased variance, as torch's running statistics hold it."""
+        mean = self.total / self.count
+        variance = (self.squares / self.count - mean.square()).clamp(min=0)
+        return mean, variance * self.count / max(self.count - 1, 1)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Values that a layer saw in each channel, and how far its mean went, in old standard deviations."""
+
+    count: int
+    mean_shift: float
+
+
+def reestimate(model: nn.Module, layers: dict[str, nn.Module], batches: Iterable[Arrays]) -> dict[str, Moved]:
+    """Set running means and variances to the exact values over pooled data.
+
+    Every layer named normalizes with the statistics of the batch while the data passes, so that each sees its
+    inputs as they will be (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", precise BN). Modes are put
+    back.
+
+    Args:
+        layers: by name, as `batchnorms` gives them.
+        batches: inputs of two examples or more.
+
+    Returns:
+        By name, what happened to it; nothing for a layer that the model does not call as a module.
+    """
+    sums = {name: Pooled() for name in layers}
+    hooks = []
+    try:
+        with normalizing_by_batch(model, layers.values()), torch.no_grad():
+            for name, module in layers.items():
+                add = sums[name].add
+                hooks.append(module.register_forward_pre_hook(lambda _, inputs, add=add: add(inputs[0])))
+            for inputs in batches:
+                model(*to_inputs(model, inputs))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: _set(layers[name], found) for name, found in sums.items() if found.count}
+
+
+def _set(module: Any, found: Pooled) -> Moved:
+    mean, variance = found.mean_and_variance()
+    shift = (mean - module.running_mean).abs() / (module.running_var + module.eps).sqrt()
+    moved = Moved(found.count, float(shift.mean()))
+    with torch.no_grad():
+        module.running_mean.copy_(mean)
+        module.running_var.copy_(variance)
+    return moved

@@ -71,6 +71,8 @@ def _joined(name: str, calls: list[tuple[Any, Any]]) -> tuple[NDArray[Any], NDAr
     if len(shapes) > 1:
         raise Refused("the calls of an observed layer have inputs of one shape", place=name,
                       value=sorted(shapes), fix="leave the layer out with only(...)")  # fmt: skip
+    if len(calls) == 1:
+        return calls[0]
     return np.concatenate([x for x, _ in calls]), np.concatenate([y for _, y in calls])
 
 

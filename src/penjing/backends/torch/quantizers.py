@@ -21,6 +21,8 @@ from penjing.core.number_format import NumberFormat
 
 SMALLEST = 1e-12
 """Of a scale that is trained."""
+PART = 2**20
+"""Values that are rounded at a time where no gradient is wanted."""
 
 
 class Quantizer(nn.Module):  # type: ignore[misc]
@@ -98,10 +100,28 @@ def _values(x: Any, quantizer: Quantizer) -> Any:
 
 
 def _integers(x: Any, quantizer: Quantizer) -> Any:
+    by_rows = quantizer.format.granularity in ("channel", "group")
+    if by_rows and not torch.is_grad_enabled() and x.numel() > PART:
+        return _in_parts(x, quantizer)
     zero = quantizer.zero_point
     scale = _shrunk(x, quantizer, quantizer.format.highest)
     zero = x.new_zeros(()) if zero is None else spread(zero.to(x.dtype), quantizer.format, x.shape)
     return _StraightThrough.apply(x, scale, zero, quantizer.format.lowest, quantizer.format.highest)
+
+
+def _in_parts(x: Any, quantizer: Quantizer) -> Any:
+    """Round some rows at a time, so that what lies between takes no memory of the size of the whole."""
+    format, scale, zero = quantizer.format, quantizer.positive(), quantizer.zero_point
+    y, step = torch.empty_like(x), max(1, PART * len(x) // x.numel())
+    for start in range(0, len(x), step):
+        rows = slice(start, start + step)
+        part, shape = y[rows], x[rows].shape
+        own = spread(scale[rows], format, shape)
+        torch.div(x[rows], own, out=part)
+        part.round_()
+        offset = 0 if zero is None else spread(zero[rows].to(x.dtype), format, shape)
+        part.add_(offset).clamp_(format.lowest, format.highest).sub_(offset).mul_(own)
+    return y
 
 
 def spread(values: Any, format: NumberFormat, shape: Any) -> Any:

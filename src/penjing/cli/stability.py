@@ -1,0 +1,58 @@
+"""`penjing stability`: how much the result of training depends on chance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from penjing.cli import options as o
+from penjing.cli.training import Set, say, silent, strategy_of
+
+Folder = Annotated[Path, typer.Option("--out", help="Folder of the runs.")]
+Seeds = Annotated[int, typer.Option("--seeds", help="How many runs.", min=2)]
+Fresh = Annotated[bool, typer.Option("--fresh-splits", help="Divide train and valid anew for each seed.")]
+Workers = Annotated[int | None, typer.Option("--workers", help="Runs side by side.", min=1)]
+
+
+def stability(
+    task_file: o.TaskPath,
+    out: Folder,
+    seeds: Seeds = 5,
+    fresh_splits: Fresh = False,
+    workers: Workers = None,
+    settings: Set = None,
+    json: o.Json = False,
+) -> int:
+    """Train with several seeds and report mean, spread, worst case, flips and corrupted inputs."""
+    from penjing.cli.main import emit
+    from penjing.cli.taskfile import call, load_task_file
+    from penjing.run.stability import stability as run
+
+    file = load_task_file(task_file)
+    strategy = strategy_of(file, settings)
+    found = run(
+        (file.model, strategy), call(file.task, file), seeds=seeds,
+        splits="fresh" if fresh_splits else "fixed", out=out, workers=workers, say=silent if json else say,
+    )  # fmt: skip
+    emit(found.model_dump(mode="json"), json, _show)
+    return 0
+
+
+def _show(data: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from penjing.report.progress import console
+
+    out = console()
+    for name, task in data["tasks"].items():
+        table = Table("", task["metric"], "worst seed", title=f"{name}, {len(data['seeds'])} seeds", box=None)
+        interval = f"{task['mean']:.4f} ({task['low']:.4f} to {task['high']:.4f})"
+        table.add_row("test, mean (95%)", interval, f"{task['worst']:.4f}")
+        for kind, (mean, worst) in task["corrupted"].items():
+            table.add_row(f"with {kind}", f"{mean:.4f}", f"{worst:.4f}")
+        out.print(table)
+        out.print(f"standard deviation over seeds {task['spread']:.4f}")
+        if task["flips"] is not None:
+            out.print(f"two runs differ on {100 * task['flips']:.2f}% of the examples")

@@ -1,0 +1,59 @@
+"""What the verbs that train share: a strategy from the task file and from options."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from penjing.cli.taskfile import TaskFile
+    from penjing.train.strategy import Strategy
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="A field of the strategy, as epochs=10 or optimizer=adamw; several times."),
+]
+
+
+def strategy_of(file: TaskFile, settings: list[str] | None) -> Strategy:
+    """Return the strategy of a task file (`strategy`, a value or a function), with what was set on top.
+
+    Raises:
+        Refused: no strategy by that name, or a field that is unknown or out of range.
+    """
+    from penjing.core.errors import Exit, Refused
+    from penjing.train.strategy import Strategy
+
+    own = getattr(file.module, "strategy", None)
+    own = own() if callable(own) else own
+    if own is not None and not isinstance(own, Strategy):
+        raise Refused("the task file's strategy is a penjing.Strategy", value=type(own).__name__,
+                      place=f"{file.path}, strategy", code=Exit.USAGE)  # fmt: skip
+    fields: dict[str, Any] = {} if own is None else own.model_dump()
+    for setting in settings or ():
+        name, sign, text = setting.partition("=")
+        if not sign or not name.strip():
+            raise Refused("a setting reads as field=value", value=setting, place="--set",
+                          fix="write --set epochs=10", code=Exit.USAGE)  # fmt: skip
+        fields[name.strip()] = _value(text.strip())
+    return Strategy(**fields)
+
+
+def _value(text: str) -> Any:
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        return None if text == "None" else text
+
+
+def say(line: str) -> None:
+    """Write a line of progress to stderr."""
+    from penjing.report.words import clean
+
+    typer.echo(clean(line), err=True)
+
+
+def silent(line: str) -> None:
+    """Write nothing."""

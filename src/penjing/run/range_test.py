@@ -1,0 +1,61 @@
+"""The range test of the learning rate as a user calls it, with its page."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from penjing.core.backend import backend_for
+from penjing.core.errors import Exit, Refused
+from penjing.core.method import Model
+from penjing.core.task import Task
+from penjing.report.training import write_range_report
+from penjing.train.loop import DEFAULT_BATCH
+from penjing.train.objective import task_objective
+from penjing.train.range_test import RangeTest, run_range_test
+from penjing.train.strategy import Strategy
+
+MOST, LEAST = 10_000, 10
+
+
+def range_test(
+    model: Model,
+    task: Task,
+    strategy: Strategy | None = None,
+    *,
+    steps: int = 100,
+    seed: int = 0,
+    report: Path | str | None = None,
+) -> RangeTest:
+    """Find the learning rates that train a model, by letting the rate rise (Smith 2017).
+
+    Args:
+        model: a torch module; never changed.
+        task: its training split and loss count.
+        strategy: its optimizer, batch size and augmentation count; `Strategy()` by default.
+        steps: at most so many, 10 to 10,000.
+        seed: of the order of the data.
+        report: file for a page with the curve.
+
+    Raises:
+        Refused: bad arguments; no rate at which the loss falls.
+    """
+    if not LEAST <= steps <= MOST:
+        raise Refused(f"a range test takes {LEAST} to {MOST:,} steps", value=steps, place="steps",
+                      code=Exit.USAGE)  # fmt: skip
+    strategy, task, backend = strategy or Strategy(), task.prepare(seed), backend_for(model)
+    if backend.name != "torch":
+        raise Refused("a model that trains is a torch.nn.Module", value=backend.name, place="model")
+    size = strategy.batch_size or task.batch_size or DEFAULT_BATCH
+    found = run_range_test(
+        model,
+        backend,
+        task.train,
+        task_objective(task, strategy.label_smoothing),
+        strategy.model_copy(update={"batch_size": size}),
+        steps=steps,
+        seed=seed,
+    )
+    if report is not None:
+        write_range_report(strategy.optimizer, asdict(found), Path(report).expanduser())
+    return found

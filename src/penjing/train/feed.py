@@ -1,0 +1,108 @@
+"""Batches in a seeded order, and the mean loss of each pass."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from penjing.core.errors import Refused
+from penjing.core.task import Batch, Split
+
+
+class Feed:
+    """Endless batches in an order drawn from the seed; a last batch of one joins the one before."""
+
+    def __init__(self, split: Split, size: int, seed: int) -> None:
+        self.waited, self.last_wait = 0.0, 0.0
+        self.events: list[str] = []
+        self._split, self._size, self._seed = split, size, seed
+        whole, rest = divmod(len(split), size)
+        self.batches_an_epoch = whole + (rest > 1)
+
+    def walk(self, behind: int = 0) -> Iterator[tuple[int, Batch]]:
+        """Yield the number of the epoch and a batch, from that behind which so many lie."""
+        epoch, skipped = divmod(behind, max(1, self.batches_an_epoch))
+        while True:
+            seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
+            batches, count = self._merged(seed), 0
+            while (batch := self._timed(batches)) is not None:
+                count += 1
+                if count > skipped:
+                    yield epoch, batch
+            skipped = 0
+            if count == 0:
+                raise Refused("the training split has examples", value=0, place=f"task.{self._split.name}")
+            epoch += 1
+
+    def _timed(self, batches: Iterator[Batch]) -> Batch | None:
+        began = time.perf_counter()
+        batch = next(batches, None)
+        self.last_wait = time.perf_counter() - began
+        self.waited += self.last_wait
+        return batch
+
+    def _merged(self, seed: int) -> Iterator[Batch]:
+        held: Batch | None = None
+        for batch in self._split.batches(self._size, seed):
+            if held is not None and len(batch[1]) == 1 < self._size:
+                held = _joined(held, batch)
+                if not self.events:
+                    self.events.append("a last batch of one example joins the batch before it")
+                continue
+            if held is not None:
+                yield held
+            held = batch
+        if held is not None:
+            yield held
+
+
+def _joined(first: Batch, second: Batch) -> Batch:
+    inputs = tuple(np.concatenate(pair) for pair in zip(first[0], second[0], strict=True))
+    return inputs, np.concatenate([first[1], second[1]])
+
+
+class Tally:
+    """Mean loss of each epoch, said once an epoch."""
+
+    _KEPT = ("losses", "examples", "_epoch", "_sum", "_count")
+
+    def __init__(self, say: Callable[[str], None], epochs: float) -> None:
+        self.losses: list[float] = []
+        self.examples = 0
+        self._say, self._epochs = say, epochs
+        self._epoch, self._sum, self._count = 0, 0.0, 0
+
+    def add(self, epoch: int, loss: float | None, examples: int) -> None:
+        """Count a step's loss; None counts examples only."""
+        if epoch != self._epoch:
+            self.close()
+            self._epoch = epoch
+        self.examples += examples
+        if loss is not None:
+            self._sum += loss * examples
+            self._count += examples
+
+    @property
+    def mean(self) -> float:
+        """Return the mean of the pass that runs, or of the last one."""
+        return self._sum / self._count if self._count else self.losses[-1] if self.losses else math.nan
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs to go on."""
+        return {name: getattr(self, name) for name in self._KEPT}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        for name in self._KEPT:
+            setattr(self, name, state[name])
+
+    def close(self) -> None:
+        """End a pass and say its mean."""
+        if self._count:
+            self.losses.append(self._sum / self._count)
+            self._say(f"epoch {self._epoch + 1} of {self._epochs:g}: loss {self.losses[-1]:.4g}")
+        self._sum, self._count = 0.0, 0
