@@ -57,15 +57,15 @@ class Block(nn.Module):
 class ResNet(nn.Module):
     """The CIFAR ResNet of He et al. 2016 with 6n + 2 layers; module names as in the published weights."""
 
-    def __init__(self, depth: int = 20) -> None:
+    def __init__(self, depth: int = 20, width: int = 16) -> None:
         super().__init__()
         n = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = self._stage(16, 16, n, 1)
-        self.layer2 = self._stage(16, 32, n, 2)
-        self.layer3 = self._stage(32, 64, n, 2)
-        self.linear = nn.Linear(64, 10)
+        self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._stage(width, width, n, 1)
+        self.layer2 = self._stage(width, 2 * width, n, 2)
+        self.layer3 = self._stage(2 * width, 4 * width, n, 2)
+        self.linear = nn.Linear(4 * width, 10)
 
     @staticmethod
     def _stage(before: int, after: int, blocks: int, stride: int) -> nn.Sequential:

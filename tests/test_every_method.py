@@ -82,6 +82,23 @@ WRONG_RECIPE = {
     "clip_norm": [0],
     "max_seconds": [0],
     "precision": ["float8"],
+    "warmup": [-0.1, 1],
+    "layer_decay": [0, 1.5],
+    "averaging": ["mean"],
+    "sam": [0, 2],
+    "label_smoothing": [-0.1, 1],
+    "mixup": [-1],
+    "cutmix": [-1, math.inf],
+    "flip": ["perhaps"],
+    "shift": [-1, 0.5],
+    "start_size": [0, 1.5],
+    "stochastic_depth": [-0.1, 1],
+    "recompute": ["perhaps"],
+    "batchnorm": ["none"],
+    "ghost_batch": [1, 2.5],
+    "patience": [0, 1.5],
+    "parts": [0, 1.5],
+    "layout": ["rows"],
 }
 WRONG_FORMATS = {
     "weights": ["int1", "int8 token", "float", 3],
@@ -294,8 +311,66 @@ ROWS = {
     "distill": Row(
         pj.Distill(**TRAIN),
         ("torch",),
-        WRONG_RECIPE | {"temperature": [0, -1, math.inf], "alpha": [-0.1, 1.1], "standardize": ["perhaps"]},
+        WRONG_RECIPE
+        | {
+            "loss": ["kl", 3],
+            "temperature": [0, -1, math.inf],
+            "alpha": [-0.1, 1.1],
+            "standardize": ["perhaps"],
+            "balance": [[1, 2], [1], "both"],
+            "rise": [-0.1, 1.5],
+            "cache": ["perhaps"],
+        },
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+    ),
+    "distill-dkd": Row(
+        pj.Distill(loss="dkd", balance=(1, 4), **TRAIN),
+        ("torch",),
+        {"balance": [[0, 0], [-1, 2], [1]]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+    ),
+    "distill-features": Row(
+        pj.DistillFeatures(pairs={"pointwise": "pointwise", "stem": "stem"}, projection="always", **TRAIN),
+        ("torch",),
+        WRONG_RECIPE
+        | {
+            "relation": ["similar"],
+            "pairs": ["stem", [["stem"]], {"stem": 3}],
+            "projection": ["perhaps"],
+            "beta": [0, -1, math.inf],
+            "alpha": [-0.1, 1.1, None],
+            "temperature": [0, math.inf],
+        },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+    ),
+    "distill-relational": Row(
+        pj.DistillFeatures(relation="relational", **TRAIN),
+        ("torch",),
+        {},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+    ),
+    "distill-blocks": Row(
+        pj.DistillBlocks(**TRAIN),
+        ("torch",),
+        WRONG_RECIPE | {"blocks": ["body.1", 3, [4]]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        reported=("body.0", "body.1", "body.2"),
+        one="body.1*",
+    ),
+    "distill-relations": Row(
+        pj.DistillRelations(**TRAIN),
+        ("torch",),
+        WRONG_RECIPE
+        | {
+            "student_layer": ["last", 0.5],
+            "teacher_layer": ["last"],
+            "heads": [0, 2.5],
+            "beta": [0, math.inf],
+            "alpha": [-0.1, 1.1],
+            "temperature": [0, math.inf],
+        },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        one="fc",
     ),
     "static": Row(
         pj.Int8Static(**FEW),
@@ -561,7 +636,13 @@ def network_of_lookups():
     return Net().eval()
 
 
-SPECIAL = {pj.RemoveBlocks: "blocks", pj.PruneTransformer: "transformer", pj.QuantizeEmbeddings: "lookups"}
+SPECIAL = {
+    pj.RemoveBlocks: "blocks",
+    pj.DistillBlocks: "blocks",
+    pj.DistillRelations: "transformer",
+    pj.PruneTransformer: "transformer",
+    pj.QuantizeEmbeddings: "lookups",
+}
 """Methods whose work the common network does not have, and the network that has it."""
 
 

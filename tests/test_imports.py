@@ -15,14 +15,14 @@ LEVELS = [
     {"run"},
     {"report"},
     {"planners"},
-    {"prune", "quantize", "distill", "repair"},
+    {"prune", "quantize", "distilling", "repair"},
     {"train", "measuring", "calibration"},
     {"targets", "backends"},
     {"arrays"},
     {"core"},
 ]
 LEVEL = {name: depth for depth, names in enumerate(LEVELS) for name in names}
-METHODS = {"prune", "quantize", "distill", "repair"}
+METHODS = {"prune", "quantize", "distilling", "repair"}
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "sklearn", "keras", "tensorflow", "optuna"}
 HEAVY |= {"pytorch_optimizer", "accelerate", "transformers"}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -51,6 +51,11 @@ _NAMES = {
     "LeastSquares": "penjing.repair.least_squares",
     "MatchStatistics": "penjing.repair.match_statistics",
     "FineTune": "penjing.train.finetune",
+    "distill": "penjing.run.distill",
+    "Distill": "penjing.distilling.logits",
+    "DistillFeatures": "penjing.distilling.features",
+    "DistillBlocks": "penjing.distilling.blocks",
+    "DistillRelations": "penjing.distilling.relations",
     "Strategy": "penjing.train.strategy",
     "fit": "penjing.run.fit",
     "Fitted": "penjing.run.fit",
@@ -59,7 +64,6 @@ _NAMES = {
     "Tuned": "penjing.run.tuned",
     "stability": "penjing.run.stability",
     "Stability": "penjing.run.stability",
-    "Distill": "penjing.distill.logits",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
@@ -112,7 +116,10 @@ if TYPE_CHECKING:
     from penjing.core.task import Split as Split
     from penjing.core.task import Task as Task
     from penjing.core.verdict import Verdict as Verdict
-    from penjing.distill.logits import Distill as Distill
+    from penjing.distilling.blocks import DistillBlocks as DistillBlocks
+    from penjing.distilling.features import DistillFeatures as DistillFeatures
+    from penjing.distilling.logits import Distill as Distill
+    from penjing.distilling.relations import DistillRelations as DistillRelations
     from penjing.measuring.measure import measure as measure
     from penjing.prune.alps import PruneALPS as PruneALPS
     from penjing.prune.blocks import RemoveBlocks as RemoveBlocks
@@ -145,6 +152,7 @@ if TYPE_CHECKING:
     from penjing.run.checkpoint_delivery import QuantizedCheckpoint as QuantizedCheckpoint
     from penjing.run.codes import load_quantized as load_quantized
     from penjing.run.codes import read_codes as read_codes
+    from penjing.run.distill import distill as distill
     from penjing.run.fit import Fitted as Fitted
     from penjing.run.fit import fit as fit
     from penjing.run.optimize import optimize as optimize

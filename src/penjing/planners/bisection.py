@@ -25,7 +25,7 @@ from penjing.core.method import Value
 from penjing.core.plan import Plan, chain, plan_from_json
 from penjing.core.search import Planner
 from penjing.core.trial import Trial
-from penjing.distill.logits import Distill
+from penjing.distilling.logits import Distill
 from penjing.planners.forecast import WITHOUT_TIME
 from penjing.prune.blocks import RemoveBlocks
 from penjing.prune.channels import PruneChannels

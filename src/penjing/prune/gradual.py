@@ -113,9 +113,9 @@ def prune_gradually(model: Model, method: PruneGradually, context: Context) -> O
 @contextlib.contextmanager
 def _objective(method: PruneGradually, context: Context) -> Iterator[tuple[Split | None, Objective]]:
     if not method.alpha:
-        yield None, task_objective(context.task)
+        yield None, task_objective(context.task, method.label_smoothing)
         return
-    with taught(context, Teaching(alpha=method.alpha, precision=method.precision)) as lesson:
+    with taught(context, Teaching.by(method, alpha=method.alpha)) as lesson:
         yield lesson
 
 

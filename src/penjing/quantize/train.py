@@ -44,9 +44,8 @@ def train_quantized(model: Model, method: TrainQuantized, context: Context) -> O
     for quantizer in quantizers:
         quantizer.learned()
     try:
-        with taught(context, Teaching(method.temperature, method.alpha, precision=method.precision)) as (
-            split, objective,
-        ):  # fmt: skip
+        how = Teaching.by(method, temperature=method.temperature, alpha=method.alpha)
+        with taught(context, how) as (split, objective):
             return trained(model, method, context, objective, split)
     finally:
         for quantizer in quantizers:

@@ -24,7 +24,7 @@ from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_to_json
 from penjing.core.target import Target
 from penjing.core.task import Task
-from penjing.distill.logits import Distill
+from penjing.distilling.logits import Distill
 from penjing.measuring.quality_interval import quality_of
 from penjing.measuring.sealing import factory_of, seal
 from penjing.run.noise import outputs_of, spread_of, twice

@@ -1,0 +1,79 @@
+"""Losses of distillation from outputs, on torch tensors; `penjing.arrays.distillation` defines them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from penjing.arrays.distillation import EPSILON, SMALL
+
+Tensor = Any
+
+
+def standardize(logits: Tensor) -> Tensor:
+    """Return logits with mean 0 and standard deviation 1 over the last axis."""
+    variance = logits.var(dim=-1, keepdim=True, correction=0)
+    return (logits - logits.mean(dim=-1, keepdim=True)) / (variance + EPSILON).sqrt()
+
+
+def hinton_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return Hinton's loss of rows of logits `[n, classes]`."""
+    log_q, log_p = (functional.log_softmax(z / temperature, dim=-1) for z in (student, teacher))
+    return temperature**2 * functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def decoupled_loss(
+    student: Tensor, teacher: Tensor, labels: Tensor, parts: tuple[float, float], temperature: float
+) -> Tensor:
+    """Return the loss of decoupled distillation of rows of logits `[n, classes]`; labels are `[n]`."""
+    own = functional.one_hot(labels.long(), student.shape[-1]).bool()
+    targets, others = [], []
+    for z in (teacher, student):
+        scaled = z / temperature
+        total = scaled.masked_fill(own, -torch.inf).logsumexp(dim=-1, keepdim=True)
+        targets.append(functional.log_softmax(torch.cat([scaled[own][:, None], total], dim=-1), dim=-1))
+        others.append((scaled - total).masked_fill(own, 0.0))
+    target = functional.kl_div(targets[1], targets[0], reduction="batchmean", log_target=True)
+    apart = (others[0].exp() * (others[0] - others[1])).sum(dim=-1).mean()
+    return temperature**2 * (parts[0] * target + parts[1] * apart)
+
+
+def correlation_loss(
+    student: Tensor, teacher: Tensor, parts: tuple[float, float], temperature: float
+) -> Tensor:
+    """Return the loss of distillation by correlation of rows of logits `[n, classes]`."""
+    p, q = (functional.softmax(z / temperature, dim=-1) for z in (teacher, student))
+    between, within = 1 - _correlation(q, p).mean(), 1 - _correlation(q.T, p.T).mean()
+    return temperature**2 * (parts[0] * between + parts[1] * within)
+
+
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    a, b = (x - x.mean(dim=-1, keepdim=True) for x in (a, b))
+    lengths = (torch.linalg.vector_norm(x, dim=-1).clamp(min=SMALL) for x in (a, b))
+    return (a * b).sum(dim=-1) / (next(lengths) * next(lengths))
+
+
+def squared_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return the mean squared difference of outputs of one shape."""
+    return functional.mse_loss(student, teacher)
+
+
+def listwise_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the divergence of two rankings of rows of scores `[n, candidates]`."""
+    there = teacher.isfinite()
+    there = there & (there.sum(dim=-1, keepdim=True) > 1)
+    log_p, log_q = (
+        functional.log_softmax((z / temperature).masked_fill(~there, -1e30), dim=-1)
+        for z in (teacher, student)
+    )
+    found = torch.where(there, log_p.exp() * (log_p - log_q), 0.0)
+    return temperature**2 * found.sum() / len(teacher)
+
+
+def softened_mean(logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """Return logits whose softmax is the weighted mean of several teachers' `[n, teachers, ..., classes]`."""
+    log_p = functional.log_softmax(logits / temperature, dim=-1)
+    share = (weights / weights.sum()).log().view(1, -1, *[1] * (logits.ndim - 2))
+    return temperature * (log_p + share).logsumexp(dim=1)
