@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,21 @@ import numpy as np
 from penjing.core.errors import Refused
 from penjing.core.task import Batch, Split
 
+SEEN = 10
+"""Batches after which it is judged whether training waits for its data."""
+
+BOUND = 0.3
+"""Share of the time spent waiting from which on batches are read ahead."""
+
+AHEAD = 3
+"""Batches that are read ahead."""
+
 
 class Feed:
     """Endless batches in an order drawn from the seed.
 
-    A last batch of one example joins the one before, and so does one with fewer examples than processes.
+    A last batch of one example joins the one before, and so does one with fewer examples than processes. Data
+    that are read anew on every pass are read ahead by a thread once waiting for them takes 30% of the time.
 
     Args:
         split: training data.
@@ -31,6 +43,8 @@ class Feed:
         self._split, self._size, self._seed = split, size, seed
         whole, rest = divmod(len(split), size)
         self._least = max(2, processes)
+        self._live = getattr(split, "inputs", None) is None
+        self._began, self._read, self._ahead = time.perf_counter(), 0, False
         self.batches_an_epoch = whole + (rest >= self._least)
 
     def walk(self, behind: int = 0) -> Iterator[tuple[int, Batch]]:
@@ -39,8 +53,12 @@ class Feed:
         while True:
             seed = int(np.random.SeedSequence([self._seed, epoch]).generate_state(1)[0])
             batches, count = self._merged(seed), 0
+            if self._ahead:
+                batches = read_ahead(batches)
             while (batch := self._timed(batches)) is not None:
                 count += 1
+                if not self._ahead and self._waits():
+                    self._ahead, batches = True, read_ahead(batches)
                 if count > skipped:
                     yield epoch, batch
             skipped = 0
@@ -53,7 +71,18 @@ class Feed:
         batch = next(batches, None)
         self.last_wait = time.perf_counter() - began
         self.waited += self.last_wait
+        self._read += 1
         return batch
+
+    def _waits(self) -> bool:
+        """Tell whether training waits for its data so much that reading ahead may help, and say so."""
+        if not self._live or self._read < SEEN:
+            return False
+        share = self.waited / max(time.perf_counter() - self._began, 1e-9)
+        if share < BOUND:
+            return False
+        self.events.append(f"{share:.0%} of the time waits for data: batches are read ahead by a thread")
+        return True
 
     def _merged(self, seed: int) -> Iterator[Batch]:
         held: Batch | None = None
@@ -69,6 +98,15 @@ class Feed:
             held = batch
         if held is not None:
             yield held
+
+
+def read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Yield the same batches in the same order, the next ones being read by a thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque(pool.submit(next, batches, None) for _ in range(AHEAD))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, batches, None))
+            yield batch
 
 
 def _joined(first: Batch, second: Batch) -> Batch:
