@@ -79,6 +79,14 @@ def test_training_ends_at_the_goal():
     assert any("is reached" in event for event in fitted.record.events)
 
 
+@pytest.mark.parametrize("averaging", ["ema", "swa"])
+def test_what_reached_the_goal_is_what_is_returned(averaging):
+    strategy = pj.Strategy(epochs=20, batch_size=50, averaging=averaging)
+    record = pj.fit(net(), task(), strategy, goal="accuracy >= 85%", say=QUIET).record
+    assert record.reached is not None
+    assert record.quality == record.reached.quality
+
+
 def test_patience_ends_training_with_the_best_weights():
     fitted = pj.fit(net(), task(), pj.Strategy(epochs=60, batch_size=50, patience=2), say=QUIET)
     record = fitted.record

@@ -137,6 +137,10 @@ class TrainingJob:
             checkpoint=None if state is None else Checkpoint(*state, also=monitor),
         )
         monitor.keep_best()
+        quality, reached = monitor.measure(), monitor.reached
+        if self.goal is not None and reached is None and self.goal.met(quality):  # by its new statistics
+            last = monitor.points[-1].model_dump()
+            reached = Point(**last | {"quality": quality, "seconds": done.seconds - done.hook_seconds})
         operations = backend.operations(judged, task.valid.example())
         return FitRecord(
             strategy=self.strategy.model_dump(mode="json"),
@@ -144,8 +148,8 @@ class TrainingJob:
             goal=self.goal,
             metric=metric_name(task),
             curve=tuple(monitor.points),
-            quality=monitor.measure(),
-            reached=monitor.reached,
+            quality=quality,
+            reached=reached,
             seconds=done.seconds,
             data_seconds=done.data_seconds,
             evaluation_seconds=done.hook_seconds,

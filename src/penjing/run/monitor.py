@@ -87,7 +87,8 @@ class Monitor:
             self._say(f"epoch {moment.epoch:.3g}: {words}{name} {quality:.4g}, {moment.seconds:.1f} s")
             if self._goal is not None and self._goal.met(quality):
                 self.reached = point
-                return Reaction(stop=True, reason=f"the goal {self._goal} is reached with {quality:.4g}")
+                why = f"the goal {self._goal} is reached with {quality:.4g}"
+                return Reaction(stop=True, reason=why, as_shown=True)
             if self._strategy.patience is None and self._strategy.decline != "plateau":
                 return Reaction()
             return self._patient(outputs, quality)

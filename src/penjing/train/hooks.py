@@ -29,11 +29,19 @@ class Moment:
 
 @dataclass(frozen=True)
 class Reaction:
-    """What is to change: whether training ends here, and a factor on the rate from here on."""
+    """What is to change.
+
+    Attributes:
+        stop: whether training ends here.
+        slow: factor on the rate from here on.
+        reason: of it, in words.
+        as_shown: whether training that ends here leaves the very weights and statistics that were shown.
+    """
 
     stop: bool = False
     slow: float = 1.0
     reason: str = ""
+    as_shown: bool = False
 
 
 ON = Reaction()

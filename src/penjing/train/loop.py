@@ -115,7 +115,7 @@ def fit(
         stepper = Stepper(model, objective, strategy, numerics, optimizer, hooks, together)
         run = _Run(stepper, Feed(split, size, seed, together.count), strategy, hooks, checkpoint)
         run.go(partial(together.share_buffers, model), together.agreed)
-        average_kept = stepper.average.other
+        average_kept = stepper.average.other and not run.as_shown
         stepper.average.keep()
     events = [f"computed in {numerics}"]
     if together.count > 1:
@@ -155,6 +155,7 @@ class _Run:
         self._times: list[float] = []
         self._start = time.perf_counter()
         self._events: list[str] = []
+        self.as_shown = False
 
     @property
     def _seconds(self) -> float:
@@ -237,6 +238,7 @@ class _Run:
             self._stepper.scale(reaction.slow)
         if reaction.reason:
             self._events.append(f"step {self._done}: {reaction.reason}")
+        self.as_shown = reaction.stop and reaction.as_shown
         return reaction.stop
 
     def _state(self) -> dict[str, Any]:
