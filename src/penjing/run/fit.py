@@ -211,7 +211,7 @@ def fit(
     key = "" if folder is None else _key(backend, model, task, strategy, wanted, seed)
     copy = backend.copy(model)
     if folder is not None and (before := _finished(folder, key)) is not None:
-        _load_weights(copy, folder)
+        read_weights(copy, folder / WEIGHTS)
         return Fitted(copy, before, folder)
     job = TrainingJob(copy, task, strategy, wanted, seed)
     say = say or to_stderr if processes().first else _silent
@@ -273,23 +273,37 @@ def _finished(folder: Path, key: str) -> FitRecord | None:
 
 def _save(model: Model, record: FitRecord, folder: Path, key: str) -> None:
     """Write the weights, then the record, whose presence says that all is there; the state goes."""
-    from safetensors.torch import save
-
-    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()}
-    write_bytes(folder / WEIGHTS, save(tensors))
+    write_weights(model, folder / WEIGHTS)
     write_json(folder / RECORD, {"key": key, "record": record.model_dump(mode="json")})
     (folder / STATE).unlink(missing_ok=True)
 
 
-def _load_weights(model: Model, folder: Path) -> None:
+def write_weights(model: Model, path: Path) -> None:
+    """Write all tensors of a torch module as safetensors, whole or not at all.
+
+    Raises:
+        Refused: the file cannot be written.
+    """
+    from safetensors.torch import save
+
+    tensors = {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()}
+    write_bytes(path, save(tensors))
+
+
+def read_weights(model: Model, path: Path) -> None:
+    """Put saved tensors into a module of the same structure.
+
+    Raises:
+        Refused: the file is missing or damaged, or is another model's.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        with refusing(folder / WEIGHTS, "read"):
-            model.load_state_dict(load_file(folder / WEIGHTS))
+        with refusing(path, "read"):
+            model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise Refused("saved weights are whole", value=str(error)[:80], place=str(folder / WEIGHTS),
+        raise Refused("saved weights are whole", value=str(error)[:80], place=str(path),
                       fix="delete the folder: training begins anew", code=Exit.ENVIRONMENT,
                       ) from error  # fmt: skip
 

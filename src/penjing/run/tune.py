@@ -20,14 +20,14 @@ from penjing.core.budget import parse_time
 from penjing.core.budget import say as in_words
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import missing, need
-from penjing.core.files import write_bytes, write_json
+from penjing.core.files import write_json
 from penjing.core.goal import Goal, parse_goal
 from penjing.core.method import Model
 from penjing.core.task import Task
 from penjing.measuring.quality import maximized, metric_name, metric_value
 from penjing.planners.halving import Ended, ShortRun, Space, check_optimizers, halving
 from penjing.report.training import write_training_report
-from penjing.run.fit import FitRecord, TrainingJob, check_goal, to_stderr
+from penjing.run.fit import FitRecord, TrainingJob, check_goal, read_weights, to_stderr, write_weights
 from penjing.run.ledger import Ledger
 from penjing.run.tuned import LEDGER, RECORD, REPORT, Tuned, TunedRun, TuneRecord
 from penjing.train.machine import probe_machine
@@ -260,7 +260,7 @@ class _Tuning:
         except Refused as refused:
             return run | {"record": None, "refused": str(refused)}
         if self._leads(record):
-            self._keep(model, digest)
+            write_weights(model, self._folder / _weights(digest))
         return run | {"record": record.model_dump(mode="json")}
 
     def _rank(self, record: FitRecord) -> tuple[float, float]:
@@ -271,15 +271,7 @@ class _Tuning:
     def _leads(self, record: FitRecord) -> bool:
         return self._best is None or self._rank(record) > self._best
 
-    def _keep(self, model: Model, digest: str) -> None:
-        from safetensors.torch import save
-
-        tensors = {name: t.detach().cpu().clone().contiguous() for name, t in model.state_dict().items()}
-        write_bytes(self._folder / _weights(digest), save(tensors))
-
     def _finished(self, ranges: dict[Any, dict[str, Any]], probe: dict[str, float]) -> Tuned:
-        from safetensors.torch import load_file
-
         search = self._search
         ranked = [(self._rank(run.record), i) for i, run in enumerate(self._runs) if run.record is not None]
         if not ranked:
@@ -292,7 +284,7 @@ class _Tuning:
             update={"epochs": record.epochs, "max_seconds": None}
         )
         model = search.make()
-        model.load_state_dict(load_file(self._folder / self._runs[best].weights))
+        read_weights(model, self._folder / self._runs[best].weights)
         for other in self._runs:
             if other.weights != self._runs[best].weights:
                 (self._folder / other.weights).unlink(missing_ok=True)
