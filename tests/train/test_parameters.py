@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from penjing.core.errors import Refused
 from penjing.core.task import Task
 from penjing.train.finetune import FineTune
 from penjing.train.loop import fit
@@ -47,8 +48,22 @@ def test_muon_steps_on_hidden_matrices_only():
     pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
     found = rates(Encoder(), optimizer="muon")
     hidden = {name for name, group in found.items() if group["use_muon"]}
-    assert hidden == {"layers.1.0.weight", "layers.2.0.weight"}
+    assert hidden == {f"layers.{i}.0.weight" for i in range(3)}
     assert found["head.weight"]["lr"] == pytest.approx(0.15 * found["layers.1.0.weight"]["lr"])
+
+
+def test_muon_leaves_the_first_and_the_last_matrix_also_where_they_are_one():
+    pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 9, bias=False))
+    model[3].weight = model[0].weight
+    hidden = {name for name, group in rates(model, optimizer="muon").items() if group["use_muon"]}
+    assert hidden == {"1.weight", "2.weight"}
+
+
+def test_prodigy_refuses_rates_by_layer():
+    pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
+    with pytest.raises(Refused, match="prodigy steps at one rate in all layers"):
+        rates(Encoder(), optimizer="prodigy", layer_decay=0.8)
 
 
 def test_ghost_batches_are_normalized_apart():

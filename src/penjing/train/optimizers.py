@@ -28,6 +28,7 @@ class Kind:
         schedule: of the rate where none is given.
         matrices: whether it steps on hidden matrices only, with Adam for the rest.
         modes: whether the weights to evaluate are others than those it steps from (`train`, `eval`).
+        one_rate: whether its step ignores that parameter groups have rates of their own.
     """
 
     cls: str
@@ -37,6 +38,7 @@ class Kind:
     schedule: Literal["linear", "constant"] = "linear"
     matrices: bool = False
     modes: bool = False
+    one_rate: bool = False
 
     @property
     def extra(self) -> str | None:
@@ -58,7 +60,9 @@ KINDS: dict[Name, Kind] = {
     "lion": Kind("Lion", 3e-4, package="pytorch_optimizer"),
     "muon": Kind("Muon", 0.02, package="pytorch_optimizer", matrices=True),
     "soap": Kind("SOAP", 3e-3, package="pytorch_optimizer"),
-    "prodigy": Kind("Prodigy", 1.0, (("safeguard_warmup", True),), package="pytorch_optimizer"),
+    "prodigy": Kind(
+        "Prodigy", 1.0, (("safeguard_warmup", True),), package="pytorch_optimizer", one_rate=True
+    ),
     "schedule_free": Kind(
         "ScheduleFreeAdamW", 2.5e-3, package="pytorch_optimizer", schedule="constant", modes=True
     ),

@@ -126,7 +126,13 @@ def make_optimizer(model: Any, parameters: list[Any], strategy: Strategy) -> Any
         model: names and order of its parameters count.
         parameters: those that train.
         strategy: what it says of the optimizer, the rate and the decay.
+
+    Raises:
+        Refused: `layer_decay` with an optimizer that has one rate for all.
     """
+    if KINDS[strategy.optimizer].one_rate and strategy.layer_decay is not None:
+        raise Refused(f"{strategy.optimizer} steps at one rate in all layers", value=strategy.layer_decay,
+                      place="layer_decay", fix="leave it out, or take adamw")  # fmt: skip
     names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
     shares = _shares(list(model.named_parameters()), strategy.layer_decay)
     matrices = _hidden_matrices(model) if KINDS[strategy.optimizer].matrices else None
@@ -165,9 +171,12 @@ def _block(name: str) -> str:
 
 
 def _hidden_matrices(model: Any) -> set[int]:
-    """Return the identities of weights of two or more axes between the first layer and the last."""
+    """Return the identities of weights of two or more axes between the first layer and the last.
+
+    An embedding counts as a layer, and the last one may share its weight.
+    """
     from torch import nn
 
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)}
-    found = [id(p) for p in model.parameters() if p.ndim > 1 and id(p) not in tables]
-    return set(found[1:-1])
+    found = [id(p) for _, p in model.named_parameters(remove_duplicate=False) if p.ndim > 1]
+    return set(found) - {*found[:1], *found[-1:], *tables}
