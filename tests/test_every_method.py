@@ -362,6 +362,7 @@ ROWS = {
         ("torch",),
         WRONG_RECIPE
         | {
+            "relation": ["attention"],
             "student_layer": ["last", 0.5],
             "teacher_layer": ["last"],
             "heads": [0, 2.5],
@@ -369,6 +370,13 @@ ROWS = {
             "alpha": [-0.1, 1.1],
             "temperature": [0, math.inf],
         },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        one="fc",
+    ),
+    "distill-scores": Row(
+        pj.DistillRelations(relation="scores", **TRAIN),
+        ("torch",),
+        {"heads": [2], "stochastic_depth": [0.1]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         one="fc",
     ),
