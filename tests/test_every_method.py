@@ -320,7 +320,15 @@ ROWS = {
             "balance": [[1, 2], [1], "both"],
             "rise": [-0.1, 1.5],
             "cache": ["perhaps"],
+            "data": ["validation"],
+            "examples": [1, 2.5, 64],
         },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+    ),
+    "distill-synthetic": Row(
+        pj.Distill(data="synthetic", examples=64, **TRAIN),
+        ("torch",),
+        {"alpha": [0.9], "loss": ["dkd"], "rise": [0.1]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
     ),
     "distill-dkd": Row(
