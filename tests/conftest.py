@@ -138,3 +138,36 @@ def tiny_transformer():
             return Transformer(width, inner, head_width).eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder():
+    """A function that builds a decoder of one layer: at most 16 tokens [n, t] to logits [n, t, 11]."""
+    torch = pytest.importorskip("torch", reason="the extra torch is not installed")
+    nn = torch.nn
+
+    class Decoder(nn.Module):
+        def __init__(self, width, causal):
+            super().__init__()
+            self.table, self.places = nn.Embedding(11, width), nn.Parameter(torch.randn(16, width) / 4)
+            self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+            self.norm, self.causal = nn.LayerNorm(width), causal
+            self.up, self.down = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+            self.out = nn.Linear(width, 11)
+
+        def forward(self, ids):
+            x = self.table(ids) + self.places[: ids.shape[1]]
+            y = self.norm(x)
+            q, k, v = (
+                part(y).unflatten(-1, (2, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+            )
+            y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+            x = x + y.transpose(1, 2).flatten(2)
+            return self.out(x + self.down(nn.functional.gelu(self.up(x))))
+
+    def build(width=16, seed=0, causal=True):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return Decoder(width, causal).eval()
+
+    return build

@@ -320,7 +320,15 @@ ROWS = {
             "balance": [[1, 2], [1], "both"],
             "rise": [-0.1, 1.5],
             "cache": ["perhaps"],
+            "data": ["validation"],
+            "examples": [1, 2.5, 64],
         },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+    ),
+    "distill-synthetic": Row(
+        pj.Distill(data="synthetic", examples=64, **TRAIN),
+        ("torch",),
+        {"alpha": [0.9], "loss": ["dkd"], "rise": [0.1]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
     ),
     "distill-dkd": Row(
@@ -362,6 +370,7 @@ ROWS = {
         ("torch",),
         WRONG_RECIPE
         | {
+            "relation": ["attention"],
             "student_layer": ["last", 0.5],
             "teacher_layer": ["last"],
             "heads": [0, 2.5],
@@ -371,6 +380,28 @@ ROWS = {
         },
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         one="fc",
+    ),
+    "distill-scores": Row(
+        pj.DistillRelations(relation="scores", **TRAIN),
+        ("torch",),
+        {"heads": [2], "stochastic_depth": [0.1]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        one="fc",
+    ),
+    "distill-on-policy": Row(
+        pj.DistillOnPolicy(prompt=2, alpha=0.5, **TRAIN),
+        ("torch",),
+        WRONG_RECIPE
+        | {
+            "on_policy": [-0.1, 1.5],
+            "prompt": [0, 1.5],
+            "beta": [-0.1, 1.5, math.nan],
+            "sampling_temperature": [0, math.inf],
+            "end": [-1, 0.5],
+            "alpha": [0, 1.1],
+        },
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
+        one="out",
     ),
     "static": Row(
         pj.Int8Static(**FEW),
@@ -636,10 +667,28 @@ def network_of_lookups():
     return Net().eval()
 
 
+def task_of_tokens():
+    """Rows of tokens that count up or down; what a decoder learns from."""
+    from torch.nn.functional import cross_entropy
+
+    rng = np.random.default_rng(0)
+    ids = (rng.integers(0, 11, (192, 1)) + rng.choice([-1, 1], (192, 1)) * np.arange(7)) % 11
+    bounds = {"train": slice(0, 128), "valid": slice(128, 160), "test": slice(160, 192)}
+    splits = {name: Split((ids[part, :-1],), ids[part, 1:], name) for name, part in bounds.items()}
+
+    def loss(outputs, targets):
+        return cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    return Task(
+        **splits, loss=loss, metric=lambda o, y: float((o.argmax(-1) == y).mean()), direction="maximize"
+    )
+
+
 SPECIAL = {
     pj.RemoveBlocks: "blocks",
     pj.DistillBlocks: "blocks",
     pj.DistillRelations: "transformer",
+    pj.DistillOnPolicy: "decoder",
     pj.PruneTransformer: "transformer",
     pj.QuantizeEmbeddings: "lookups",
 }
@@ -656,6 +705,7 @@ def models(torch_twin, request, tmp_path_factory):
         found["torch blocks"] = network_of_blocks()
         found["torch lookups"] = network_of_lookups()
         found["torch transformer"] = request.getfixturevalue("tiny_transformer")()
+        found["torch decoder"] = request.getfixturevalue("tiny_decoder")()
     if not missing("onnx"):
         path = tmp_path_factory.mktemp("onnx") / "net.onnx"
         NUMPY.export(net, (np.zeros((1, 1, 8, 8), np.float32),), path)
@@ -672,7 +722,8 @@ class Lab:
     """Applies plans and remembers what came of them, so that one application serves several tests."""
 
     def __init__(self, models, task):
-        self.models, self.task, self.known = models, task, {}
+        self.models, self.known = models, {}
+        self.images, self.tokens = task, task_of_tokens() if "torch" in models else None
 
     def model(self, backend, plan=()):
         if backend not in self.models:
@@ -680,19 +731,23 @@ class Lab:
         special = (f"{backend} {SPECIAL.get(type(inner(method)))}" for method in plan)
         return self.models[next((name for name in special if name in self.models), backend)]
 
+    def task(self, plan=(), backend="torch"):
+        """The task of the network that a plan works on."""
+        decodes = backend == "torch" and any(SPECIAL.get(type(inner(method))) == "decoder" for method in plan)
+        return self.tokens if decodes else self.images
+
     def fresh(self, plan, backend, seed=0):
-        model = self.model(backend, plan)
-        context = Context(task=self.task, backend=backend_for(model), original=model, seed=seed)
-        return apply(model, plan, self.task, context=context)
+        model, task = self.model(backend, plan), self.task(plan, backend)
+        context = Context(task=task, backend=backend_for(model), original=model, seed=seed)
+        return apply(model, plan, task, context=context)
 
     def applied(self, plan, backend):
         if (plan, backend) not in self.known:
             self.known[plan, backend] = self.fresh(plan, backend)
         return self.known[plan, backend]
 
-    @property
-    def inputs(self):
-        return self.task.valid.arrays()[0]
+    def inputs(self, plan=(), backend="torch"):
+        return self.task(plan, backend).valid.arrays()[0]
 
 
 @pytest.fixture(scope="module")
@@ -723,9 +778,9 @@ def facts(applied):
 
 
 def test_the_three_models_are_one(lab):
-    reference = outputs(lab.model("numpy"), lab.inputs)
+    reference = outputs(lab.model("numpy"), lab.inputs())
     for backend in set(BACKENDS) & set(lab.models):
-        assert gap(outputs(lab.models[backend], lab.inputs), reference) < 1e-5
+        assert gap(outputs(lab.models[backend], lab.inputs()), reference) < 1e-5
 
 
 def test_every_method_and_every_handler_is_in_the_table():
@@ -765,14 +820,17 @@ def test_the_same_seed_gives_the_same_result(row, backend, lab):
     first, second = lab.applied(row.plan, backend), lab.fresh(row.plan, backend)
     assert fingerprint(first.model) == fingerprint(second.model)
     assert facts(first) == facts(second)
-    np.testing.assert_array_equal(outputs(first.model, lab.inputs), outputs(second.model, lab.inputs))
+    np.testing.assert_array_equal(
+        outputs(first.model, lab.inputs(row.plan, backend)),
+        outputs(second.model, lab.inputs(row.plan, backend)),
+    )
 
 
 @working
 def test_the_result_is_delivered_and_loads_to_equal_outputs(row, backend, lab, tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     result = lab.applied(row.plan, backend)
-    example = lab.task.valid.example()
+    example = lab.task(row.plan, backend).valid.example()
 
     def deliver():
         folder = tmp_path / "small"
@@ -785,7 +843,13 @@ def test_the_result_is_delivered_and_loads_to_equal_outputs(row, backend, lab, t
             deliver()
         return
     artefact = deliver()
-    assert gap(pj.load(artefact.path)(*lab.inputs), outputs(result.model, lab.inputs)) < 1e-5
+    assert (
+        gap(
+            pj.load(artefact.path)(*lab.inputs(row.plan, backend)),
+            outputs(result.model, lab.inputs(row.plan, backend)),
+        )
+        < 1e-5
+    )
 
 
 @working
@@ -802,11 +866,11 @@ def test_every_chosen_layer_is_reported(row, backend, lab):
 
 @working
 def test_outputs_stay_finite_and_near_those_of_the_oracle(row, backend, lab):
-    found = outputs(lab.applied(row.plan, backend).model, lab.inputs)
+    found = outputs(lab.applied(row.plan, backend).model, lab.inputs(row.plan, backend))
     assert np.isfinite(found).all()
     assert np.ptp(found, axis=0).max() > 0
     if "numpy" in row.works and backend != "numpy":
-        oracle = outputs(lab.applied(row.plan, "numpy").model, lab.inputs)
+        oracle = outputs(lab.applied(row.plan, "numpy").model, lab.inputs(row.plan, backend))
         # Rounding to integers turns the last bit of a float into a step of the grid.
         assert gap(found, oracle) < (0.03 if row.adopted else 1e-5)
 
@@ -926,7 +990,7 @@ def test_every_legal_pair_works_or_is_refused_for_what_it_is(pair, lab):
             lab.applied(pair, "numpy")
         return
     result = lab.applied(pair, "numpy")
-    assert np.isfinite(outputs(result.model, lab.inputs)).all()
+    assert np.isfinite(outputs(result.model, lab.inputs())).all()
     for method in pair:
         assert any(c.done for c in result.changes if c.method == type(method).__name__)
 
@@ -947,8 +1011,8 @@ def test_long_chains_work_on_torch_and_are_delivered(plan, lab, tmp_path):
     assert list(dict.fromkeys(c.method for c in result.changes)) == list(
         dict.fromkeys(type(m).__name__ for m in plan)
     )
-    artefact = pj.deliver(result.model, plan, pj.Target(), tmp_path / "a", example=lab.task.valid.example())
-    assert gap(pj.load(artefact.path)(*lab.inputs), outputs(result.model, lab.inputs)) < 1e-5
-    numbers = backend_for(result.model).operations(result.model, lab.task.valid.example())
-    whole = NUMPY.operations(lab.model("numpy"), lab.task.valid.example())
+    artefact = pj.deliver(result.model, plan, pj.Target(), tmp_path / "a", example=lab.task().valid.example())
+    assert gap(pj.load(artefact.path)(*lab.inputs()), outputs(result.model, lab.inputs())) < 1e-5
+    numbers = backend_for(result.model).operations(result.model, lab.task().valid.example())
+    whole = NUMPY.operations(lab.model("numpy"), lab.task().valid.example())
     assert numbers.multiply_adds < 0.6 * whole.multiply_adds

@@ -55,6 +55,7 @@ _NAMES = {
     "Distill": "penjing.distilling.logits",
     "DistillFeatures": "penjing.distilling.features",
     "DistillBlocks": "penjing.distilling.blocks",
+    "DistillOnPolicy": "penjing.distilling.on_policy",
     "DistillRelations": "penjing.distilling.relations",
     "Strategy": "penjing.train.strategy",
     "fit": "penjing.run.fit",
@@ -119,6 +120,7 @@ if TYPE_CHECKING:
     from penjing.distilling.blocks import DistillBlocks as DistillBlocks
     from penjing.distilling.features import DistillFeatures as DistillFeatures
     from penjing.distilling.logits import Distill as Distill
+    from penjing.distilling.on_policy import DistillOnPolicy as DistillOnPolicy
     from penjing.distilling.relations import DistillRelations as DistillRelations
     from penjing.measuring.measure import measure as measure
     from penjing.prune.alps import PruneALPS as PruneALPS

@@ -8,6 +8,7 @@ from penjing.arrays.distillation import (
     correlation,
     correlation_loss,
     decoupled_loss,
+    generalized_divergence,
     hinton_gradient,
     hinton_loss,
     listwise_loss,
@@ -102,3 +103,29 @@ def test_several_teachers_are_the_mean_of_their_softened_distributions(logits, t
     found = np.exp(log_softmax(softened_mean(logits, weights, temperature) / temperature))
     wanted = np.average(np.exp(log_softmax(logits / temperature)), axis=1, weights=weights)
     assert np.allclose(found, wanted)
+
+
+BETA = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.01, 0.99))
+
+
+@given(LOGITS, LOGITS, BETA)
+def test_the_generalized_divergence_is_symmetric_in_its_ends_and_bounded_between(student, teacher, beta):
+    found = generalized_divergence(student, teacher, beta)
+    assert generalized_divergence(teacher, teacher, beta) == pytest.approx(0, abs=1e-12)
+    assert found == pytest.approx(generalized_divergence(teacher, student, 1 - beta), rel=1e-6, abs=1e-9)
+    assert found >= -1e-9
+    assert beta in (0, 1) or found <= np.log(2) + 1e-9
+
+
+def test_the_generalized_divergence_by_hand_and_near_its_ends():
+    student, teacher = np.log([[0.5, 0.5]]), np.log([[0.8, 0.2]])
+    forward = 0.8 * np.log(1.6) + 0.2 * np.log(0.4)
+    reverse = -0.5 * np.log(1.6) - 0.5 * np.log(0.4)
+    assert generalized_divergence(student, teacher, 0) == pytest.approx(forward)
+    assert generalized_divergence(student, teacher, 1) == pytest.approx(reverse)
+    assert generalized_divergence(student, teacher, 1e-6) / 1e-6 == pytest.approx(forward, rel=1e-4)
+    assert generalized_divergence(student, teacher, 1 - 1e-6) / 1e-6 == pytest.approx(reverse, rel=1e-4)
+    p, q = np.array([0.8, 0.2]), np.array([0.5, 0.5])
+    m = 0.3 * p + 0.7 * q
+    wanted = 0.3 * (p * np.log(p / m)).sum() + 0.7 * (q * np.log(q / m)).sum()
+    assert generalized_divergence(student, teacher, 0.3) == pytest.approx(wanted)

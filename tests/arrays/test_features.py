@@ -60,3 +60,27 @@ def test_relations_of_tokens_do_not_see_padding_nor_the_width():
     # The same vectors, doubled: products over the root of a width twice as large are as large again.
     doubled = np.concatenate([y, y], axis=-1) / 2**0.25
     assert oracle.relation_loss(x, doubled, 1) == pytest.approx(oracle.relation_loss(x, y, 1), rel=1e-9)
+
+
+def test_scores_by_hand_and_the_pairs_that_count():
+    query = np.array([[[1.0, 0, 2, 0], [0, 1, 0, 2]]])
+    key = np.array([[[3.0, 0, 0, 1], [0, 4, 5, 0]]])
+    scores = oracle.attention_scores(query, key, 2, 0.5)
+    assert scores.tolist() == [[[[1.5, 0], [0, 2]], [[0, 5], [1, 0]]]]
+    shared = oracle.attention_scores(query, key[..., :2], 2, 0.5)
+    assert shared.tolist() == [[[[1.5, 0], [0, 2]], [[3, 0], [0, 4]]]]
+    assert oracle.score_loss(scores, shared) == pytest.approx((9 + 25 + 1 + 16) / 8)
+    pairs = np.zeros((1, 2, 2, 2), bool)
+    assert oracle.score_loss(scores, shared, pairs) == 0
+    pairs[0, 1, 0] = True
+    assert oracle.score_loss(scores, shared, pairs) == pytest.approx((9 + 25) / 2)
+
+
+@given(st.integers(1, 20), st.integers(1, 20))
+def test_the_uniform_mapping_rises_to_the_last_layer(student, teacher):
+    found = oracle.uniform_mapping(student, teacher)
+    assert len(found) == student
+    assert sorted(found) == list(found)
+    assert found[-1] == teacher - 1
+    assert found[0] >= 0
+    assert student != teacher or found == tuple(range(teacher))

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import penjing as pj
-from penjing.backends.torch.attention_calls import Attending
-from penjing.backends.torch.feature_losses import relation_loss
+from penjing.backends.torch.attention_calls import Attending, AttentionCalls
+from penjing.backends.torch.feature_losses import attention_scores, relation_loss, score_loss
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +88,49 @@ def test_keys_that_nobody_sees_are_left_out(mask):
     network = Attending(Masked(mask))
     network(ids)
     (call,) = network.calls
+    # Padding neither sees nor is seen.
+    assert not call.pairs[0, :, 3].any()
+    assert not call.pairs[0, :, :, 3].any()
+    assert call.pairs[1, :, 3].all()
     assert call.seen.tolist() == [[True, True, True, False], [True] * 4]
     assert (call.query.shape, call.heads) == ((2, 4, 8), 2)
+
+
+def test_a_narrower_student_takes_over_the_scores_of_all_its_layers(task, teacher, tiny_transformer):
+    student = tiny_transformer(width=16, inner=32, head_width=4, seed=1)
+    method = pj.DistillRelations(relation="scores", epochs=3, alpha=None, weight_decay=0, **HOW)
+    found = pj.distill(student, teacher, task, method)
+    assert found.changes[0].detail["layers"] == "0 to 0, 1 to 1"
+    for layer in (0, 1):
+        distances = []
+        for model in (student, found.model):
+            scores = [
+                attention_scores(call.query, call.key, 4, call.scale)
+                for call in (attention(model, task, layer), attention(teacher, task, layer))
+            ]
+            distances.append(float(score_loss(*scores, None)))
+        assert distances[1] < 0.6 * distances[0]
+    # Values and what follows them have no part in scores, but those of the first layer feed the second.
+    assert torch.equal(found.model.body[1].value.weight, student.body[1].value.weight)
+    assert not torch.equal(found.model.body[0].value.weight, student.body[0].value.weight)
+
+
+def test_one_pair_of_layers_may_be_named_for_scores(task, teacher, tiny_transformer):
+    student = tiny_transformer(width=16, inner=32, head_width=4, seed=1)
+    method = pj.DistillRelations(relation="scores", student_layer=0, epochs=0.25, alpha=None, **HOW)
+    assert pj.distill(student, teacher, task, method).changes[0].detail["layers"] == "0 to 1"
+
+
+def test_scores_are_what_attention_takes_the_softmax_of():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, 3, 8), torch.randn(2, 2, 3, 8), torch.randn(2, 2, 3, 8)
+    with AttentionCalls() as watch:
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.2, enable_gqa=True)
+    (call,) = watch.calls
+    scores = attention_scores(call.query, call.key, call.heads, call.scale)
+    assert call.pairs[0, 3].tolist() == [[True, False, False], [True, True, False], [True] * 3]
+    made = scores.masked_fill(~call.pairs, -torch.inf).softmax(-1) @ v.repeat_interleave(2, dim=1)
+    assert torch.allclose(made, y, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +147,12 @@ def test_layers_that_are_not_there_and_heads_that_do_not_divide_are_refused(
     student = tiny_transformer(width=16, inner=32, head_width=8, seed=1)
     with pytest.raises(pj.Refused, match=words):
         pj.distill(student, teacher, task, pj.DistillRelations(**how))
+
+
+def test_scores_of_other_numbers_of_heads_are_refused_with_both(task, teacher, tiny_transformer):
+    student = tiny_transformer(width=16, inner=32, head_width=8, seed=1)
+    with pytest.raises(pj.Refused, match="student 2, teacher 4"):
+        pj.distill(student, teacher, task, pj.DistillRelations(relation="scores"))
 
 
 def test_networks_without_attention_other_lengths_and_several_teachers_are_refused(task, teacher):

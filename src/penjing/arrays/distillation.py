@@ -149,6 +149,32 @@ def listwise_loss(student: NDArray[Any], teacher: NDArray[Any], temperature: flo
     return float(temperature**2 * found.sum() / len(np.asarray(teacher)))
 
 
+def generalized_divergence(student: NDArray[Any], teacher: NDArray[Any], beta: float) -> float:
+    """Return the generalized Jensen-Shannon divergence, the mean over rows of logits `[n, classes]`.
+
+    With `p` the teacher's softmax, `q` the student's and `m = beta p + (1 - beta) q` it is
+    `beta KL(p || m) + (1 - beta) KL(q || m)`, in [0, log 2]. Near the ends it falls as `beta KL(p || q)` and
+    `(1 - beta) KL(q || p)`; at 0 and 1 it is those divergences themselves, `KL(p || q)` and `KL(q || p)`.
+
+    Source: Agarwal et al., On-Policy Distillation of Language Models: Learning from Self-Generated Mistakes,
+    ICLR 2024, formulas (1) to (3).
+
+    Args:
+        student, teacher: logits.
+        beta: in [0, 1].
+
+    >>> generalized_divergence(np.array([[0.0, 0.0]]), np.array([[0.0, np.log(3)]]), 0.0).__round__(4)
+    0.1308
+    """
+    log_p, log_q = log_softmax(teacher), log_softmax(student)
+    if beta in (0, 1):
+        a, b = (log_p, log_q) if beta == 0 else (log_q, log_p)
+        return float((np.exp(a) * (a - b)).sum(axis=-1).mean())
+    log_m = np.logaddexp(log_p + np.log(beta), log_q + np.log1p(-beta))
+    parts = [(np.exp(x) * (x - log_m)).sum(axis=-1).mean() for x in (log_p, log_q)]
+    return float(beta * parts[0] + (1 - beta) * parts[1])
+
+
 def softened_mean(logits: NDArray[Any], weights: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """Return logits whose softmax at a temperature is the weighted mean of several teachers'.
 

@@ -113,3 +113,48 @@ def relation_loss(
     log_p, log_q = logs
     rows = np.where(seen[:, None, None, :], np.exp(log_p) * (log_p - log_q), 0.0).sum(axis=-1)
     return float((rows * seen[:, None, :]).sum() / max(heads * seen.sum(), 1))
+
+
+def attention_scores(query: NDArray[Any], key: NDArray[Any], heads: int, scale: float) -> NDArray[np.float64]:
+    """Return the products of queries and keys before the softmax, `[n, heads, tokens, tokens]`.
+
+    Args:
+        query: `[n, tokens, width]`, the heads side by side.
+        key: `[n, tokens, width]`, or of fewer heads that divide them: each serves as many in a row.
+        heads: of the queries.
+        scale: of the products.
+    """
+    n, tokens, width = np.shape(query)
+    each = width // heads
+    q, k = (
+        np.asarray(x, np.float64).reshape(n, tokens, -1, each).transpose(0, 2, 1, 3) for x in (query, key)
+    )
+    return np.asarray(q @ k.repeat(heads // k.shape[1], axis=1).transpose(0, 1, 3, 2) * scale)
+
+
+def score_loss(student: NDArray[Any], teacher: NDArray[Any], pairs: NDArray[np.bool_] | None = None) -> float:
+    """Return the mean squared difference of two arrays of attention scores.
+
+    Source: Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding, EMNLP Findings 2020,
+    formula (7): scores before the softmax.
+
+    Args:
+        student, teacher: `[n, heads, tokens, tokens]`.
+        pairs: of the same shape, False where a query does not see a key; all count by default.
+    """
+    squares = (np.asarray(student, np.float64) - np.asarray(teacher, np.float64)) ** 2
+    return float(squares.mean() if pairs is None else squares[pairs].sum() / max(pairs.sum(), 1))
+
+
+def uniform_mapping(student: int, teacher: int) -> tuple[int, ...]:
+    """Return, for each of a student's layers, which of a teacher's belongs to it.
+
+    The i-th of m belongs to the i n / m-th of n, rounded up (Jiao et al. 2020, the uniform strategy).
+
+    Args:
+        student, teacher: numbers of layers, at least 1.
+
+    >>> uniform_mapping(2, 6), uniform_mapping(3, 2)
+    ((2, 5), (0, 1, 1))
+    """
+    return tuple(-(-(i + 1) * teacher // student) - 1 for i in range(student))

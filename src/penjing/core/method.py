@@ -136,6 +136,7 @@ METHOD_MODULES = (
     "penjing.distilling.logits",
     "penjing.distilling.features",
     "penjing.distilling.relations",
+    "penjing.distilling.on_policy",
     "penjing.distilling.blocks",
     "penjing.quantize.int8_static",
     "penjing.quantize.int8_dynamic",

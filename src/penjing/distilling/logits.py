@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from penjing.calibration.synthetic import TrainingData, to_train_on
 from penjing.core.context import Context
 from penjing.core.method import Model, Outcome, handles
 from penjing.train.hooks import Hooks
 from penjing.train.matching import Name
 from penjing.train.outcome import trained
 from penjing.train.teacher import Progress, Taught, Teaching, taught
+
+EXAMPLES = 1024
+"""Inputs that are made where nothing is said."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class Distill(Taught):
         temperature: softens both distributions; None: the loss's own, 2 for `logits`, 4 for `dkd` and
             `dist`, 1 for `ranking`. `mse` has none.
         alpha: share of the teacher's loss in [0, 1]; at 1 labels are not used (but by `dkd`). None: the
-            loss's own, 0.5 for `dkd` and `dist`, 0.9 for the others.
+            loss's own, 0.5 for `dkd` and `dist`, 0.9 for the others, and 1 without data.
         standardize: whether logits are standardized row by row first; None: in `logits` only. `mse` and
             `ranking` cannot.
         balance: weights of the two parts of `dkd` (the label's class, the others: 1 and 8 by default) or of
@@ -60,6 +64,10 @@ class Distill(Taught):
             for `dkd`, none for the others.
         cache: whether the teacher's outputs are kept on disk for the next training with the same teacher and
             data, where the data are arrays, each is seen at least once, and `max_seconds` is none.
+        data: what is trained on: `train`; without data `synthetic`, inputs made so that the teacher's
+            BatchNorm layers see in them the moments that they keep (Cai et al. 2020, "ZeroQ"), or `noise` of
+            unit variance. Of the task's training data only shapes and types are used then, and no labels.
+        examples: inputs that are made, at least 2; None: 1,024.
 
     >>> Distill(epochs=2, loss="dkd")
     Distill(epochs=2.0, loss='dkd')
@@ -72,6 +80,30 @@ class Distill(Taught):
     balance: tuple[float, float] | None = None
     rise: float | None = Field(default=None, ge=0, le=1)
     cache: bool = True
+    data: TrainingData = "train"
+    examples: int | None = Field(default=None, ge=2)
+
+    @field_validator("data")
+    @classmethod
+    def _unlabelled(cls, data: TrainingData, info: ValidationInfo) -> TrainingData:
+        if data == "train":
+            return data
+        if info.data.get("alpha") not in (None, 1):
+            raise ValueError("inputs that are made have no labels: alpha is 1")
+        if info.data.get("loss") == "dkd":
+            raise ValueError("inputs that are made have no labels, and the loss dkd reads them")
+        if info.data.get("rise"):
+            raise ValueError(
+                "inputs that are made have no labels: no loss goes before while the teacher's may rise"
+            )
+        return data
+
+    @field_validator("examples")
+    @classmethod
+    def _made(cls, examples: int | None, info: ValidationInfo) -> int | None:
+        if examples is not None and info.data.get("data") == "train":
+            raise ValueError("examples are made where data is 'synthetic' or 'noise'")
+        return examples
 
     @field_validator("temperature", "standardize", "balance")
     @classmethod
@@ -92,10 +124,11 @@ class Distill(Taught):
     def teaching(self) -> Teaching:
         """Return how the teacher teaches, with the loss's own where nothing is said."""
         own = KINDS[self.loss]
+        alpha = own.alpha if self.data == "train" else 1.0
         return Teaching.by(
             self,
             temperature=self.temperature or own.temperature or 1.0,
-            alpha=own.alpha if self.alpha is None else self.alpha,
+            alpha=alpha if self.alpha is None else self.alpha,
             standardize=bool(own.standardize if self.standardize is None else self.standardize),
             loss=self.loss,
             parts=self.balance or own.balance or (1.0, 1.0),
@@ -106,7 +139,13 @@ class Distill(Taught):
 
 @handles(Distill, "torch")
 def distill_torch(model: Model, method: Distill, context: Context) -> Outcome:
-    """Distil `context.original` into a torch module; refuses as `penjing.train.loop.fit` does."""
-    progress = Progress()
+    """Distil `context.original` into a torch module; one change for the model.
+
+    Raises:
+        Refused: what `penjing.train.loop.fit` refuses, or inputs that cannot be made.
+    """
+    progress, labelled = Progress(), method.data == "train"
+    if not labelled:
+        context = to_train_on(context.original, context, method.examples or EXAMPLES, method.data)
     with taught(context, method.teaching, progress) as (split, objective):
-        return trained(model, method, context, objective, split, Hooks(stepped=progress.stepped))
+        return trained(model, method, context, objective, split, Hooks(stepped=progress.stepped), labelled)

@@ -24,31 +24,33 @@ def trained(
     objective: Objective,
     split: Split | None = None,
     hooks: Hooks = NO_HOOKS,
+    labelled: bool = True,
 ) -> Outcome:
     """Fit a torch module in place and return it with one change for the whole model.
 
     `split` replaces the task's training split; `hooks` are called while it trains. The task's own loss is
-    measured before and after in evaluation mode on the same training examples. Seconds and events go to
-    `context.notes`.
+    measured before and after in evaluation mode on the same training examples, or the objective where they
+    are not `labelled`. Seconds and events go to `context.notes`.
 
     Raises:
         Refused: what `fit` refuses, or a loss that is not finite after training.
     """
     task, name = context.task, type(strategy).__name__
     size = strategy.batch_size or task.batch_size or DEFAULT_BATCH
-    sized, loss = strategy.model_copy(update={"batch_size": size}), task_objective(task)
+    sized, given = strategy.model_copy(update={"batch_size": size}), task.train if split is None else split
+    judge, looked_at = (task_objective(task), task.train) if labelled else (objective, given)
     start = time.perf_counter()
-    before = mean_loss(model, task.train, loss, size, context.seed)
+    before = mean_loss(model, looked_at, judge, size, context.seed)
     done = fit(
         model,
-        task.train if split is None else split,
+        given,
         objective,
         sized,
         seed=context.seed,
         covers=context.covers,
         hooks=replace(hooks, say=lambda line: context.say(f"{name}: {line}")),
     )
-    after = mean_loss(model, task.train, loss, size, context.seed)
+    after = mean_loss(model, looked_at, judge, size, context.seed)
     if not math.isfinite(after):
         raise Refused("the loss is finite after training", value=f"{after} after {done.steps} steps",
                       place=name, fix=f"lower lr (now {strategy.rate:g})")  # fmt: skip

@@ -113,8 +113,14 @@ def resting(context: Context, precision: Literal["auto", "float32", "bfloat16"])
 def alone(context: Context) -> None:
     """Refuse several teachers, for methods that look at one teacher's layers."""
     if _several(context.original):
-        raise Refused("one teacher's layers are looked at", value=f"{len(context.original.models)} teachers",
+        raise Refused("one teacher's layers are looked at", value=f"{len(teachers_of(context))} teachers",
                       place="teacher", fix="use Distill, or chain two calls")  # fmt: skip
+
+
+def teachers_of(context: Context) -> list[Any]:
+    """Return the models that teach, at least one."""
+    original = context.original
+    return list(original.models) if _several(original) else [original]
 
 
 def layers_below(context: Context, model: Any, name: str) -> Context:

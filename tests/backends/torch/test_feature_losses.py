@@ -10,6 +10,14 @@ from penjing.backends.torch import feature_losses as losses
 RNG = np.random.default_rng(0)
 SEEN = np.array([[True] * 4, [True, True, False, False], [True, False, False, False]])
 
+PAIRS = (SEEN[:, None, :, None] & SEEN[:, None, None, :]).repeat(2, axis=1)
+
+
+def scores(module, q, k):
+    """Of queries of two heads, and keys of two or of one."""
+    return module.attention_scores(q, k, 2, 0.5)
+
+
 CASES = {
     "squares": (losses.relative_squares, oracle.relative_squares, (4, 3, 2, 2), (4, 3, 2, 2)),
     "attention": (losses.attention_loss, oracle.attention_loss, (4, 3, 2, 2), (4, 5, 2, 2)),
@@ -31,6 +39,20 @@ CASES = {
         lambda a, b: oracle.relation_loss(a, b, 3),
         (3, 4, 6),
         (3, 4, 9),
+    ),
+    "scores": (
+        lambda q, k: losses.score_loss(scores(losses, q, k), scores(losses, k, q), None),
+        lambda q, k: oracle.score_loss(scores(oracle, q, k), scores(oracle, k, q)),
+        (3, 4, 6),
+        (3, 4, 6),
+    ),
+    "scores of shared keys": (
+        lambda q, k: losses.score_loss(
+            scores(losses, q, k), scores(losses, q + 1, k + 1), torch.from_numpy(PAIRS)
+        ),
+        lambda q, k: oracle.score_loss(scores(oracle, q, k), scores(oracle, q + 1, k + 1), PAIRS),
+        (3, 4, 6),
+        (3, 4, 3),
     ),
     "embedded maps": (
         lambda a, b: losses.relative_squares(losses.embedded(a), b),

@@ -20,15 +20,27 @@ class Attention:
 
     Attributes:
         query, key, value: with their gradients' history where the pass has one.
-        heads: of the queries.
-        seen: `[n, tokens]`, False for keys that no query sees; None where there is no mask.
+        heads: of the queries; keys and values may have fewer.
+        scale: factor of the products of queries and keys.
+        mask: `[n, heads, tokens, tokens]`, False where a query does not see a key; None where there is none.
     """
 
     query: Any
     key: Any
     value: Any
     heads: int
-    seen: Any
+    scale: float
+    mask: Any
+
+    @property
+    def seen(self) -> Any:
+        """Return `[n, tokens]`, False for keys that no query sees; None where there is no mask."""
+        return None if self.mask is None else self.mask.any(dim=2).any(dim=1)
+
+    @property
+    def pairs(self) -> Any:
+        """Return `[n, heads, tokens, tokens]`, True where a token that is seen sees a key; None: all do."""
+        return None if self.mask is None else self.mask & self.seen[:, None, :, None]
 
 
 class AttentionCalls(TorchFunctionMode):  # type: ignore[misc]
@@ -45,19 +57,27 @@ class AttentionCalls(TorchFunctionMode):  # type: ignore[misc]
             self._note(*args, **kwargs)
         return function(*args, **kwargs)
 
-    def _note(self, query: Any, key: Any, value: Any, attn_mask: Any = None, *rest: Any, **more: Any) -> None:
+    def _note(
+        self, query: Any, key: Any, value: Any, attn_mask: Any = None,
+        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **more: Any,
+    ) -> None:  # fmt: skip
         if query.ndim != 4 or query.shape[2] != key.shape[2]:
             return
         q, k, v = (x.transpose(1, 2).flatten(2) for x in (query, key, value))
-        self.calls.append(Attention(q, k, v, query.shape[1], _seen(attn_mask, query)))
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        mask = _mask(attn_mask, query, is_causal)
+        self.calls.append(Attention(q, k, v, query.shape[1], factor, mask))
 
 
-def _seen(mask: Any, query: Any) -> Any:
-    if mask is None:
-        return None
-    shows = mask if mask.dtype == torch.bool else mask > HIDDEN
+def _mask(given: Any, query: Any, causal: bool) -> Any:
     n, heads, tokens, _ = query.shape
-    return shows.expand(n, heads, tokens, tokens).any(dim=2).any(dim=1)
+    if given is not None:
+        shows = given if given.dtype == torch.bool else given > HIDDEN
+    elif causal:
+        shows = torch.ones(tokens, tokens, dtype=torch.bool, device=query.device).tril()
+    else:
+        return None
+    return shows.expand(n, heads, tokens, tokens)
 
 
 class Attending(nn.Module):  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -70,6 +71,20 @@ def listwise_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
     )
     found = torch.where(there, log_p.exp() * (log_p - log_q), 0.0)
     return temperature**2 * found.sum() / len(teacher)
+
+
+def generalized_divergence(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
+    """Return the generalized Jensen-Shannon divergence of rows of logits `[n, classes]`, `beta` in [0, 1]."""
+    log_p, log_q = (functional.log_softmax(z, dim=-1) for z in (teacher, student))
+    if beta in (0, 1):
+        a, b = (log_p, log_q) if beta == 0 else (log_q, log_p)
+        return _divergence(a, b)
+    log_m = torch.logaddexp(log_p + math.log(beta), log_q + math.log1p(-beta))
+    return beta * _divergence(log_p, log_m) + (1 - beta) * _divergence(log_q, log_m)
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
 def softened_mean(logits: Tensor, weights: Tensor, temperature: float) -> Tensor:

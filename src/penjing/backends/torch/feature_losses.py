@@ -74,3 +74,18 @@ def _relations(x: Tensor, heads: int, seen: Tensor) -> Tensor:
     v = x.unflatten(-1, (heads, -1)).transpose(1, 2)
     products = v @ v.mT / v.shape[-1] ** 0.5
     return functional.log_softmax(products.masked_fill(~seen[:, None, None, :], -1e30), dim=-1)
+
+
+def attention_scores(query: Tensor, key: Tensor, heads: int, scale: float) -> Tensor:
+    """Return the scaled products `[n, heads, tokens, tokens]` of queries and keys `[n, tokens, width]`."""
+    q = query.unflatten(-1, (heads, -1)).transpose(1, 2)
+    k = key.unflatten(-1, (-1, q.shape[-1])).transpose(1, 2)
+    return q @ k.repeat_interleave(heads // k.shape[1], dim=1).mT * scale
+
+
+def score_loss(student: Tensor, teacher: Tensor, pairs: Tensor | None) -> Tensor:
+    """Return the mean squared difference of scores over the pairs of tokens that count."""
+    squares = (student - teacher).square()
+    if pairs is None:
+        return squares.mean()
+    return torch.where(pairs, squares, 0.0).sum() / pairs.sum().clamp(min=1)

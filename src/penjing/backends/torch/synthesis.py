@@ -43,11 +43,8 @@ def synthesize(model: nn.Module, example: Arrays, count: int, steps: int, seed: 
         Refused: no BatchNorm layer with running statistics is called; an input is no float; what was made is
             not finite.
     """
+    floats(example)
     given = to_inputs(model, tuple(x[:1] for x in example))
-    for number, x in enumerate(given):
-        if not x.is_floating_point():
-            raise Refused("made inputs are floats", value=str(x.dtype).removeprefix("torch."),
-                          place=f"task.train, input {number}", fix="calibrate on training data")  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     made = [torch.randn((count, *x.shape[1:]), generator=generator).to(x).requires_grad_() for x in given]
     optimizer = torch.optim.Adam(made, lr=RATE)
@@ -69,6 +66,14 @@ def synthesize(model: nn.Module, example: Arrays, count: int, steps: int, seed: 
     return found
 
 
+def floats(example: Arrays) -> None:
+    """Refuse examples of which an input holds no floating-point numbers: none can be made."""
+    for number, x in enumerate(example):
+        if x.dtype.kind != "f":
+            raise Refused("made inputs are floats", value=x.dtype, place=f"task.train, input {number}",
+                          fix="use training data, data='train'")  # fmt: skip
+
+
 def _distance(model: nn.Module, inputs: Sequence[Any]) -> Any:
     """Return the mean distance of moments over all calls of BatchNorm layers."""
     parts: list[Any] = []
@@ -87,7 +92,8 @@ def _distance(model: nn.Module, inputs: Sequence[Any]) -> Any:
         model(*inputs)
     if not parts:
         raise Refused("the model has BatchNorm layers, which remember its data", value="none is called",
-                      place=type(model).__name__, fix="calibrate on training data, data='train'")  # fmt: skip
+                      place=type(model).__name__,
+                      fix="use training data, data='train', or to distil data='noise'")  # fmt: skip
     return torch.stack(parts).mean()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from penjing.arrays.features import uniform_mapping
 from penjing.backends.torch.blocks import find_blocks
 from penjing.backends.torch.pass_through import main_output
 from penjing.backends.torch.tensors import evaluating, layer_module, to_inputs
@@ -81,7 +81,7 @@ def pairs_between(student: nn.Module, teacher: nn.Module, example: Arrays) -> li
         raise Refused("layers that belong together are found", place="pairs",
                       value="no feature maps of one size, and no blocks in a row",
                       fix='name them: pairs={"layer of the student": "layer of the teacher"}')  # fmt: skip
-    return [(name, rows[1][math.ceil((i + 1) * n / m) - 1]) for i, name in enumerate(rows[0])]
+    return [(name, rows[1][its]) for name, its in zip(rows[0], uniform_mapping(m, n), strict=True)]
 
 
 def _stage_ends(model: nn.Module, example: Arrays) -> dict[tuple[int, ...], str]:
