@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +29,11 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
     return Interval(mean, mean - half, mean + half)
 
 
-def disagreement(predictions: Sequence[NDArray[np.int64]]) -> float:
+def disagreement(predictions: Sequence[NDArray[Any]]) -> float:
     """Return the share of examples on which two runs predict differently, a mean over all pairs of runs.
 
     Args:
-        predictions: classes `[n]` of each run.
+        predictions: classes `[n]` of each run, or right and wrong.
     """
     pairs = [
         float(np.mean(predictions[i] != predictions[j]))
@@ -40,6 +41,43 @@ def disagreement(predictions: Sequence[NDArray[np.int64]]) -> float:
         for j in range(i + 1, len(predictions))
     ]
     return float(np.mean(pairs)) if pairs else 0.0
+
+
+def sampling_spread(right: Sequence[NDArray[np.bool_]]) -> float:
+    """Return the spread over runs that the test examples alone would make, were all runs equally good.
+
+    Two such runs differ by chance only on the examples that one gets right and the other wrong, so the
+    expected standard deviation over runs is the root of the share of these, a mean over all pairs, over 2n.
+    Long training comes near it: what seeds add is small (Jordan 2023, arXiv 2304.01910).
+
+    Args:
+        right: of each of at least two runs, whether each test example is recognised, `[n]`.
+
+    >>> round(sampling_spread([np.array([True] * 98 + [False] * 2), np.array([False] * 2 + [True] * 98)]), 4)
+    0.0141
+    """
+    return math.sqrt(disagreement(right) / (2 * len(right[0])))
+
+
+def equal_quality_p_value(spread: float, sampling: float, runs: int) -> float:
+    """Return how likely runs that are all equally good spread so far or farther.
+
+    The squared ratio of the spread to `sampling_spread`, times runs - 1, is Cochran's Q (Biometrika 37,
+    1950), chi-squared with runs - 1 degrees of freedom for many test examples.
+
+    Args:
+        spread: standard deviation over the runs, at least 0.
+        sampling: what it would be from test examples alone, at least 0.
+        runs: how many, at least 2.
+
+    >>> round(equal_quality_p_value(0.02, 0.01, 5), 4)
+    0.003
+    """
+    from scipy.special import chdtrc
+
+    if spread == 0:
+        return 1.0
+    return float(chdtrc(runs - 1, (runs - 1) * (spread / sampling) ** 2)) if sampling else 0.0
 
 
 def difference_interval(

@@ -53,6 +53,22 @@ def _show(data: dict[str, Any]) -> None:
         for kind, (mean, worst) in task["corrupted"].items():
             table.add_row(f"with {kind}", f"{mean:.4f}", f"{worst:.4f}")
         out.print(table)
-        out.print(f"standard deviation over seeds {task['spread']:.4f}")
+        out.print(f"standard deviation over seeds {task['spread']:.4f}{_explained(task)}", soft_wrap=True)
         if task["flips"] is not None:
             out.print(f"two runs differ on {100 * task['flips']:.2f}% of the examples")
+        if task["unstable"]:
+            out.print("unstable: " + _reason(task), soft_wrap=True)
+    for event in data["events"]:
+        out.print(f"event: {event}", soft_wrap=True)
+
+
+def _explained(task: dict[str, Any]) -> str:
+    sampling = task["sampling"]
+    return "" if sampling is None else f"; test examples alone explain {sampling:.4f}"
+
+
+def _reason(task: dict[str, Any]) -> str:
+    lost = sum(value is None for value in task["values"])
+    if lost:
+        return f"training gave no model with {lost} of {len(task['values'])} seeds"
+    return "seeds differ by more than test examples explain, and by more than a tenth of the error"

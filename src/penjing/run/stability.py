@@ -12,8 +12,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from penjing.arrays.spread import difference_interval, disagreement, mean_interval
+from penjing.arrays.spread import (
+    difference_interval,
+    disagreement,
+    equal_quality_p_value,
+    mean_interval,
+    sampling_spread,
+)
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Limits, refused_from
 from penjing.core.files import read_json, write_json
@@ -26,7 +33,15 @@ from penjing.run.stability_recipe import Recipe, recipe_of
 from penjing.run.workers import LocalExecutor
 
 RECORD = "stability.json"
+LAYOUT = 2
+"""Of the files of a finished run; those of another layout are left alone and the run is made again."""
+
 SEVERITIES = (1, 3, 5)
+CHANCE = 0.001
+"""Probability below which the spread of seeds is not put down to the choice of test examples."""
+
+NOTABLE = 0.1
+"""Spread of the seeds, as a share of the mean error, from which on luck with the seed counts."""
 
 
 class OneTask(Value):
@@ -34,9 +49,18 @@ class OneTask(Value):
 
     Attributes:
         metric, up: the task's metric, and whether larger is better.
-        values: of each seed, in order.
+        values: of each seed, in order; None where training refused to go on, as when the loss diverged.
         mean, low, high: with Student's 95% interval.
         spread: standard deviation over the seeds.
+        sampling: what the spread would be from the choice of test examples alone, were all seeds equally
+            good. Where the metric is a mean of right and wrong: from the examples on which two runs differ
+            (`penjing.arrays.spread.sampling_spread`); else the standard error of one run by bootstrap,
+            which is larger. None: not known.
+        unstable: whether the recipe is. Either a seed has no value; or the spread is more than test examples
+            explain (were all seeds equally good, it came from them with a probability below 0.001: Cochran's
+            test, `penjing.arrays.spread.equal_quality_p_value`) and more than a tenth of the mean error:
+            1 - mean for a named metric, the mean's size for an own one to be minimized; an own one to be
+            maximized has no scale, and there the test alone decides.
         worst: value of the worst seed.
         flips: share of test examples on which two runs predict differently; None: no classes.
         corrupted: by corruption, mean and worst over the seeds (each a mean over severities 1, 3 and 5).
@@ -44,11 +68,13 @@ class OneTask(Value):
 
     metric: str
     up: bool
-    values: tuple[float, ...]
+    values: tuple[float | None, ...]
     mean: float
     low: float
     high: float
     spread: float
+    sampling: float | None
+    unstable: bool
     worst: float
     flips: float | None
     corrupted: dict[str, tuple[float, float]]
@@ -89,7 +115,7 @@ class Stability(Value):
         Student's at 95%, other minus this.
 
         Raises:
-            Refused: other seeds, splits or data sets.
+            Refused: other seeds, splits or data sets, or a seed without a value.
         """
         mine, theirs = ((s.seeds, s.splits, sorted(s.tasks)) for s in (self, other))
         if mine != theirs:
@@ -97,7 +123,7 @@ class Stability(Value):
                           place="against", fix=f"run the other with {mine}", code=Exit.USAGE)  # fmt: skip
         found = {}
         for name, task in self.tasks.items():
-            value, low, high = difference_interval(task.values, other.tasks[name].values)
+            value, low, high = difference_interval(_all(task, name), _all(other.tasks[name], name))
             found[name] = Difference(mean=value, low=low, high=high, explained=low <= 0 <= high)
         return found
 
@@ -130,7 +156,8 @@ def stability(
         say: gets a line a run; by default they go to stderr.
 
     Raises:
-        Refused: bad arguments or data, before anything runs; fewer than two runs of a data set ended.
+        Refused: bad arguments or data, before anything runs; a run broke down (no memory, killed), or fewer
+            than two runs of a data set gave a model.
     """
     made, chosen = recipe_of(recipe), tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if len(set(chosen)) < 2:
@@ -175,7 +202,7 @@ def _one(
     seed: int,
 ) -> dict[str, Any]:
     stem = hashlib.sha256(json.dumps([key, splits, severities, name, seed]).encode()).hexdigest()[:16]
-    path, predictions = folder / f"run-{stem}.json", folder / f"run-{stem}.npy"
+    path, predictions = folder / f"run-{stem}.json", folder / f"run-{stem}.npz"
     if path.exists():
         before: dict[str, Any] = read_json(path)
         return before | {"file": str(predictions)}
@@ -187,7 +214,8 @@ def _one(
             raise refused_from(ended.refusal)
         reason = str(refused_from(ended.refusal)) if ended.refusal is not None else ended.reason
         say(f"{name}, seed {seed}: {reason}")
-        return {"failed": reason}
+        refused = ended.refusal is not None and ended.refusal.code == Exit.BAD_INPUT
+        return {"failed": reason, "broke": not refused}
     write_json(path, ended.value)
     say(f"{name}, seed {seed}: {ended.value['quality']:.4g}, {ended.seconds:.1f} s")
     return ended.value | {"file": str(predictions)}
@@ -202,28 +230,39 @@ def _key(recipe: Recipe, tasks: dict[str, Task]) -> str:
     except (OSError, TypeError):
         code = repr(recipe.make)
     strategy = None if recipe.strategy is None else recipe.strategy.model_dump_json()
-    parts = [code, strategy, {name: task.fingerprint() for name, task in tasks.items()}]
+    parts = [LAYOUT, code, strategy, {name: task.fingerprint() for name, task in tasks.items()}]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _all(task: OneTask, name: str) -> tuple[float, ...]:
+    values = tuple(value for value in task.values if value is not None)
+    if len(values) < len(task.values):
+        raise Refused("recipes are compared where every seed has a value", value=f"none for {name}",
+                      place="against", fix="see events; a recipe that diverges is unstable")  # fmt: skip
+    return values
 
 
 def _summed(task: Task, ends: list[dict[str, Any]], events: tuple[str, ...], name: str) -> OneTask:
     done = [end for end in ends if "failed" not in end]
-    if len(done) < len(ends):
+    if len(done) < 2 or any(end.get("broke") for end in ends):
         raise Refused("every run ends", value="; ".join(events)[:300], place=f"stability of {name}",
                       fix="see the logs beside the records; finished runs are kept")  # fmt: skip
     values, up = [end["quality"] for end in done], maximized(task)
     worst = min if up else max
     mean, low, high = mean_interval(values)
-    classes = [np.load(end["file"]) for end in done if end["predictions"]]
-    kinds = done[0]["corrupted"]
+    spread = float(np.std(values, ddof=1))
+    classes, right = (_kept(done, kind) for kind in ("classes", "right"))
+    sampling = sampling_spread(right) if right else _error([end["error"] for end in done])
     return OneTask(
         metric=metric_name(task),
         up=up,
-        values=tuple(values),
+        values=tuple(end.get("quality") for end in ends),
         mean=mean,
         low=low,
         high=high,
-        spread=float(np.std(values, ddof=1)),
+        spread=spread,
+        sampling=sampling,
+        unstable=len(done) < len(ends) or _differs(task, mean, spread, sampling, len(done)),
         worst=worst(values),
         flips=disagreement(classes) if classes else None,
         corrupted={
@@ -231,6 +270,29 @@ def _summed(task: Task, ends: list[dict[str, Any]], events: tuple[str, ...], nam
                 float(np.mean([end["corrupted"][kind] for end in done])),
                 worst(end["corrupted"][kind] for end in done),
             )
-            for kind in kinds
+            for kind in done[0]["corrupted"]
         },
     )
+
+
+def _differs(task: Task, mean: float, spread: float, sampling: float | None, runs: int) -> bool:
+    """Tell whether seeds differ by more than test examples explain, and so much that it counts."""
+    if sampling is None or equal_quality_p_value(spread, sampling, runs) >= CHANCE:
+        return False
+    if isinstance(task.metric, str):
+        return spread > NOTABLE * (1 - mean)
+    return maximized(task) or spread > NOTABLE * abs(mean)
+
+
+def _kept(done: list[dict[str, Any]], kind: str) -> list[NDArray[Any]]:
+    """Return what the runs kept of a kind; empty where they kept none."""
+    found = []
+    for end in done:
+        with np.load(end["file"]) as arrays:
+            found += [arrays[kind]] if kind in arrays else []
+    return found
+
+
+def _error(errors: list[float | None]) -> float | None:
+    known = [error for error in errors if error is not None]
+    return float(np.sqrt(np.mean(np.square(known)))) if len(known) == len(errors) else None

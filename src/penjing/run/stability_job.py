@@ -14,10 +14,12 @@ from penjing.core.errors import Refused
 from penjing.core.executor import Say
 from penjing.core.method import Model
 from penjing.core.task import Split, Task
-from penjing.measuring.quality import is_classification, metric_value
+from penjing.measuring.quality import is_classification, metric_value, per_example
 from penjing.run.stability_recipe import Recipe
 
 BATCH = 256
+RESAMPLES = 20
+"""Of the test examples, for the standard error of a metric that is no mean of right and wrong."""
 
 
 def run_once(
@@ -36,10 +38,11 @@ def run_once(
         name: of the task.
         seed: of weights, order and, with `fresh_splits`, of the division of train and valid.
         severities: of the corruptions; empty: none.
-        predictions: file for the predicted classes.
+        predictions: `.npz` file for the predicted `classes` and which of them are `right`, where there are.
 
     Returns:
-        `quality`, `corrupted` (by name, the mean over severities), and whether there are predictions.
+        `quality`, `corrupted` (by name, the mean over severities), and `error`: the standard error of a
+        quality that is no mean of right and wrong, from the choice of test examples; else None.
 
     Raises:
         Refused: what training refuses.
@@ -51,9 +54,11 @@ def run_once(
     model = recipe.trained(task, seed, say)
     inputs, targets = task.test.arrays()
     outputs = _outputs(model, task, inputs)
-    classified = is_classification(outputs, targets)
-    if classified:
-        np.save(predictions, outputs.argmax(1))
+    right = per_example(task, outputs, targets)
+    kept: dict[str, Any] = {} if right is None else {"right": right}
+    if is_classification(outputs, targets):
+        kept["classes"] = outputs.argmax(1)
+    np.savez(predictions, **kept)
     corrupted = {}
     for kind in fitting(inputs[0]) if severities else ():
         values = [
@@ -64,7 +69,8 @@ def run_once(
         ]
         corrupted[kind] = float(np.mean(values))
     quality = metric_value(task, outputs, targets)
-    return {"quality": quality, "corrupted": corrupted, "predictions": classified}
+    error = _standard_error(task, outputs, targets) if right is None else None
+    return {"quality": quality, "corrupted": corrupted, "error": error}
 
 
 def divided_anew(task: Task, seed: int) -> Task:
@@ -88,6 +94,16 @@ def divided_anew(task: Task, seed: int) -> Task:
         train=whole.take(order[len(valid) :], "train"),
         valid=whole.take(order[: len(valid)], "valid"),
     )
+
+
+def _standard_error(task: Task, outputs: NDArray[Any], targets: NDArray[Any]) -> float | None:
+    """Return the metric's bootstrap standard error (Efron 1979); None where a resample has no value."""
+    rng, n = np.random.default_rng(0), len(targets)
+    drawn = [rng.integers(0, n, n) for _ in range(RESAMPLES)]
+    try:
+        return float(np.std([metric_value(task, outputs[rows], targets[rows]) for rows in drawn], ddof=1))
+    except Refused:
+        return None
 
 
 def _outputs(model: Model, task: Task, inputs: tuple[NDArray[Any], ...]) -> NDArray[Any]:
