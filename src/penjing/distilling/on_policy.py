@@ -24,7 +24,8 @@ class DistillOnPolicy(Taught):
     is `alpha` of the generalized Jensen-Shannon divergence, the mean over the positions behind the prompt;
     on batches of the data the rest is the task's own, and positions whose label is -100 are left out.
 
-    Models take token ids `[n, t]` and give logits `[n, t, vocabulary]`; prompts hold no padding. `sam` is not for it.
+    Models take token ids `[n, t]` and give logits `[n, t, vocabulary]`; prompts hold no padding. `sam` is not
+    for it.
 
     Attributes:
         on_policy: share of the batches that the student continues, in [0, 1]; drawn for each of the `parts`
