@@ -399,6 +399,7 @@ ROWS = {
             "sampling_temperature": [0, math.inf],
             "end": [-1, 0.5],
             "alpha": [0, 1.1],
+            "sam": [0.05],
         },
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         one="out",

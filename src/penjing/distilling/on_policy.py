@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -24,10 +24,12 @@ class DistillOnPolicy(Taught):
     is `alpha` of the generalized Jensen-Shannon divergence, the mean over the positions behind the prompt;
     on batches of the data the rest is the task's own, and positions whose label is -100 are left out.
 
-    Models take token ids `[n, t]` and give logits `[n, t, vocabulary]`; prompts hold no padding.
+    Models take token ids `[n, t]` and give logits `[n, t, vocabulary]`; prompts hold no padding. `sam` is not
+    for it.
 
     Attributes:
-        on_policy: share of the batches that the student continues, in [0, 1].
+        on_policy: share of the batches that the student continues, in [0, 1]; drawn for each of the `parts`
+            of a batch.
         prompt: tokens of each example that are kept, at least 1 and fewer than an example has.
         beta: of the divergence, in [0, 1]; 0: forward Kullback-Leibler, 1: reverse; between them it is
             smaller, at most log 2.
@@ -45,6 +47,13 @@ class DistillOnPolicy(Taught):
     sampling_temperature: float = Field(default=1.0, gt=0, le=1000)
     end: int | None = Field(default=None, ge=0)
     alpha: float = Field(default=1.0, gt=0, le=1)
+
+    @field_validator("sam")
+    @classmethod
+    def _one_text(cls, value: float | None) -> float | None:
+        if value is not None:
+            raise ValueError("both gradients of a sam step would see texts of their own")
+        return value
 
 
 @handles(DistillOnPolicy, "torch")
