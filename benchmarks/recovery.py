@@ -104,9 +104,6 @@ def show(options: argparse.Namespace) -> None:
         print(line(cut, "repaired only", "", 0.0, dense, start, None), flush=True)
         for name in options.rows:
             kinds = ROWS[name]
-            if not all(hasattr(pj, kind) for kind in kinds):
-                print(f"| {cut} | {name} | not there |", flush=True)
-                continue
             try:
                 costs = [step_seconds(model, small, kind, options.lr) for kind in kinds]
             except pj.Refused as refused:
