@@ -121,3 +121,6 @@ def test_bad_arguments_are_refused_before_anything_is_made(tmp_path):
     with pytest.raises(pj.Refused, match="a function that makes one"):
         pj.tune("resnet18", task(), **fields)
     assert not out.exists()
+    out.write_text("a file")
+    with pytest.raises(pj.Refused, match="can be written"):
+        pj.tune(net, task(), **fields)

@@ -96,3 +96,13 @@ def test_the_caller_sees_the_average_and_training_goes_on_from_its_own_weights(n
         assert len(seen) == (8 if looks else 0)
         assert all(seen)
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+
+
+def test_a_normalization_that_is_frozen_keeps_its_statistics_under_an_average(net, split):
+    model = net()
+    for parameter in model[1].parameters():
+        parameter.requires_grad_(False)
+    before = model[1].running_mean.clone()
+    fit(model, split, LOSS, FineTune(epochs=1, batch_size=50, averaging="ema"))
+    assert torch.equal(model[1].running_mean, before)
+    assert not torch.equal(model[4].running_mean, torch.zeros(16))

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from penjing.cli import options as o
+from penjing.cli.training import say
+from penjing.core.context import silent
 
 Checkpoint = Annotated[
     Path, typer.Argument(help="A folder with config.json and safetensors files.", metavar="FOLDER")
@@ -41,7 +43,7 @@ def quantize_lm(
     fields = {"method": method, "weights": weights, "inputs": None, "calibration": calibration}
     result = quantize_checkpoint(
         folder, method_from_json(fields), _array(tokens), out, seed=seed,
-        judged=None if judged is None else _array(judged), say=_silent if json else _say,
+        judged=None if judged is None else _array(judged), say=silent if json else say,
     )  # fmt: skip
     emit(result.model_dump(mode="json"), json, _show)
     return 0
@@ -64,16 +66,6 @@ def _array(path: Path) -> Any:
     except (ValueError, EOFError) as error:
         raise Refused("tokens are a .npy file of whole numbers", value=error, place=str(path),
                       fix="write them with numpy.save") from error  # fmt: skip
-
-
-def _silent(line: str) -> None:
-    return None
-
-
-def _say(line: str) -> None:
-    from penjing.report.words import clean
-
-    typer.echo(clean(line), err=True)
 
 
 def _show(data: dict[str, Any]) -> None:

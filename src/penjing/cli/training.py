@@ -53,7 +53,3 @@ def say(line: str) -> None:
     from penjing.report.words import clean
 
     typer.echo(clean(line), err=True)
-
-
-def silent(line: str) -> None:
-    """Write nothing."""

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from penjing.core.task import Task
 
 
-def _silent(message: str) -> None:
-    return None
+def silent(line: str) -> None:
+    """Say nothing: what progress goes to where nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -34,5 +34,5 @@ class Context:
     original: Any
     seed: int = 0
     covers: Callable[[str], bool] = field(default=lambda layer: True)
-    say: Callable[[str], None] = _silent
+    say: Callable[[str], None] = silent
     notes: dict[str, Any] = field(default_factory=dict)

@@ -40,17 +40,8 @@ def write_bytes(path: Path | str, data: bytes | bytearray | memoryview) -> None:
     Raises:
         Refused: disk full, quota, no permission, no such folder (environment); the old content stays.
     """
-    path = Path(path)
-    temporary = path.parent / _temporary_name()
-    with refusing(path):
-        try:
-            _write_new(temporary, memoryview(data).cast("B"))
-            os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
-            raise
-        _sync_folder(path.parent)
+    with _replacing(Path(path)) as temporary:
+        _write_new(temporary, memoryview(data).cast("B"))
 
 
 def write_file(path: Path | str, write: Write) -> None:
@@ -63,14 +54,19 @@ def write_file(path: Path | str, write: Write) -> None:
     Raises:
         Refused: as `write_bytes`; the old content stays then, and also where `write` raises.
     """
-    path = Path(path)
+    with _replacing(Path(path)) as temporary, open(temporary, "xb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield the name of a temporary file; put it in the place of a path, or delete it after an error."""
     temporary = path.parent / _temporary_name()
     with refusing(path):
         try:
-            with open(temporary, "xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
+            yield temporary
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -151,6 +147,18 @@ def publish_folder(made: Path, path: Path, facts: Mapping[str, Any]) -> dict[str
         os.rename(made, path)
         _sync_folder(path.parent)
     return content
+
+
+def make_folder(path: Path | str) -> Path:
+    """Make a folder, with those above it, where it is missing; return its absolute path.
+
+    Raises:
+        Refused: the path is a file, or cannot be written.
+    """
+    path = Path(path).expanduser().absolute()
+    with refusing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
 
 
 def sha256_file(path: Path | str) -> str:

@@ -13,7 +13,7 @@ from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Model, Outcome, handles
 from penjing.train.hooks import Hooks
-from penjing.train.loop import DEFAULT_BATCH, fit
+from penjing.train.loop import fit
 from penjing.train.objective import tensors_of
 from penjing.train.teacher import Taught, alone, resting
 
@@ -64,11 +64,11 @@ def distill_blocks(model: Model, method: DistillBlocks, context: Context) -> Out
     start = time.perf_counter()
     with resting(context, method.precision) as teacher:
         local = Local({name: model.get_submodule(name) for name in chosen}, teacher, teacher.module)
-        size = method.batch_size or context.task.batch_size or DEFAULT_BATCH
+        size = method.batch_size or context.task.batch_size
         before = _errors(local, context, size)
         done = fit(
             local, context.task.train, lambda outputs, inputs, targets: sum(outputs),
-            method.model_copy(update={"batch_size": size}), seed=context.seed,
+            method.sized(context.task), seed=context.seed,
             covers=lambda layer: context.covers(local.layer(layer)),
             hooks=replace(Hooks(), say=lambda line: context.say(f"DistillBlocks: {line}")),
         )  # fmt: skip

@@ -8,16 +8,12 @@ from typing import Any
 
 from penjing.core.apply import Applied, apply
 from penjing.core.backend import Backend, enter
-from penjing.core.context import Context
+from penjing.core.context import Context, silent
 from penjing.core.errors import Exit, Refused
 from penjing.core.method import Method, Model, inner
 from penjing.core.task import Task
 from penjing.distilling.logits import Distill
 from penjing.train.teacher import Taught
-
-
-def _silent(line: str) -> None:
-    return None
 
 
 def distill(
@@ -28,7 +24,7 @@ def distill(
     *,
     weights: Sequence[float] | None = None,
     seed: int = 0,
-    say: Callable[[str], None] = _silent,
+    say: Callable[[str], None] = silent,
 ) -> Applied:
     """Return a copy of the student, trained towards a teacher; nothing that is given is changed.
 

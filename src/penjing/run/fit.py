@@ -15,8 +15,9 @@ from pydantic import ValidationError
 
 from penjing.core.backend import Backend, backend_for
 from penjing.core.config import refusal
+from penjing.core.context import silent
 from penjing.core.errors import Exit, Refused
-from penjing.core.files import read_json, refusing, write_bytes, write_json
+from penjing.core.files import make_folder, read_json, refusing, write_bytes, write_json
 from penjing.core.goal import Goal, parse_goal
 from penjing.core.method import Model, Value
 from penjing.core.task import Task
@@ -25,7 +26,6 @@ from penjing.measuring.quality import maximized, metric_name
 from penjing.run.monitor import Monitor, Point
 from penjing.train.checkpoint import Checkpoint
 from penjing.train.hooks import Hooks
-from penjing.train.loop import DEFAULT_BATCH
 from penjing.train.loop import fit as train
 from penjing.train.objective import task_objective
 from penjing.train.processes import processes
@@ -204,9 +204,7 @@ def fit(
     check_goal(wanted, task)
     judged = backend.select(model, task.output)
     backend.check(judged, task.valid.example())
-    strategy = strategy.model_copy(
-        update={"batch_size": strategy.batch_size or task.batch_size or DEFAULT_BATCH}
-    )
+    strategy = strategy.sized(task)
     folder = None if out is None else Path(out).expanduser().absolute()
     key = "" if folder is None else _key(backend, model, task, strategy, wanted, seed)
     copy = backend.copy(model)
@@ -214,9 +212,10 @@ def fit(
         read_weights(copy, folder / WEIGHTS)
         return Fitted(copy, before, folder)
     job = TrainingJob(copy, task, strategy, wanted, seed)
-    say = say or to_stderr if processes().first else _silent
-    record = job.run(say, None if folder is None else (_made(folder) / STATE, key))
-    if folder is not None and processes().first:
+    first = processes().first
+    say = (say or to_stderr) if first else silent
+    record = job.run(say, None if folder is None else (make_folder(folder) / STATE, key))
+    if folder is not None and first:
         _save(copy, record, folder, key)
     return Fitted(copy, record, folder)
 
@@ -244,12 +243,6 @@ def _key(backend: Backend, model: Model, task: Task, strategy: Strategy, goal: G
         strategy.model_dump_json(), str(goal), seed,
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-
-
-def _made(folder: Path) -> Path:
-    with refusing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _finished(folder: Path, key: str) -> FitRecord | None:
@@ -319,7 +312,3 @@ def _peak_memory(model: Model) -> int:
 def to_stderr(line: str) -> None:
     """Write a line of progress."""
     sys.stderr.write(line + "\n")
-
-
-def _silent(line: str) -> None:
-    return None

@@ -10,7 +10,6 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.method import Model
 from penjing.core.task import Task
 from penjing.report.training import write_range_report
-from penjing.train.loop import DEFAULT_BATCH
 from penjing.train.objective import task_objective
 from penjing.train.range_test import RangeTest, run_range_test
 from penjing.train.strategy import Strategy
@@ -46,13 +45,12 @@ def range_test(
     strategy, task, backend = strategy or Strategy(), task.prepare(seed), backend_for(model)
     if backend.name != "torch":
         raise Refused("a model that trains is a torch.nn.Module", value=backend.name, place="model")
-    size = strategy.batch_size or task.batch_size or DEFAULT_BATCH
     found = run_range_test(
         model,
         backend,
         task.train,
         task_objective(task, strategy.label_smoothing),
-        strategy.model_copy(update={"batch_size": size}),
+        strategy.sized(task),
         steps=steps,
         seed=seed,
     )

@@ -23,7 +23,7 @@ from penjing.arrays.spread import (
 )
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Limits, refused_from
-from penjing.core.files import read_json, write_json
+from penjing.core.files import make_folder, read_json, write_json
 from penjing.core.method import Value
 from penjing.core.task import Task
 from penjing.measuring.quality import maximized, metric_name
@@ -168,8 +168,7 @@ def stability(
     if not named:
         raise Refused("there is a task", value="none", place="tasks", code=Exit.USAGE)
     ready = {name: task.prepare(0) for name, task in named.items()}
-    folder = Path(out).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(out)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = max(1, min(workers or cores, len(chosen) * len(ready)))
     environment = {"OMP_NUM_THREADS": str(max(1, cores // count)), "OMP_WAIT_POLICY": "PASSIVE"}

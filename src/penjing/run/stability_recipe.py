@@ -37,7 +37,7 @@ class Recipe:
             if self.strategy is None:
                 return self.make(task, seed)
             model = self.make()
-        TrainingJob(model, task, self.strategy, None, seed).run(say)
+        TrainingJob(model, task, self.strategy.sized(task), None, seed).run(say)
         return model
 
 
@@ -50,8 +50,7 @@ def recipe_of(given: object) -> Recipe:
     if isinstance(given, Recipe):
         return given
     if isinstance(given, tuple) and len(given) == 2 and callable(given[0]) and isinstance(given[1], Strategy):
-        strategy = given[1].model_copy(update={"batch_size": given[1].batch_size or 128})
-        return Recipe(given[0], strategy)
+        return Recipe(given[0], given[1])
     if callable(given):
         return Recipe(given, None)
     raise Refused("a recipe is (a function that makes a model, a Strategy), or a function of (task, seed)",

@@ -18,9 +18,10 @@ import numpy as np
 from penjing.core.backend import Backend, backend_for
 from penjing.core.budget import parse_time
 from penjing.core.budget import say as in_words
+from penjing.core.context import silent
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import missing, need
-from penjing.core.files import write_json
+from penjing.core.files import make_folder, write_json
 from penjing.core.goal import Goal, parse_goal
 from penjing.core.method import Model
 from penjing.core.task import Task
@@ -87,8 +88,7 @@ def tune(
         need(KINDS[name].extra or "torch", f"the optimizer {name}")
     if first < 3:
         raise Refused("the first round has at least 3 runs", value=first, place="first", code=Exit.USAGE)
-    folder = Path(out).expanduser().absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(out)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(folder / LEDGER))
         return _Tuning(search, folder, ledger).run(tuple(optimizers), seconds, first)
@@ -134,7 +134,7 @@ def _opened(
     check_goal(wanted, task)
     task_objective(task, base.label_smoothing)
     backend.check(backend.select(model, task.output), task.valid.example())
-    base = base.model_copy(update={"batch_size": base.batch_size or task.batch_size or 128})
+    base = base.sized(task)
     prints = [
         backend.fingerprint(model),
         task.train.fingerprint(),
@@ -256,7 +256,7 @@ class _Tuning:
             "weights": _weights(digest),
         }
         try:
-            record = TrainingJob(model, search.task, strategy, search.goal, search.seed).run(_silent)
+            record = TrainingJob(model, search.task, strategy, search.goal, search.seed).run(silent)
         except Refused as refused:
             return run | {"record": None, "refused": str(refused)}
         if self._leads(record):
@@ -332,7 +332,3 @@ def _line(number: int, run: TunedRun) -> str:
 
 def _weights(digest: str) -> str:
     return f"weights-{digest}.safetensors"
-
-
-def _silent(line: str) -> None:
-    return None

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from penjing.core.budget import say as in_words
+from penjing.core.context import silent
 from penjing.core.errors import Refused
 from penjing.core.executor import Finished, Job, Limits, Refusal, Say, refusal_of
 from penjing.run.child import Child, Output
@@ -76,13 +77,13 @@ class LocalExecutor:
             KeyboardInterrupt: after the job and all its children were ended.
         """
         if self._packed is None:
-            return _run_here(job, self._payload, args, say or _silent)
+            return _run_here(job, self._payload, args, say or silent)
         start = time.monotonic()
         output = Output(None if self._logs is None else self._logs / f"{name}.log")
         with pack((job, args), f"job {name}") as arguments:
             descriptors = (self._packed.fileno(), arguments.fileno())
             child = Child("penjing.run.worker", descriptors, self._environment, output)
-        watch = _Watch(child, limits, say or _silent, start)
+        watch = _Watch(child, limits, say or silent, start)
         try:
             watch.until_end()
         finally:
@@ -192,7 +193,3 @@ def _run_here(job: Job, payload: Any, args: tuple[Any, ...], say: Say) -> Finish
 
 def _last_lines(text: str) -> str:
     return "\n".join(text.strip().splitlines()[-_LINES:])
-
-
-def _silent(line: str) -> None:
-    return None

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
+from penjing.core.context import silent
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -47,10 +49,6 @@ class Reaction:
 ON = Reaction()
 
 
-def _silent(line: str) -> None:
-    return None
-
-
 def _nothing(progress: float) -> None:
     return None
 
@@ -73,7 +71,7 @@ class Hooks:
     `gradients` and `stepped` get the share of the training that lies behind, in [0, 1).
     """
 
-    say: Callable[[str], None] = _silent
+    say: Callable[[str], None] = silent
     gradients: Callable[[float], None] = _nothing
     stepped: Callable[[float], None] = _nothing
     passed: Callable[[Moment], Reaction] = _on

@@ -19,7 +19,7 @@ from penjing.train.feed import Feed, Tally
 from penjing.train.hooks import NO_HOOKS, Hooks, Moment, Reaction
 from penjing.train.numerics import numerics_for
 from penjing.train.objective import Objective
-from penjing.train.parameters import BatchNorms, is_batchnorm, make_optimizer, training_mode
+from penjing.train.parameters import BatchNorms, is_batchnorm, keeps_statistics, make_optimizer, training_mode
 from penjing.train.processes import RANK_SEED, processes
 from penjing.train.stepper import Stepper
 from penjing.train.strategy import Strategy
@@ -133,7 +133,8 @@ def _statistics_for_average(
     """Estimate BatchNorm's statistics for weights that no step was taken with."""
     from penjing.backends.torch.batch_statistics import batchnorms, reestimate
 
-    layers = {name: module for name, module in batchnorms(model).items() if covers(name)}
+    found = batchnorms(model).items()
+    layers = {name: module for name, module in found if not keeps_statistics(module, covers(name))}
     if not layers or norms.alone or norms.frozen:
         return []
     batches = islice(split.batches(max(size, 2), seed), math.ceil(STATISTICS_EXAMPLES / size))

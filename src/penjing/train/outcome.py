@@ -12,7 +12,7 @@ from penjing.core.errors import Refused
 from penjing.core.method import Change, Outcome
 from penjing.core.task import Split
 from penjing.train.hooks import NO_HOOKS, Hooks
-from penjing.train.loop import DEFAULT_BATCH, fit
+from penjing.train.loop import fit
 from penjing.train.objective import Objective, mean_loss, task_objective
 from penjing.train.strategy import Strategy
 
@@ -36,8 +36,8 @@ def trained(
         Refused: what `fit` refuses, or a loss that is not finite after training.
     """
     task, name = context.task, type(strategy).__name__
-    size = strategy.batch_size or task.batch_size or DEFAULT_BATCH
-    sized, given = strategy.model_copy(update={"batch_size": size}), task.train if split is None else split
+    sized, given = strategy.sized(task), task.train if split is None else split
+    size = sized.batch_size or task.batch_size
     judge, looked_at = (task_objective(task), task.train) if labelled else (objective, given)
     start = time.perf_counter()
     before = mean_loss(model, looked_at, judge, size, context.seed)

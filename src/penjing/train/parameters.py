@@ -62,7 +62,7 @@ def training_mode(
         for name, module in model.named_modules():
             if not is_batchnorm(module):
                 continue
-            if norms.alone or _keeps_statistics(module, trains(name)):
+            if norms.alone or keeps_statistics(module, trains(name)):
                 module.eval()
             elif norms.ghost is not None:
                 module.forward = partial(_by_ghosts, norms.ghost, module.forward)
@@ -105,7 +105,8 @@ def statistics_kept(model: Any) -> Iterator[None]:
             module.momentum = momentum
 
 
-def _keeps_statistics(module: Any, covered: bool) -> bool:
+def keeps_statistics(module: Any, covered: bool) -> bool:
+    """Tell whether a normalization is left as it is: not covered, or all its own parameters are frozen."""
     own = list(module.parameters(recurse=False))
     return not covered or (bool(own) and not any(p.requires_grad for p in own))
 

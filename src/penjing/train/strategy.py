@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
 from penjing.core.method import Method, Stage
+from penjing.core.task import Task
 from penjing.train.optimizers import KINDS, Name
 from penjing.train.schedule import Schedule
 
@@ -98,3 +99,7 @@ class Strategy(Method):
     def decline(self) -> Schedule:
         """Return the schedule of the learning rate."""
         return KINDS[self.optimizer].schedule if self.schedule is None else self.schedule
+
+    def sized(self, task: Task) -> Self:
+        """Return the strategy with its batch size, or the task's where it has none."""
+        return self.model_copy(update={"batch_size": self.batch_size or task.batch_size})
