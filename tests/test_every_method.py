@@ -407,7 +407,14 @@ ROWS = {
     "static": Row(
         pj.Int8Static(**FEW),
         INTEGERS,
-        {"observer": ["median"], "calibration": [0, -1, 2.5], "skip": ["fc", 3], "data": ["noise"]},
+        {
+            "observer": ["median"],
+            "calibration": [0, -1, 2.5],
+            "skip": ["fc", 3],
+            "data": ["noise"],
+            "inputs": ["int4", "int8 token"],
+            "weights": ["int4 channel", "int8 group 32"],
+        },
         adopted=("torch", "numpy"),
         exported=("torch",),
         kinds=WEIGHTED,

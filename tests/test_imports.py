@@ -11,7 +11,7 @@ import penjing
 
 SOURCE = Path(__file__).parents[1] / "src" / "penjing"
 LEVELS = [
-    {"cli"},
+    {"cli", "__main__"},
     {"run"},
     {"report"},
     {"planners"},

@@ -128,3 +128,10 @@ def test_doctor_names_versions_and_extras():
     data = json.loads(out.stdout)
     assert set(data["extras"]) == set(EXTRAS)
     assert out.returncode == data["code"]
+
+
+def test_the_module_is_the_command():
+    asked = subprocess.run(
+        [sys.executable, "-m", "penjing", "fit"], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (asked.returncode, asked.stderr) == (penjing("fit").returncode, penjing("fit").stderr)

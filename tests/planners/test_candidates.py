@@ -27,7 +27,15 @@ def test_a_transformer_may_have_everything_but_what_its_runtime_has_no_kernel_fo
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     kinds = layers(words="embedding", a="linear", b="linear", norm="layernorm")
     found = names(candidates(kinds, {"a": 50, "b": 50}, pj.Target()))
-    assert found == ["smoothed static int8", "dynamic int8", "static int8", "8-bit weights", "4-bit weights"]
+    assert found == [
+        "smoothed static int8",
+        "dynamic int8",
+        "static int8",
+        "8-bit weights",
+        "4-bit weights",
+        "smoothed static int8, signed activations",
+        "smoothed static int8, one step for a weight",
+    ]
     there = names(candidates(kinds, {"a": 50, "b": 50}, pj.Target("openvino")))
     assert there == [name for name in found if name != "dynamic int8"]
 
@@ -40,8 +48,12 @@ def test_a_network_of_convolutions_has_static_integers_with_small_layers_float()
         "static int8",
         "static int8 but for the smallest layers (2% of the work)",
         "static int8 but for the smallest layers (10% of the work)",
+        "static int8, signed activations",
+        "static int8, one step for a weight",
     ]
-    assert [candidate.plan[0].skip for candidate in found] == [(), ("fc",), ("fc", "gate")]
+    assert [candidate.plan[0].skip for candidate in found] == [(), ("fc",), ("fc", "gate"), (), ()]
+    assert [candidate.plan[0].inputs for candidate in found] == ["uint8"] * 3 + ["int8", "uint8"]
+    assert found[-1].plan[0].weights == "int8 tensor"
     assert all(isinstance(candidate.plan[1], pj.CorrectBias) for candidate in found)
 
 
@@ -54,6 +66,8 @@ def test_convolutions_and_linear_layers_alone_where_both_do_much_of_the_work():
         "static int8": (),
         "static int8, convolutions alone": ("wide", "deep"),
         "static int8, linear layers alone": ("conv",),
+        "static int8, signed activations": (),
+        "static int8, one step for a weight": (),
     }
 
 
@@ -61,7 +75,7 @@ def test_no_recipe_where_there_is_no_layer_no_count_or_no_integer_graph():
     pytest.importorskip("torch", reason="the extra torch is not installed")
     assert candidates(layers(words="embedding"), {}, pj.Target()) == ()
     assert candidates(layers(conv="conv"), {"conv": 1}, pj.Target("torch")) == ()
-    assert names(candidates(layers(conv="conv", fc="linear"), {}, pj.Target())) == ["static int8"]
+    assert names(candidates(layers(conv="conv", fc="linear"), {}, pj.Target()))[0] == "static int8"
 
 
 dotted = st.lists(st.sampled_from(["a", "b", "0", "1", "2", "[x]", "*", "?"]), min_size=1, max_size=4)
@@ -122,3 +136,13 @@ def test_every_recipe_is_tried_at_most_once_and_never_one_slower_than_float(pair
     found = order(rows)
     assert len(set(found)) == len(found) == min(MOST, sum(ratio < PAYS for ratio, _ in pairs))
     assert all(pairs[int(name)][0] < PAYS for name in found)
+
+
+@pytest.mark.parametrize(
+    ("unsigned", "signed", "first"), [(0.5, 0.4, "int8"), (0.4, 0.41, "uint8"), (0.4, 6.0, "uint8")]
+)
+def test_of_two_recipes_with_the_same_values_the_faster_one_is_tried(unsigned, signed, first):
+    same = row("a", signed)
+    same = same.model_copy(update={"plan": plan_to_json(chain(pj.Int8Static(skip=("a",), inputs="int8")))})
+    (plan,) = ordered([row("a", unsigned), same], Budget(size="50%"))
+    assert plan[0].inputs == first

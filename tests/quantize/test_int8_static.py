@@ -8,6 +8,7 @@ import pytest
 import penjing as pj
 from penjing.arrays import quantization as q
 from penjing.backends.onnx import BACKEND, OnnxModel
+from penjing.backends.onnx.model import open_session, run_session
 from penjing.core.errors import Refused
 from penjing.core.task import Split, Task
 
@@ -67,6 +68,47 @@ def test_weights_are_signed_and_activations_unsigned(resnet, task_of):
             source = next(n for n in graph.node if n.output[0] == node.input[1])
             assert kinds[source.input[0]] == np.int8
             assert source.attribute[0].i == 0
+
+
+def zero_points_and_steps(graph):
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    activations = {arrays[n.input[2]].dtype.name for n in graph.node if n.op_type == "QuantizeLinear"}
+    weights = {
+        arrays[n.input[1]].ndim
+        for n in graph.node
+        if n.op_type == "DequantizeLinear" and n.input[0] in arrays and arrays[n.input[0]].ndim > 1
+    }
+    return activations, weights
+
+
+@pytest.mark.parametrize("model_of", ["resnet", "mobilenet"])
+def test_signed_activations_have_the_same_values(model_of, request, task_of):
+    model, x = request.getfixturevalue(model_of)
+    one, other = (
+        pj.apply(model, pj.Int8Static(calibration=32, inputs=kind), task_of(x)).model
+        for kind in ("uint8", "int8")
+    )
+    assert zero_points_and_steps(other.proto.graph) == ({"int8"}, {1})
+    plain = [run_session(open_session(m.proto, "basic"), None, {"x": x})[0] for m in (one, other)]
+    assert np.array_equal(*plain)
+    assert cosine(one.run((x,))[0], other.run((x,))[0]) > 0.9999
+
+
+def test_one_step_for_a_whole_weight_loses_more_and_biases_are_still_corrected(resnet, task_of, tmp_path):
+    model, x = resnet
+    plan = pj.chain(pj.Int8Static(calibration=64, weights="int8 tensor"), pj.CorrectBias(calibration=64))
+    applied, usual = (pj.apply(model, each, task_of(x)) for each in (plan, pj.Int8Static(calibration=64)))
+    assert zero_points_and_steps(applied.model.proto.graph) == ({"uint8"}, {0})
+    assert fused(applied.model, tmp_path)["QLinearConv"] == 7
+    errors = [
+        sum(c.detail["weight_error"] for c in found.changes if "weight_error" in c.detail)
+        for found in (applied, usual)
+    ]
+    assert errors[0] > 1.1 * errors[1]
+    assert cosine(applied.model.run((x,))[0], model.run((x,))[0]) > 0.999
+    means = [c.detail for c in applied.changes if c.method == "CorrectBias" and c.done]
+    assert len(means) == 8
+    assert sum(m["mean_error_after"] for m in means) < 0.5 * sum(m["mean_error_before"] for m in means)
 
 
 def test_one_convolution_equals_the_simulation(net, task_of):

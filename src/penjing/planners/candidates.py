@@ -14,7 +14,7 @@ from pydantic import Field
 from penjing.core.budget import Budget
 from penjing.core.measurement import Estimate
 from penjing.core.method import Value
-from penjing.core.plan import Plan, chain, plan_from_json
+from penjing.core.plan import Plan, chain, digest, plan_from_json, plan_to_json
 from penjing.core.target import Target, runtime_for
 from penjing.planners.recipes import SMOOTHED, STATIC
 from penjing.quantize.int8_dynamic import Int8Dynamic
@@ -81,9 +81,9 @@ def candidates(
     """Return the recipes that are worth a measurement, the most promising first.
 
     Static int8 of everything, of convolutions or linear layers alone, and with the layers of least work left
-    float (where the change to integers and back may cost more than it saves); for models of linear layers
-    also with smoothed activations, dynamic int8 (but in OpenVINO, which runs its operators in float), and
-    weights alone in 8 and 4 bits.
+    float (where the change to integers and back may cost more than it saves), with signed activations, with
+    one step for a whole weight; for models of linear layers also with smoothed activations, dynamic int8 (but
+    in OpenVINO, which runs its operators in float), and weights alone in 8 and 4 bits.
 
     Args:
         layers: `name` and `kind` of each.
@@ -106,7 +106,16 @@ def candidates(
         found.append(Candidate("4-bit weights", chain(WeightOnly("int4 group 32")), 6))
     else:
         found.append(static)
-    return (*found, *_partly_float(list(kinds), linear, others, multiply_adds))
+    first = found[0]
+    return (*found, *_partly_float(list(kinds), linear, others, multiply_adds), *_other_integers(first))
+
+
+def _other_integers(usual: Candidate) -> Iterator[Candidate]:
+    """Yield the forms of a static recipe that kernels of some processors are made for."""
+    signed, whole = ({"inputs": "int8"}, usual.loss), ({"weights": "int8 tensor"}, usual.loss + 3)
+    for words, (fields, loss) in (("signed activations", signed), ("one step for a weight", whole)):
+        plan = chain(*(x.model_copy(update=fields) if isinstance(x, Int8Static) else x for x in usual.plan))
+        yield Candidate(f"{usual.name}, {words}", plan, loss)
 
 
 def _partly_float(
@@ -163,13 +172,16 @@ def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
     """Return the recipes that a search is to try, in this order, the first that keeps quality being the last.
 
     The fastest first, those that are as fast by expected loss. A recipe that does not pay in speed is tried
-    only where the budget limits bytes, after the others, the one with the fewest float layers first.
+    only where the budget limits bytes, after the others, the one with the fewest float layers first. Of two
+    that compute the same values only the faster one is tried.
 
     Args:
         rows: what was measured.
         budget: its limits and number of trials.
     """
-    measured = sorted((row for row in rows if row.ratio is not None), key=ratio_of)
+    slowest_first = sorted((row for row in rows if row.ratio is not None), key=ratio_of, reverse=True)
+    measured = [*{_values(row): row for row in slowest_first}.values()]
+    measured.sort(key=ratio_of)
     tried: list[Probed] = []
     faster = [row for row in measured if ratio_of(row) < PAYS]
     while faster:
@@ -181,6 +193,13 @@ def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
         tried += sorted(others, key=lambda row: len(row.float_layers))
     most = MOST if budget.trials is None else min(MOST, max(1, budget.trials // 3))
     return tuple(plan_from_json(row.plan) for row in tried[:most])
+
+
+def _values(row: Probed) -> str:
+    """Return what a recipe computes: how activations are stored changes nothing."""
+    plan = plan_from_json(row.plan)
+    same = (x.model_copy(update={"inputs": "uint8"}) if isinstance(x, Int8Static) else x for x in plan)
+    return digest(plan_to_json(chain(*same)))
 
 
 def limits_bytes(budget: Budget) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class Int8Static(Method):
     """Run convolutions and linear layers, and what lies between them, on 8-bit integers.
 
-    Weights: signed, symmetric, one step for each output channel. Activations: unsigned, asymmetric,
+    Weights: signed, symmetric, one step for each output channel or one for all. Activations: asymmetric,
     ranges from calibration on training data. The result is an ONNX model with QuantizeLinear and
     DequantizeLinear, which ONNX Runtime turns into integer kernels. Jacob et al. 2018, "Quantization
     and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference"; ranges as in
@@ -47,6 +47,9 @@ class Int8Static(Method):
         skip: patterns (shell wildcards) of layers that stay float.
         data: what ranges are taken from: training inputs, or, with `synthetic`, at most 64 inputs made from
             what the BatchNorm layers of a PyTorch model remember of their data (Cai et al. 2020, "ZeroQ").
+        inputs: how activations are stored. The values are the same; which of the two the kernels are made for
+            depends on the processor: on x86 ONNX Runtime is many times slower with `int8`.
+        weights: a step for each output channel, or one for the whole weight, which loses more.
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
@@ -54,6 +57,8 @@ class Int8Static(Method):
     calibration: int = Field(default=256, ge=1, le=1_000_000)
     skip: tuple[str, ...] = ()
     data: CalibrationData = "train"
+    inputs: Literal["uint8", "int8"] = "uint8"
+    weights: Literal["int8 channel", "int8 tensor"] = "int8 channel"
 
 
 @handles(Int8Static, "onnx")
@@ -94,7 +99,7 @@ def _on_integers(
     from penjing.backends.onnx.model import OnnxModel
     from penjing.backends.onnx.normalize import normalize
     from penjing.backends.onnx.placement import place
-    from penjing.backends.onnx.qdq import insert_qdq
+    from penjing.backends.onnx.qdq import Kinds, insert_qdq
 
     refuse_quantized(model)
     split = context.task.train
@@ -117,7 +122,8 @@ def _on_integers(
     bounds = ranges(float_model.proto, open_, split, method.observer, method.calibration, context.seed)
     grids = stated | {name: grid_of_range(low, high) for name, (low, high) in bounds.items()}
     codes = {name: stated.weights for name, stated in formats.items()}
-    proto, facts = insert_qdq(float_model.proto, placement, grids, codes)
+    kinds = Kinds(signed=method.inputs == "int8", by_channel=method.weights == "int8 channel")
+    proto, facts = insert_qdq(float_model.proto, placement, grids, codes, kinds)
     for layer, fact in facts.items():
         changes.append(Change(method="Int8Static", layer=layer, status="done", detail={"bits": 8} | fact))
     changes += _float_operators(graph, placement, layers)

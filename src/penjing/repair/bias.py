@@ -184,11 +184,17 @@ def _added_slot(graph: Graph, entry: WeightNode) -> _Slot | None:
     if after is None or after.op_type != "Add":
         return None
     other = next((name for name in after.input if name != entry.node.output[0]), "")
-    scales = graph.array(graph.producer[entry.tensors["weight"]].input[1])
-    if other not in graph.constants or graph.only_consumer(other) is None or scales is None:
+    if other not in graph.constants or graph.only_consumer(other) is None:
         return None
     bias = graph.array(other)
-    return _Slot(entry, entry.node, other, None) if bias is not None and bias.shape == scales.shape else None
+    fits = bias is not None and bias.shape == (_channels(graph, entry),)
+    return _Slot(entry, entry.node, other, None) if fits else None
+
+
+def _channels(graph: Graph, entry: WeightNode) -> int:
+    weight = graph.array(entry.tensors["weight"])
+    assert weight is not None
+    return len(entry.canonical("weight", weight))
 
 
 def _own_slot(proto: Any, graph: Graph, entry: WeightNode, arrays: dict[str, Any], taken: set[str]) -> _Slot:
@@ -211,9 +217,10 @@ def _own_slot(proto: Any, graph: Graph, entry: WeightNode, arrays: dict[str, Any
     old = None if bias is None else graph.array(graph.producer[bias].input[0])
     stored, scale, zero, real = (unique(f"{entry.name}.bias_{part}", taken)
                                  for part in ("quantized", "scale", "zero_point", "dequantized"))  # fmt: skip
-    arrays[stored] = np.zeros(steps.shape, np.int32) if old is None else old
+    arrays[stored] = np.zeros(_channels(graph, entry), np.int32) if old is None else old
     arrays[scale], arrays[zero] = steps, np.zeros(steps.shape, np.int32)
-    fresh = helper.make_node("DequantizeLinear", [stored, scale, zero], [real], name=real, axis=0)
+    where = {"axis": 0} if steps.ndim else {}
+    fresh = helper.make_node("DequantizeLinear", [stored, scale, zero], [real], name=real, **where)
     del node.input[2:]
     node.input.append(real)
     position = next(i for i, other in enumerate(proto.graph.node) if other.name == node.name)

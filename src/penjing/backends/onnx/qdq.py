@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -28,15 +29,37 @@ Facts = dict[str, float | int | str]
 """Of one layer: steps of its input and (largest) of its weight, and the weight's relative L2 error."""
 
 
+@dataclass(frozen=True)
+class Kinds:
+    """The integers that stand in a graph.
+
+    Attributes:
+        signed: activations are S8, each 128 below its U8, which changes no value.
+        by_channel: a weight that comes without codes has a step for every output channel; else one.
+    """
+
+    signed: bool = False
+    by_channel: bool = True
+
+    def stored(self, integers: Any) -> NDArray[Any]:
+        """Return U8 activations or zero points as they are written."""
+        if not self.signed:
+            return np.asarray(integers, np.uint8)
+        return (np.asarray(integers, np.int16) - 128).astype(np.int8)
+
+
 def insert_qdq(
-    proto: Any, placement: Placement, grids: Mapping[str, Grid], weights: Mapping[str, Encoded] | None = None
+    proto: Any,
+    placement: Placement,
+    grids: Mapping[str, Grid],
+    weights: Mapping[str, Encoded] | None = None,
+    kinds: Kinds = Kinds(),
 ) -> tuple[Any, dict[str, Facts]]:
     """Return the integer form of a model, and facts on every layer by name; the argument is not changed.
 
-    Activations are U8 with one asymmetric grid for a tensor, weights S8 and symmetric with one step for
-    an output channel (ONNX Runtime's fast kernels want this pair), biases int32 in steps of input times
-    weight. A Relu or Clip in front of a grid is left out, because the grid saturates where it would
-    clip. Operators that only move values take the integers themselves.
+    Activations have one asymmetric grid for a tensor, weights are S8 and symmetric, biases int32 in steps of
+    input times weight. A Relu or Clip in front of a grid is left out, because the grid saturates where it
+    would clip. Operators that only move values take the integers themselves.
 
     Args:
         proto: a normalized float model.
@@ -44,9 +67,10 @@ def insert_qdq(
         grids: grid of every tensor in `placement.grids`.
         weights: codes of the weights of some layers, signed and symmetric, at most 8 bits, with a scale for
             each channel or one; other weights are rounded to the nearest of -127 to 127.
+        kinds: of the integers that are written.
     """
     fresh = copy_proto(proto)
-    writer = _Writer(Graph(fresh), placement, grids, weights or {})
+    writer = _Writer(Graph(fresh), placement, grids, weights or {}, kinds)
     writer.write()
     replace_constants(fresh, writer.arrays)
     set_nodes(fresh, writer.nodes)
@@ -55,9 +79,15 @@ def insert_qdq(
 
 class _Writer:
     def __init__(
-        self, graph: Graph, placement: Placement, grids: Mapping[str, Grid], weights: Mapping[str, Encoded]
+        self,
+        graph: Graph,
+        placement: Placement,
+        grids: Mapping[str, Grid],
+        weights: Mapping[str, Encoded],
+        kinds: Kinds,
     ) -> None:
         self.graph, self.placement, self.grids, self.stated = graph, placement, grids, weights
+        self.kinds = kinds
         self.nodes: list[Any] = []
         self.arrays: dict[str, NDArray[Any]] = {}
         self.facts: dict[str, Facts] = {}
@@ -107,7 +137,7 @@ class _Writer:
             scale = self._constant(f"{tensor}_scale", np.asarray(grid.scale, np.float32))
             self._dequantized[key] = scale
             self._dequantized[key + "0"] = self._constant(
-                f"{tensor}_zero_point", np.asarray(grid.zero_point, np.uint8)
+                f"{tensor}_zero_point", self.kinds.stored(grid.zero_point)
             )
         return [self._dequantized[key], self._dequantized[key + "0"]]
 
@@ -182,7 +212,7 @@ class _Writer:
         bounds = clip_bounds(self.graph, node)
         assert bounds is not None
         ends = quantize(np.array(bounds, np.float32), grid)
-        low, high = (self._constant(f"{node.output[0]}_{end}", np.asarray(value, np.uint8))
+        low, high = (self._constant(f"{node.output[0]}_{end}", self.kinds.stored(value))
                      for end, value in zip(("low", "high"), ends, strict=True))  # fmt: skip
         made = unique(f"{node.output[0]}_quantized", self._taken)
         self._emit("Clip", [integer, low, high], made)
@@ -202,12 +232,12 @@ class _Writer:
         stated = self.stated.get(entry.name)
         if stated is None:
             floor = None if bias is None else bias_floor(bias.reshape(-1), float(step))
-            scales = weight_scales(canonical, floor)
-            integers = quantize_weight(canonical, scales)
+            scales, integers = self._rounded(canonical, floor)
         else:
-            scales = np.array(np.broadcast_to(stated.scales, canonical.shape[:1]), np.float32)
-            integers = stated.codes.astype(np.int8)
-        error = relative_error(dequantize_weight(integers, scales), canonical)
+            scales, integers = np.array(stated.scales, np.float32), stated.codes.astype(np.int8)
+        scales = scales.reshape(-1) if scales.size == len(canonical) else scales.reshape(())
+        real = dequantize_weight(integers, np.broadcast_to(scales, canonical.shape[:1]))
+        error = relative_error(real, canonical)
         facts: Facts = {
             "input_scale": float(step),
             "weight_scale": float(scales.max()),
@@ -221,6 +251,14 @@ class _Writer:
             inputs.append(self._weight(node.input[2], quantize_bias(bias.reshape(-1), steps), steps, 0))
         return inputs
 
+    def _rounded(self, weight: NDArray[Any], floor: NDArray[Any] | None) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return steps and integers of a weight `[out, ...]`, the steps no smaller than some."""
+        if self.kinds.by_channel:
+            scales = weight_scales(weight, floor)
+            return scales, quantize_weight(weight, scales)
+        scales = weight_scales(weight.reshape(1, -1), None if floor is None else floor.max(keepdims=True))
+        return scales, quantize_weight(weight, np.repeat(scales, len(weight)))
+
     def _weight(self, name: str, integers: NDArray[Any], scales: NDArray[Any], axis: int) -> str:
         """Store an integer constant with its steps, once for equal ones, and return its real form's name."""
         key = (name, scales.tobytes())
@@ -229,7 +267,8 @@ class _Writer:
             steps = self._constant(f"{name}_scale", scales)
             zero = self._constant(f"{name}_zero_point", np.zeros(scales.shape, integers.dtype))
             real = unique(f"{name}_dequantized", self._taken)
-            self._emit("DequantizeLinear", [stored, steps, zero], real, axis=axis)
+            where = {"axis": axis} if scales.ndim else {}
+            self._emit("DequantizeLinear", [stored, steps, zero], real, **where)
             self._weights[key] = real
         return self._weights[key]
 
