@@ -1,11 +1,16 @@
 """Time one training step in each number format and layout, interleaved; the evidence for the rules of
 `penjing.train.numerics`. Run it on a quiet machine: `python benchmarks/training_numerics.py [threads]`.
+
+    python benchmarks/training_numerics.py 1 --compile
+
+times a step as it is and through `torch.compile`, interleaved, in the format and layout that the rules
+choose: processor seconds, the seconds of the step that compiles, and after how many steps they are paid back.
 """
 
 from __future__ import annotations
 
+import argparse
 import copy
-import sys
 import time
 from statistics import median
 
@@ -84,17 +89,32 @@ NETWORKS = {
 }
 
 
-def step_of(network: nn.Module, batch: int, numerics: Numerics):
+class Encoder(nn.Module):
+    """A transformer encoder on the 48 patches of an image, four layers of width 256."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(256, 4, 1024, 0.0, batch_first=True)
+        self.patches, self.body = nn.Linear(64, 256), nn.TransformerEncoder(layer, 4)
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits of images `[n, 3, 32, 32]`."""
+        return self.head(self.body(self.patches(x.flatten(1).unflatten(1, (48, 64)))).mean(1))
+
+
+def step_of(network: nn.Module, batch: int, numerics: Numerics, compiled: bool = False):
     """Return a function that takes one step on a copy of the network."""
     model = copy.deepcopy(network).train()
     if numerics.channels_last:
         model.to(memory_format=torch.channels_last)
+    call = torch.compile(model, dynamic=False) if compiled else model
     x, y = numerics.lay_out((torch.randn(batch, 3, 32, 32),))[0], torch.randint(0, 10, (batch,))
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True)
 
     def step() -> None:
         with numerics.autocast():
-            outputs = model(x)
+            outputs = call(x)
         optimizer.zero_grad()
         nn.functional.cross_entropy(outputs.float(), y).backward()
         optimizer.step()
@@ -118,9 +138,46 @@ def milliseconds(network: nn.Module, batch: int) -> dict[Numerics, float]:
     return {choice: median(values) for choice, values in times.items()}
 
 
+def show_compiled() -> None:
+    """Print what compiling costs and brings."""
+    print("| | computed in | seconds to compile | ms a step, eager | compiled | paid back after steps |")
+    print("|---|---|---|---|---|---|")
+    networks = {
+        name: NETWORKS[name] for name in ("ResNet-20", "depthwise, widths 16 32 64", "linear, width 1024")
+    }
+    for name, (network, batch) in {**networks, "encoder, 4 layers of 256": (Encoder(), 32)}.items():
+        numerics = numerics_for(network, "auto")
+        steps = [step_of(network, batch, numerics, compiled) for compiled in (False, True)]
+        steps[0]()
+        start = time.perf_counter()
+        steps[1]()
+        first = time.perf_counter() - start
+        times: tuple[list[float], list[float]] = ([], [])
+        for _ in range(20):
+            for step, taken in zip(steps, times, strict=True):
+                start = time.process_time()
+                step()
+                taken.append(time.process_time() - start)
+        eager, compiled = (median(taken[3:]) for taken in times)
+        paid = f"{first / (eager - compiled):.0f}" if compiled < eager else "never"
+        print(
+            f"| {name} | {numerics} | {first:.0f} | {1e3 * eager:.3g} | {1e3 * compiled:.3g} | {paid} |",
+            flush=True,
+        )
+
+
 def main() -> None:
     """Print a table in Markdown; the choice of the rules is marked."""
-    torch.set_num_threads(int(sys.argv[1]) if len(sys.argv) > 1 else 2)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("threads", nargs="?", type=int, default=2)
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.compile:
+        show_compiled()
+        return
     print("ms per step |", " | ".join(map(str, CHOICES)))
     print("|".join(["---"] * (len(CHOICES) + 1)))
     for name, (network, batch) in NETWORKS.items():

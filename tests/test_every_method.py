@@ -99,6 +99,7 @@ WRONG_RECIPE = {
     "patience": [0, 1.5],
     "parts": [0, 1.5],
     "layout": ["rows"],
+    "compile": ["perhaps"],
 }
 WRONG_FORMATS = {
     "weights": ["int1", "int8 token", "float", 3],
@@ -281,6 +282,14 @@ ROWS = {
         ("numpy", "torch"),
         {"batches": [0, 1.5, "all"], "size": [1]},
         refused={"onnx": NO_HANDLER},
+        kinds=("batchnorm",),
+        one="second_bn | inside_bn",
+    ),
+    "group-norm": Row(
+        pj.ReplaceBatchNorm(groups=2),
+        ("torch",),
+        {"groups": [0, 1.5, "all"]},
+        refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         kinds=("batchnorm",),
         one="second_bn | inside_bn",
     ),

@@ -48,6 +48,7 @@ _NAMES = {
     "PruneALPS": "penjing.prune.alps",
     "ReestimateBatchNorm": "penjing.repair.batchnorm",
     "CorrectBias": "penjing.repair.bias",
+    "ReplaceBatchNorm": "penjing.repair.group_norm",
     "LeastSquares": "penjing.repair.least_squares",
     "MatchStatistics": "penjing.repair.match_statistics",
     "FineTune": "penjing.train.finetune",
@@ -148,6 +149,7 @@ if TYPE_CHECKING:
     from penjing.quantize.weight_only import WeightOnly as WeightOnly
     from penjing.repair.batchnorm import ReestimateBatchNorm as ReestimateBatchNorm
     from penjing.repair.bias import CorrectBias as CorrectBias
+    from penjing.repair.group_norm import ReplaceBatchNorm as ReplaceBatchNorm
     from penjing.repair.least_squares import LeastSquares as LeastSquares
     from penjing.repair.match_statistics import MatchStatistics as MatchStatistics
     from penjing.run.checkpoint import quantize_checkpoint as quantize_checkpoint

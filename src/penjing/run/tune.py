@@ -201,8 +201,9 @@ class _Tuning:
         objective = task_objective(search.task, search.base.label_smoothing)
         found = probe_machine(search.make(), search.backend, search.task.train, objective, search.base)
         listed = ", ".join(f"{name} {1e3 * each:.3g} ms" for name, each in found.seconds.items())
+        chosen = found.strategy.model_copy(update={"compile": "auto"})
         why = f"a training step takes {listed}: {found.chosen}, {found.gain:.2f} times as fast as the first"
-        return {"strategy": found.strategy.model_dump(mode="json"), "seconds": found.seconds, "why": why}
+        return {"strategy": chosen.model_dump(mode="json"), "seconds": found.seconds, "why": why}
 
     def _range(self, base: Strategy, name: Name, late: bool) -> dict[str, Any]:
         search, own = self._search, KINDS[name].lr
@@ -281,7 +282,7 @@ class _Tuning:
         record = self._runs[best].record
         assert record is not None, "ranked runs have a record"
         strategy = Strategy(**record.strategy).model_copy(
-            update={"epochs": record.epochs, "max_seconds": None}
+            update={"epochs": record.epochs, "max_seconds": None, "compile": search.base.compile}
         )
         model = search.make()
         read_weights(model, self._folder / self._runs[best].weights)

@@ -179,7 +179,9 @@ class _Run:
             loss = self._stepper.step(self._done, self._total, inputs, targets)
             self._done += 1
             self._tally.add(epoch, loss, len(targets))
-            self._times.append(time.perf_counter() - began + self._feed.last_wait)
+            took = time.perf_counter() - began
+            self._times.append(took + self._feed.last_wait)
+            self._stepper.forward.stepped(took, self._total - self._done)
             if limit is not None and self._done % PROBED_STEPS == 0:
                 each = median(self._times[1:][-RECENT:]) + self._hooked / self._done
                 end = self._start - self._seconds_before + limit
@@ -213,6 +215,7 @@ class _Run:
                 *events,
                 *[f"{limit}: schedule shortened to fit"] * shortened,
                 *self._feed.events,
+                *self._stepper.forward.events,
                 *self._stepper.events,
                 *self._events,
             ),

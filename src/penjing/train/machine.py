@@ -75,8 +75,9 @@ def probe_machine(
             for name, (chosen, copy) in steppers.items():
                 numerics = numerics_for(copy, chosen.precision, chosen.layout)
                 with training_mode(copy, lambda layer: True) as parameters, numerics.applied(copy):
+                    eager = chosen.model_copy(update={"compile": "never"})
                     stepper = Stepper(
-                        copy, objective, chosen, numerics, make_optimizer(copy, parameters, chosen)
+                        copy, objective, eager, numerics, make_optimizer(copy, parameters, eager)
                     )
                     stepper.step(0, 2, inputs, targets)
                     start = time.perf_counter()

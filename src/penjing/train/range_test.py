@@ -71,7 +71,8 @@ def run_range_test(
 
     lowest, highest = (share * strategy.model_copy(update={"lr": None}).rate for share in span)
     growth = (highest / lowest) ** (1 / (steps - 1))
-    own = {"lr": lowest, "schedule": "constant", "warmup": 0.0, "averaging": "none", "start_size": 1.0}
+    own = {"lr": lowest, "schedule": "constant", "warmup": 0.0, "averaging": "none", "start_size": 1.0,
+           "compile": "never"}  # fmt: skip
     strategy = strategy.model_copy(update=own)
     copy = backend.copy(model)
     numerics = numerics_for(copy, strategy.precision, strategy.layout)

@@ -11,6 +11,7 @@ from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.train.augment import Blend, augmented
 from penjing.train.averaging import Average
+from penjing.train.compiling import Forward, unfit
 from penjing.train.hooks import NO_HOOKS, Hooks
 from penjing.train.numerics import Numerics
 from penjing.train.objective import Objective, tensors_of
@@ -40,6 +41,7 @@ class Stepper:
     Attributes:
         events: what happened that was not planned, in words.
         average: of the weights on the way.
+        forward: the call of the model, which may be compiled.
     """
 
     def __init__(
@@ -57,7 +59,10 @@ class Stepper:
         self.events: list[str] = []
         self.average = Average(model, strategy.averaging, optimizer, KINDS[strategy.optimizer].modes)
         self._model, self._objective, self._strategy = model, objective, strategy
-        self._processes, self._forward = processes, processes.wrapped(model)
+        self._processes = processes
+        self.forward = Forward(
+            processes.wrapped(model), strategy.compile, unfit(strategy, model, processes.count)
+        )
         self._numerics, self._optimizer, self._hooks = numerics, optimizer, hooks
         self._enforce = partial(enforce, model, optimizer)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -129,6 +134,7 @@ class Stepper:
             "snapshot": [step, tensors],
             "numbers": [self._cut, self._scale, self._part, self._limit],
             "events": self.events,
+            "forward": self.forward.state(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -140,6 +146,7 @@ class Stepper:
         self._snapshot = (step, tensors)
         self._cut, self._scale, self._part, self._limit = state["numbers"]
         self.events[:] = state["events"]
+        self.forward.restore(state["forward"])
 
     def _copies(self) -> list[Any]:
         return [tensor.detach().clone() for tensor in self._kept]
@@ -172,7 +179,7 @@ class Stepper:
         for parts in zip(*(t.tensor_split(count) for t in tensors), strict=True):
             inputs, targets = parts[: len(batch.inputs)], parts[len(batch.inputs) :]
             with self._numerics.autocast():
-                outputs = self._forward(*inputs)
+                outputs = self.forward(*inputs)
                 loss = self._objective(outputs, inputs, targets[0])
                 if batch.others is not None:
                     other = self._objective(outputs, inputs, targets[1])

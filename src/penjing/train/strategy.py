@@ -57,6 +57,8 @@ class Strategy(Method):
             cores. `auto` takes it where the processor has it and the network is of a kind that gains.
         layout: of images in memory: `channels_last` or `contiguous`; `auto` takes what gains for networks
             of the kind. `penjing.train.machine` measures both this and `precision`.
+        compile: whether the model runs through `torch.compile`: `auto` tries it where at least ten minutes
+            are left and keeps it where steps get faster, both measured.
 
     >>> Strategy(epochs=10, optimizer="adamw", averaging="ema")
     Strategy(epochs=10.0, optimizer='adamw', averaging='ema')
@@ -89,6 +91,7 @@ class Strategy(Method):
     max_seconds: float | None = Field(default=None, gt=0)
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     layout: Literal["auto", "contiguous", "channels_last"] = "auto"
+    compile: Literal["never", "auto", "always"] = "never"
 
     @property
     def rate(self) -> float:

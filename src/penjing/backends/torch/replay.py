@@ -9,6 +9,7 @@ from torch import nn
 
 from penjing.backends.torch.backend import TorchBackend
 from penjing.backends.torch.blocks import find_blocks, take_out
+from penjing.backends.torch.group_norms import normalizations, with_group_norms
 from penjing.backends.torch.history import Entry, history
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
@@ -63,4 +64,13 @@ def _skip(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
     return take_out(module, blocks, list(entry["skip"]), example)
 
 
-_STEPS: dict[str, Any] = {"keep": _cut, "skip": _skip}
+def _normalize(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
+    layers = normalizations(module)
+    for name, count in entry["group_norm"].items():
+        if name not in layers or layers[name].num_features % count:
+            raise Refused("the class has the BatchNorm layers that were replaced", value=name,
+                          place="model()", fix=_FIX)  # fmt: skip
+    return with_group_norms(module, entry["group_norm"])
+
+
+_STEPS: dict[str, Any] = {"keep": _cut, "skip": _skip, "group_norm": _normalize}

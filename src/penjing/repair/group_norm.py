@@ -1,0 +1,62 @@
+"""Replace BatchNorm by a normalization that needs no batch."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from penjing.core.context import Context
+from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
+
+
+class ReplaceBatchNorm(Method):
+    """Put GroupNorm in the place of BatchNorm, for training with batches too small to have statistics.
+
+    GroupNorm normalizes groups of channels of each example by themselves (Wu and He 2018, "Group
+    normalization"). Scales and shifts are taken over, yet the network computes something else: it has to be
+    trained afterwards. In inference GroupNorm costs time that folded BatchNorm does not.
+
+    Attributes:
+        groups: of channels in a layer, at most; the largest divisor of its channels up to it is taken.
+    """
+
+    stage: ClassVar[Stage] = Stage.STRUCTURE
+    groups: int = Field(default=32, ge=1, le=65_536)
+
+
+@handles(ReplaceBatchNorm, "torch")
+def replace_batchnorm(model: Model, method: ReplaceBatchNorm, context: Context) -> Outcome:
+    """Return a model with GroupNorm; one change for every BatchNorm layer covered."""
+    from penjing.backends.torch.group_norms import normalizations, values_by_channel, with_group_norms
+
+    layers = {name: layer for name, layer in normalizations(model).items() if context.covers(name)}
+    if not layers:
+        return Outcome(model, [_skipped("", "no BatchNorm layer")])
+    values = values_by_channel(model, context.task.valid.example())
+    groups, changes = {}, []
+    for name, layer in layers.items():
+        count = largest_divisor(layer.num_features, method.groups)
+        together = values.get(name, 0) * layer.num_features // count
+        if name not in values:
+            changes.append(_skipped(name, "the model does not call it as a module"))
+        elif together < 2:
+            changes.append(_skipped(name, "a group of one value has no variance: take fewer groups"))
+        else:
+            groups[name] = count
+            detail: dict[str, float | int | str] = {"groups": count, "values": together}
+            changes.append(Change(method="ReplaceBatchNorm", layer=name, status="done", detail=detail))
+    return Outcome(with_group_norms(model, groups) if groups else model, changes)
+
+
+def largest_divisor(number: int, most: int) -> int:
+    """Return the largest divisor of a number that is at most another.
+
+    >>> largest_divisor(48, 32)
+    24
+    """
+    return next(count for count in range(min(number, most), 0, -1) if number % count == 0)
+
+
+def _skipped(layer: str, reason: str) -> Change:
+    return Change(method="ReplaceBatchNorm", layer=layer, status="skipped", reason=reason)
