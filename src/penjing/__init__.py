@@ -53,6 +53,7 @@ _NAMES = {
     "MatchStatistics": "penjing.repair.match_statistics",
     "FineTune": "penjing.train.finetune",
     "distill": "penjing.run.distill",
+    "shrunk": "penjing.run.shrink",
     "Distill": "penjing.distilling.logits",
     "DistillFeatures": "penjing.distilling.features",
     "DistillBlocks": "penjing.distilling.blocks",
@@ -162,6 +163,7 @@ if TYPE_CHECKING:
     from penjing.run.optimize import optimize as optimize
     from penjing.run.range_test import range_test as range_test
     from penjing.run.record import Result as Result
+    from penjing.run.shrink import shrunk as shrunk
     from penjing.run.stability import Stability as Stability
     from penjing.run.stability import stability as stability
     from penjing.run.tune import tune as tune
