@@ -42,6 +42,8 @@ import cifar10
 import minilm
 
 BATCH = 250
+CLS, SEP, MASK = 101, 102, 103
+MASKED = 0.15
 How = dict[str, Any]
 
 ROWS: dict[str, Callable[[How], pj.Method]] = {
@@ -62,6 +64,27 @@ HOW: dict[str, How] = {
     "half": {"lr": 0.1, "schedule": "one_cycle", "batch_size": 128},
     "minilm": {"lr": 3e-4, "optimizer": "adamw", "weight_decay": 0.01, "batch_size": 32, "clip_norm": 1.0},
 }
+
+
+class Masked:
+    """Batches of shuffled sentences, one word in so many masked at random; each walk is the next epoch."""
+
+    def __init__(self, ids: Any, mask: Any, labels: Any, epoch: int) -> None:
+        self.ids, self.mask, self.labels, self.epoch = ids, mask, labels, epoch
+        self.size = HOW["minilm"]["batch_size"]
+
+    def __len__(self) -> int:
+        return -(-len(self.ids) // self.size)
+
+    def __iter__(self) -> Iterator[Any]:
+        rng = np.random.default_rng(self.epoch)
+        self.epoch += 1
+        words = (self.mask > 0) & (self.ids != CLS) & (self.ids != SEP)
+        ids = np.where(words & (rng.random(self.ids.shape) < MASKED), MASK, self.ids)
+        order = rng.permutation(len(ids))
+        for start in range(0, len(order), self.size):
+            index = order[start : start + self.size]
+            yield (ids[index], self.mask[index]), self.labels[index]
 
 
 def teacher_of(work: str) -> torch.nn.Module:
@@ -91,8 +114,10 @@ def task_of(work: str, examples: int, seed: int, live: bool = True) -> pj.Task:
     """Return the first so many training examples, and the test part in two: not judged on, and judged on."""
     if work == "minilm":
         parts = minilm.encoded("sst2")
-        cut = {"train": examples, "valid": None, "test": None}
-        return pj.Task(**{n: ((a[: cut[n]], b[: cut[n]]), c[: cut[n]]) for n, (a, b, c) in parts.items()})
+        judged = {
+            name: ((ids, mask), labels) for name, (ids, mask, labels) in parts.items() if name != "train"
+        }
+        return pj.Task(train=Masked(*(x[:examples] for x in parts["train"]), 10_000 * seed), **judged)
     data = cifar10.images()
     train = cifar10.Augmented(data["train_x"][:examples], data["train_y"][:examples])
     train.epoch = 10_000 * seed

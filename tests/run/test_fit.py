@@ -188,3 +188,31 @@ def test_energy_is_read_where_the_machine_tells_it(tmp_path):
     (zone / "energy_uj").write_text("100000\n")
     assert meter.joules() == pytest.approx(0.2), "the counter began anew"
     assert EnergyMeter(tmp_path / "none").joules() is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "more", "looks"),
+    [
+        ({}, {}, 2),
+        ({"averaging": "ema"}, {}, 3),
+        ({}, {"goal": "accuracy >= 50%"}, 1),
+        ({"patience": 1, "lr": 1e-6}, {}, 3),
+    ],
+)
+def test_quality_is_that_of_the_model_returned_and_no_look_is_taken_twice(monkeypatch, fields, more, looks):
+    from penjing.run import monitor
+
+    taken, real = [], monitor.outputs_of
+
+    def counted(*arguments):
+        taken.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(monitor, "outputs_of", counted)
+    strategy = pj.Strategy(epochs=2, batch_size=50, **fields)
+    fitted = pj.fit(net(), task(), strategy, say=QUIET, **more)
+    assert len(taken) == looks
+    valid = task().prepare().valid
+    with torch.no_grad():
+        found = fitted.model.eval()(torch.from_numpy(valid.arrays()[0][0])).argmax(1).numpy()
+    assert fitted.record.quality == (found == valid.arrays()[1]).mean()

@@ -28,6 +28,7 @@ from penjing.train.checkpoint import Checkpoint
 from penjing.train.hooks import Hooks
 from penjing.train.loop import fit as train
 from penjing.train.objective import task_objective
+from penjing.train.optimizers import KINDS
 from penjing.train.processes import processes
 from penjing.train.strategy import Strategy
 
@@ -137,7 +138,8 @@ class TrainingJob:
             checkpoint=None if state is None else Checkpoint(*state, also=monitor),
         )
         monitor.keep_best()
-        quality, reached = monitor.measure(), monitor.reached
+        averaged = self.strategy.averaging != "none" or KINDS[self.strategy.optimizer].modes
+        quality, reached = monitor.measure(done.steps, averaged), monitor.reached
         if self.goal is not None and reached is None and self.goal.met(quality):  # by its new statistics
             last = monitor.points[-1].model_dump()
             reached = Point(**last | {"quality": quality, "seconds": done.seconds - done.hook_seconds})

@@ -93,8 +93,17 @@ class Monitor:
                 return Reaction()
             return self._patient(outputs, quality)
 
-    def measure(self) -> float:
-        """Return the metric of the model as it is."""
+    def measure(self, steps: int, averaged: bool) -> float:
+        """Return the metric of the model in the end; the last look has it where that saw these weights.
+
+        Args:
+            steps: that were taken.
+            averaged: whether a look sees other weights than those of the last step.
+        """
+        last = self.points[-1] if self.points else None
+        same = self.reached is not None or not averaged
+        if last is not None and last.step == steps and same and not self._back:
+            return last.quality
         return metric_value(self._task, self._outputs(), self._targets)
 
     def keep_best(self) -> None:
