@@ -14,6 +14,7 @@ import typer.main
 
 from penjing.cli.main import VERBS, app, run
 from penjing.core.method import load_methods
+from penjing.train.strategy import Strategy
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("README*.md"), ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
@@ -162,5 +163,17 @@ def test_every_method_has_a_card_with_each_of_its_options() -> None:
         card = (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8")
         for part in ("## What", "## When", "## Cost", "## Options", "## Refused", "## Reference"):
             assert part in card, (name, part)
-        for field in kind.model_fields:
-            assert f"`{field}`" in card, (name, field)
+        trains = issubclass(kind, Strategy)
+        assert trains == ("[strategy](../strategy.md)" in card), name
+        for field, info in kind.model_fields.items():
+            inherited = trains and field in Strategy.model_fields
+            if not inherited or info.default != Strategy.model_fields[field].default:
+                assert f"`{field}`" in card, (name, field)
+
+
+def test_the_page_of_a_strategy_has_each_field_with_its_default() -> None:
+    page = (ROOT / "docs" / "strategy.md").read_text("utf-8")
+    for field, info in Strategy.model_fields.items():
+        plain = f"`{info.default}`" if isinstance(info.default, str) else f"{info.default}".lower()
+        said = f"{info.default:g}" if isinstance(info.default, float) else plain
+        assert f"| `{field}` | {said} | " in page, field
