@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from penjing.core.backend import Arrays
-from penjing.core.errors import Exit, Refused
+from penjing.core.errors import Refused
 from penjing.train.augment import Blend, augmented
 from penjing.train.averaging import Average
 from penjing.train.compiling import Forward, unfit
@@ -17,15 +17,13 @@ from penjing.train.numerics import Numerics
 from penjing.train.objective import Objective, tensors_of
 from penjing.train.optimizers import KINDS
 from penjing.train.parameters import statistics_kept
+from penjing.train.parts import Parts, free_memory
 from penjing.train.processes import Processes
 from penjing.train.schedule import rate_factor
 from penjing.train.strategy import Strategy
 
 SNAPSHOT_EVERY = 50
 """Steps between copies of the weights to fall back to; a copy costs far less than a step."""
-
-SMALLEST_PART = 4
-"""Examples in the smallest part of a halved batch; parts of one have no batch statistics."""
 
 EXPLODED = 1e4
 """A loss this many times the first one is divergence, though finite."""
@@ -69,7 +67,7 @@ class Stepper:
         self._kept = [*model.parameters(), *model.buffers()]
         self._snapshot = (0, self._copies())
         self._cut = self._scale = 1.0
-        self._part: int | None = None
+        self._parts = Parts(strategy.parts, partial(free_memory, numerics.device), self.events)
         self._share = 1.0
         self._limit = math.inf
 
@@ -86,10 +84,9 @@ class Stepper:
         *x, y = self._processes.part(tensors_of((*inputs, targets), self._parameters[0]))
         batch = augmented(self._strategy, tuple(x), y, progress)
         batch = replace(batch, inputs=self._numerics.lay_out(batch.inputs))
-        if self._part is None and self._strategy.parts > 1:
-            self._part = math.ceil(len(y) / self._strategy.parts)
+        self._parts.look(number, len(y))
         self._share = len(y) * self._processes.count / len(targets)
-        loss, norm = self._gradients(batch, progress)
+        loss, norm = self._gradients(batch, number, progress)
         if not (math.isfinite(loss) and math.isfinite(norm) and loss <= self._limit):
             self._fall_back(number, f"loss {loss:.3g}, gradient norm {norm:.3g}", inputs)
             return None
@@ -98,7 +95,7 @@ class Stepper:
         if number and number % SNAPSHOT_EVERY == 0:
             self._snapshot = (number, self._copies())
         if self._strategy.sam is not None:
-            self._sharpen(batch, progress, norm)
+            self._sharpen(batch, number, progress, norm)
         rate = self.rate(number, total)
         for group in self._optimizer.param_groups:
             group["lr"] = rate * group["share"]
@@ -132,7 +129,8 @@ class Stepper:
             "optimizer": self._optimizer.state_dict(),
             "average": self.average.state(),
             "snapshot": [step, tensors],
-            "numbers": [self._cut, self._scale, self._part, self._limit],
+            "numbers": [self._cut, self._scale, self._limit],
+            "parts": self._parts.state(),
             "events": self.events,
             "forward": self.forward.state(),
         }
@@ -144,7 +142,8 @@ class Stepper:
         self.average.restore(state["average"])
         step, tensors = state["snapshot"]
         self._snapshot = (step, tensors)
-        self._cut, self._scale, self._part, self._limit = state["numbers"]
+        self._cut, self._scale, self._limit = state["numbers"]
+        self._parts.restore(state["parts"])
         self.events[:] = state["events"]
         self.forward.restore(state["forward"])
 
@@ -155,7 +154,7 @@ class Stepper:
         for tensor, saved in zip(self._kept, tensors, strict=True):
             tensor.detach().copy_(saved)
 
-    def _gradients(self, batch: Blend, progress: float) -> tuple[float, float]:
+    def _gradients(self, batch: Blend, number: int, progress: float) -> tuple[float, float]:
         import torch
 
         while True:
@@ -169,11 +168,11 @@ class Stepper:
             except (MemoryError, RuntimeError) as error:
                 if not _lacks_memory(error) or self._processes.count > 1:
                     raise
-                self._halve(len(batch.targets), error)
+                self._parts.halve(number, len(batch.targets), error)
 
     def _accumulate(self, batch: Blend) -> float:
         total = len(batch.targets)
-        count = 1 if self._part is None else math.ceil(total / self._part)
+        count = self._parts.count(total)
         tensors = (*batch.inputs, batch.targets, *(() if batch.others is None else (batch.others,)))
         mean = 0.0
         for parts in zip(*(t.tensor_split(count) for t in tensors), strict=True):
@@ -189,7 +188,7 @@ class Stepper:
             mean += float(loss.detach())
         return mean
 
-    def _sharpen(self, batch: Blend, progress: float, norm: float) -> None:
+    def _sharpen(self, batch: Blend, number: int, progress: float, norm: float) -> None:
         """Take the gradients a step uphill instead (Foret et al. 2021, "SAM"); statistics stay."""
         import torch
 
@@ -202,19 +201,10 @@ class Stepper:
                 parameter.add_(parameter.grad, alpha=scale)
         try:
             with statistics_kept(self._model):
-                self._gradients(batch, progress)
+                self._gradients(batch, number, progress)
         finally:
             for parameter, saved in zip(trained, before, strict=True):
                 parameter.detach().copy_(saved)
-
-    def _halve(self, size: int, error: Exception) -> None:
-        part = (min(size, self._part or size) + 1) // 2
-        if part < SMALLEST_PART:
-            raise Refused("a training step fits in memory", value=f"{self._part or size} examples do not",
-                          place="training", fix="free memory or use a smaller model", code=Exit.ENVIRONMENT,
-                          ) from error  # fmt: skip
-        self._part = part
-        self.events.append(f"out of memory: batches are summed from parts of {part} examples")
 
     def _fall_back(self, number: int, found: str, inputs: Arrays) -> None:
         step, tensors = self._snapshot
