@@ -5,6 +5,11 @@
 
 times a step as it is and through `torch.compile`, interleaved, in the format and layout that the rules
 choose: processor seconds, the seconds of the step that compiles, and after how many steps they are paid back.
+
+    python benchmarks/training_numerics.py 1 --eight-bit
+
+times the steps of AdamW and of torchao's AdamW8bit alone, on the weights of the encoder, and tells the bytes
+of their states.
 """
 
 from __future__ import annotations
@@ -166,6 +171,36 @@ def show_compiled() -> None:
         )
 
 
+def show_eight_bit() -> None:
+    """Print what 8-bit states cost and save."""
+    from torchao.optim import AdamW8bit
+
+    print("| optimizer | seconds of the first step | ms a step | MB of state for", end=" ")
+    network = Encoder()
+    print(f"{sum(p.numel() for p in network.parameters()) / 1e6:.2f} M weights |\n|---|---|---|---|")
+    for cls in (torch.optim.AdamW, AdamW8bit):
+        model = copy.deepcopy(network)
+        optimizer = cls(model.parameters(), lr=1e-3)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        start = time.perf_counter()
+        optimizer.step()
+        first, taken = time.perf_counter() - start, []
+        for _ in range(20):
+            start = time.process_time()
+            optimizer.step()
+            taken.append(time.process_time() - start)
+        size = sum(_bytes(v) for state in optimizer.state.values() for v in state.values())
+        print(f"| {cls.__name__} | {first:.2g} | {1e3 * median(taken):.3g} | {size / 1e6:.1f} |", flush=True)
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    if type(tensor) is torch.Tensor:
+        return tensor.numel() * tensor.element_size()
+    inner, _ = tensor.__tensor_flatten__()
+    return sum(_bytes(getattr(tensor, name)) for name in inner)
+
+
 def main() -> None:
     """Print a table in Markdown; the choice of the rules is marked."""
     parser = argparse.ArgumentParser(
@@ -173,10 +208,14 @@ def main() -> None:
     )
     parser.add_argument("threads", nargs="?", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--eight-bit", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.compile:
         show_compiled()
+        return
+    if options.eight_bit:
+        show_eight_bit()
         return
     print("ms per step |", " | ".join(map(str, CHOICES)))
     print("|".join(["---"] * (len(CHOICES) + 1)))

@@ -21,7 +21,7 @@ def able(monkeypatch):
 CASES = [
     (nn.Conv2d(3, 16, 3), True, True),
     (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 20, 3)), True, False),
-    (nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, groups=12)), True, True),
+    (nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 12, 3, groups=12)), False, True),
     (nn.Conv1d(8, 16, 3), True, False),
     (nn.Linear(8, 8), False, False),
     (nn.Linear(1024, 1024), True, False),
