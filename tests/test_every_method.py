@@ -100,6 +100,7 @@ WRONG_RECIPE = {
     "parts": [0, 1.5],
     "layout": ["rows"],
     "compile": ["perhaps"],
+    "shard": ["perhaps"],
 }
 WRONG_FORMATS = {
     "weights": ["int1", "int8 token", "float", 3],

@@ -28,8 +28,9 @@ torch.save([fitted.model.state_dict(), fitted.record.model_dump(), lines], out +
 def net(kind):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        norm = [nn.BatchNorm1d(16)] if kind == "norm" else []
-        return nn.Sequential(nn.Linear(8, 16), *norm, nn.Tanh(), nn.Linear(16, 3))
+        norm = [nn.BatchNorm1d(16)] if kind in ("norm", "shards-average") else []
+        blocks = [nn.Sequential(nn.Linear(16, 16), nn.Tanh())] if kind.startswith("shards") else []
+        return nn.Sequential(nn.Linear(8, 16), *norm, nn.Tanh(), *blocks, nn.Linear(16, 3))
 
 
 def task():
@@ -46,6 +47,8 @@ def strategies():
 
     return {
         "plain": pj.Strategy(epochs=3, batch_size=33, clip_norm=1.0),
+        "shards": pj.Strategy(epochs=3, batch_size=33, clip_norm=1.0, shard=True, optimizer="adamw"),
+        "shards-average": pj.Strategy(epochs=3, batch_size=50, averaging="ema", patience=2, shard=True),
         "norm": pj.Strategy(epochs=3, batch_size=50, averaging="ema", patience=2, max_seconds=60),
     }
 
@@ -66,11 +69,12 @@ def train_on_two(kind, folder):
     return [torch.load(f"{folder / 'run'}-{rank}", weights_only=True) for rank in (0, 1)]
 
 
-def test_two_processes_take_the_steps_of_one(tmp_path):
+@pytest.mark.parametrize("kind", ["plain", "shards"])
+def test_two_processes_take_the_steps_of_one(kind, tmp_path):
     import penjing as pj
 
-    (first, record, lines), (second, _, silent) = train_on_two("plain", tmp_path)
-    alone = pj.fit(net("plain"), task(), STRATEGIES["plain"], say=[].append)
+    (first, record, lines), (second, _, silent) = train_on_two(kind, tmp_path)
+    alone = pj.fit(net(kind), task(), STRATEGIES[kind], say=[].append)
     assert all(torch.equal(first[name], second[name]) for name in first)
     for name, tensor in alone.model.state_dict().items():
         torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-5)
@@ -79,13 +83,55 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
         [p.loss for p in alone.record.curve], rel=1e-4
     )
     assert any("2 processes" in event for event in record["events"])
+    assert any("part of the weights" in event for event in record["events"]) == (kind == "shards")
     assert len(lines) == 3
     assert not silent
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["fit.json", "weights.safetensors"]
 
 
-def test_statistics_and_decisions_agree(tmp_path):
-    (first, record, _), (second, other, _) = train_on_two("norm", tmp_path)
+@pytest.mark.parametrize("kind", ["norm", "shards-average"])
+def test_statistics_and_decisions_agree(kind, tmp_path):
+    (first, record, _), (second, other, _) = train_on_two(kind, tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [p["quality"] for p in record["curve"]] == [p["quality"] for p in other["curve"]]
     assert record["quality"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"optimizer": "adafactor"}, "whole matrices"),
+        ({"sam": 0.05}, "sam"),
+        ({"ghost_batch": 8}, "ghost_batch"),
+        ({"recompute": True}, "recompute"),
+    ],
+)
+def test_what_does_not_go_with_shards_is_refused(fields, words):
+    import penjing as pj
+    from penjing.train.sharding import Sharded
+
+    with pytest.raises(pj.Refused, match=words):
+        Sharded(net("shards"), pj.Strategy(shard=True, **fields), 2)
+
+
+def test_masks_and_watched_layers_do_not_go_with_shards():
+    import penjing as pj
+    from penjing.backends.torch.masks import set_masks
+    from penjing.train.sharding import Sharded
+
+    masked, watched = net("shards"), net("shards")
+    set_masks(masked, {"0.weight": np.arange(128).reshape(16, 8) % 2 > 0})
+    watched[0].register_forward_hook(lambda *_: None)
+    for model, words in ((masked, "mask"), (watched, "watched")):
+        with pytest.raises(pj.Refused, match=words):
+            Sharded(model, pj.Strategy(shard=True), 2)
+
+
+def test_one_process_has_nothing_to_shard():
+    import penjing as pj
+
+    alone, same = (
+        pj.fit(net("plain"), task(), pj.Strategy(epochs=1, shard=s), say=[].append) for s in (False, True)
+    )
+    assert same.record.events == alone.record.events
+    assert all(map(torch.equal, same.model.parameters(), alone.model.parameters()))

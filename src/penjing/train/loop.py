@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from statistics import median
@@ -21,6 +22,7 @@ from penjing.train.numerics import numerics_for
 from penjing.train.objective import Objective
 from penjing.train.parameters import BatchNorms, is_batchnorm, keeps_statistics, make_optimizer, training_mode
 from penjing.train.processes import RANK_SEED, processes
+from penjing.train.sharding import Sharded
 from penjing.train.stepper import Stepper
 from penjing.train.strategy import Strategy
 
@@ -111,15 +113,26 @@ def fit(
         trained_by_blocks(model, split.example(), strategy),
     ):
         torch.manual_seed(seed + RANK_SEED * together.rank)
-        optimizer = make_optimizer(model, parameters, strategy)
-        stepper = Stepper(model, objective, strategy, numerics, optimizer, hooks, together)
-        run = _Run(stepper, Feed(split, size, seed, together.count), strategy, hooks, checkpoint)
-        run.go(partial(together.share_buffers, model), together.agreed)
+        sharded = Sharded(model, strategy, together.count) if strategy.shard and together.count > 1 else None
+        trained = model
+        if sharded is not None:
+            trained, together = sharded.module, replace(together, sharded=True)
+            parameters = [p for p in trained.parameters() if p.requires_grad]
+        optimizer = make_optimizer(trained, parameters, strategy)
+        stepper = Stepper(trained, objective, strategy, numerics, optimizer, hooks, together)
+        shown = stepper.average.shown
+        shown = shown if sharded is None else partial(sharded.shown, shown)
+        run = _Run(stepper, Feed(split, size, seed, together.count), strategy, hooks, checkpoint, shown)
+        run.go(partial(together.share_buffers, trained), together.agreed)
         average_kept = stepper.average.other and not run.as_shown
         stepper.average.keep()
+        if sharded is not None:
+            sharded.give_back()
     events = [f"computed in {numerics}"]
     if together.count > 1:
         events.append(f"{together.count} processes, each with its part of every batch; no state on the way")
+    if together.sharded:
+        events.append("each process holds a part of the weights, the gradients and the optimizer's state")
     if norms.alone:
         events.append("batches of one example: BatchNorm keeps its statistics")
     if average_kept:
@@ -146,9 +159,15 @@ class _Run:
     """One run of the loop: counts, times, and what a checkpoint holds."""
 
     def __init__(
-        self, stepper: Stepper, feed: Feed, strategy: Strategy, hooks: Hooks, checkpoint: Checkpoint | None
+        self,
+        stepper: Stepper,
+        feed: Feed,
+        strategy: Strategy,
+        hooks: Hooks,
+        checkpoint: Checkpoint | None,
+        shown: Callable[[], AbstractContextManager[None]],
     ) -> None:
-        self._stepper, self._feed, self._strategy = stepper, feed, strategy
+        self._stepper, self._feed, self._strategy, self._shown = stepper, feed, strategy, shown
         self._hooks, self._checkpoint = hooks, checkpoint
         self._tally = Tally(hooks.say, strategy.epochs)
         self._planned = self._total = max(1, math.ceil(strategy.epochs * feed.batches_an_epoch))
@@ -230,7 +249,7 @@ class _Run:
             total=self._total,
             loss=self._tally.mean,
             seconds=self._seconds - self._hooked,
-            shown=self._stepper.average.shown,
+            shown=self._shown,
         )
         reaction = self._hooks.passed(moment)
         self._hooked += time.perf_counter() - began

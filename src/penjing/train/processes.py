@@ -23,11 +23,13 @@ class Processes:
         rank: number of this one, from 0.
         count: of all.
         accelerator: Hugging Face Accelerate's, which wraps the model; None where there is one process only.
+        sharded: whether the model is in shards, which average their gradients themselves.
     """
 
     rank: int = 0
     count: int = 1
     accelerator: Any = None
+    sharded: bool = False
 
     @property
     def first(self) -> bool:
@@ -36,7 +38,8 @@ class Processes:
 
     def wrapped(self, model: Any) -> Any:
         """Return the model to call in training: gradients are averaged over the processes behind it."""
-        return model if self.accelerator is None else self.accelerator.prepare_model(model)
+        plain = self.accelerator is None or self.sharded
+        return model if plain else self.accelerator.prepare_model(model)
 
     def part(self, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
         """Return this process's part of a batch.

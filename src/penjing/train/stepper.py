@@ -20,6 +20,7 @@ from penjing.train.parameters import statistics_kept
 from penjing.train.parts import Parts, free_memory
 from penjing.train.processes import Processes
 from penjing.train.schedule import rate_factor
+from penjing.train.sharding import whole
 from penjing.train.strategy import Strategy
 
 SNAPSHOT_EVERY = 50
@@ -101,6 +102,8 @@ class Stepper:
             group["lr"] = rate * group["share"]
         self._optimizer.step()
         self._enforce()
+        if self._processes.sharded:
+            self._processes.share_buffers(self._model)
         self.average.stepped(number + 1, total)
         self._hooks.stepped(progress)
         return loss
@@ -118,7 +121,8 @@ class Stepper:
         """Make sure that the last step left finite weights, or go back to the last that were."""
         import torch
 
-        if not all(bool(torch.isfinite(t).all()) for t in self._kept if t.is_floating_point()):
+        floats = (t for t in self._kept if t.is_floating_point())
+        if not all(bool(whole(torch.isfinite(t).all())) for t in floats):
             self._fall_back(number, "weights that are not finite", ())
 
     def state(self) -> dict[str, Any]:
@@ -164,7 +168,7 @@ class Stepper:
                 self._hooks.gradients(progress)
                 self._enforce()
                 norm = torch.nn.utils.clip_grad_norm_(self._parameters, self._strategy.clip_norm or math.inf)
-                return self._processes.summed(loss / self._processes.count), float(norm)
+                return self._processes.summed(loss / self._processes.count), float(whole(norm))
             except (MemoryError, RuntimeError) as error:
                 if not _lacks_memory(error) or self._processes.count > 1:
                     raise

@@ -59,6 +59,8 @@ class Strategy(Method):
             of the kind. `penjing.train.machine` measures both this and `precision`.
         compile: whether the model runs through `torch.compile`: `auto` tries it where at least ten minutes
             are left and keeps it where steps get faster, both measured.
+        shard: whether several processes each hold a part of the weights, gradients and optimizer's state
+            (FSDP) where there are several.
 
     >>> Strategy(epochs=10, optimizer="adamw", averaging="ema")
     Strategy(epochs=10.0, optimizer='adamw', averaging='ema')
@@ -92,6 +94,7 @@ class Strategy(Method):
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
     layout: Literal["auto", "contiguous", "channels_last"] = "auto"
     compile: Literal["never", "auto", "always"] = "never"
+    shard: bool = False
 
     @property
     def rate(self) -> float:

@@ -1,0 +1,103 @@
+"""Training with weights, gradients and the optimizer's state spread over several processes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+from penjing.core.errors import Refused
+from penjing.train.optimizers import Name
+from penjing.train.strategy import Strategy
+
+ELEMENTWISE: tuple[Name, ...] = (
+    "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta",
+)  # fmt: skip
+"""Optimizers that step on each number by itself; others need whole matrices."""
+
+
+class Sharded:
+    """A copy of a model that trains in shards (Zhao et al. 2023, "PyTorch FSDP"; torch's `fully_shard`).
+
+    Each process holds a part of every tensor of the copy, of its gradient and of the optimizer's state; the
+    blocks that a model is made of are put together one after the other. The model itself stays whole.
+
+    Attributes:
+        module: the copy, to train.
+    """
+
+    def __init__(self, model: Any, strategy: Strategy, count: int) -> None:
+        """Spread a copy over the processes.
+
+        Args:
+            model: a torch module.
+            strategy: how it trains.
+            count: of the processes.
+
+        Raises:
+            Refused: what the strategy or the model asks for does not go with shards.
+        """
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        if reason := _unfit(model, strategy):
+            raise Refused("training goes with shards", value=reason, place="shard", fix="take shard=False")
+        self._model = model
+        self.module = copy.deepcopy(model)
+        mesh = init_device_mesh(next(model.parameters()).device.type, (count,))
+        for block in _blocks(self.module):
+            fully_shard(block, mesh=mesh)
+        fully_shard(self.module, mesh=mesh)
+
+    def give_back(self) -> None:
+        """Put the tensors of the copy, whole, into the model; all processes have to call it."""
+        import torch
+
+        own = dict(self._model.named_parameters()) | dict(self._model.named_buffers())
+        with torch.no_grad():
+            for name, tensor in (*self.module.named_parameters(), *self.module.named_buffers()):
+                own[name].copy_(whole(tensor))
+
+    @contextmanager
+    def shown(self, weights: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+        """Let the model have the weights that the copy is judged by."""
+        with weights():
+            self.give_back()
+            yield
+
+
+def whole(tensor: Any) -> Any:
+    """Return a tensor whose parts other processes hold put together; others as they are."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _unfit(model: Any, strategy: Strategy) -> str:
+    from penjing.backends.torch.masks import masks_of
+
+    if strategy.optimizer not in ELEMENTWISE:
+        return f"{strategy.optimizer} steps on whole matrices"
+    for name in ("sam", "ghost_batch", "recompute"):
+        if getattr(strategy, name):
+            return name
+    if masks_of(model):
+        return "weights that a mask holds at zero"
+    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules()):
+        return "layers that are watched"
+    return ""
+
+
+def _blocks(model: Any) -> list[Any]:
+    """Return the outermost members of lists of modules that hold parameters."""
+    from torch import nn
+
+    found: list[Any] = []
+    inside: set[int] = set()
+    for parent in model.modules():
+        if not isinstance(parent, nn.ModuleList | nn.Sequential) or parent is model or id(parent) in inside:
+            continue
+        for child in parent.children():
+            inside.update(id(module) for module in child.modules())
+            if next(child.parameters(), None) is not None:
+                found.append(child)
+    return found
