@@ -28,8 +28,11 @@ torch.save([fitted.model.state_dict(), fitted.record.model_dump(), lines], out +
 def net(kind):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        norm = [nn.BatchNorm1d(16)] if kind in ("norm", "shards-average") else []
-        blocks = [nn.Sequential(nn.Linear(16, 16), nn.Tanh())] if kind.startswith("shards") else []
+        if kind == "shards-average":
+            body = nn.Sequential(nn.Conv2d(2, 16, 2), nn.BatchNorm2d(16), nn.Tanh())
+            return nn.Sequential(nn.Unflatten(1, (2, 2, 2)), body, nn.Flatten(), nn.Linear(16, 3))
+        norm = [nn.BatchNorm1d(16)] if kind == "norm" else []
+        blocks = [nn.Sequential(nn.Linear(16, 16), nn.Tanh())] if kind == "shards" else []
         return nn.Sequential(nn.Linear(8, 16), *norm, nn.Tanh(), *blocks, nn.Linear(16, 3))
 
 

@@ -38,13 +38,15 @@ class Sharded:
         Raises:
             Refused: what the strategy or the model asks for does not go with shards.
         """
+        import torch
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
         if reason := _unfit(model, strategy):
             raise Refused("training goes with shards", value=reason, place="shard", fix="take shard=False")
         self._model = model
-        self.module = copy.deepcopy(model)
+        # Shards are cut from contiguous tensors, whatever the layout of the model's.
+        self.module = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
         mesh = init_device_mesh(next(model.parameters()).device.type, (count,))
         for block in _blocks(self.module):
             fully_shard(block, mesh=mesh)
