@@ -138,3 +138,20 @@ def test_one_process_has_nothing_to_shard():
     )
     assert same.record.events == alone.record.events
     assert all(map(torch.equal, same.model.parameters(), alone.model.parameters()))
+
+
+def test_the_command_speaks_once(tmp_path):
+    (tmp_path / "work.py").write_text(
+        f"own = __import__('runpy').run_path({__file__!r})\n"
+        "def model():\n    return own['net']('shards')\n"
+        "def task():\n    return own['task']()\n"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "penjing", "fit", "work.py", "--set", "epochs=1", "--set", "shard=true", "--out", "run"]
+    done = subprocess.run(
+        [*launch, *command], capture_output=True, text=True, check=False, timeout=100, cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("weights and record:") == 1
+    assert "part of the weights" in done.stdout

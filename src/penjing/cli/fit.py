@@ -27,6 +27,7 @@ def fit(
     from penjing.cli.main import emit
     from penjing.cli.taskfile import call, load_task_file
     from penjing.run.fit import fit as run
+    from penjing.train.processes import processes
 
     file = load_task_file(task_file)
     strategy = strategy_of(file, settings)
@@ -34,7 +35,8 @@ def fit(
         call(file.model, file), call(file.task, file), strategy, goal=goal, seed=seed, out=out,
         say=silent if json else say,
     )  # fmt: skip
-    emit(fitted.record.model_dump(mode="json") | {"folder": str(fitted.folder)}, json, _show)
+    if processes().first:
+        emit(fitted.record.model_dump(mode="json") | {"folder": str(fitted.folder)}, json, _show)
     return 0 if goal is None or fitted.record.reached is not None else 3
 
 
