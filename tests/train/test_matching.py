@@ -145,3 +145,14 @@ def test_what_cannot_be_compared_is_refused():
     dkd = Matching("dkd")
     assert "a class index for every row" in refusal(dkd, torch.randn(4, 3), torch.randn(4, 1, 3), rows / 2)
     assert "[0, 2]" in refusal(dkd, torch.randn(4, 3), torch.randn(4, 1, 3), rows + 3)
+
+
+def test_two_logits_are_not_standardized_which_would_leave_their_signs_only():
+    student, teacher = torch.tensor([[0.2, -0.1]], requires_grad=True), torch.tensor([[0.5, 0.4]])
+    found = Matching("logits", 2.0)(student, teacher[:, None], torch.zeros(1))
+    expected = oracle.hinton_loss(student.detach().numpy(), teacher.numpy(), 2.0)
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-3)
+    found.backward()
+    assert student.grad[0, 0] > 0, "the teacher is less certain than the student"
+    three = Matching("logits", 2.0)(torch.eye(3), 2 * torch.eye(3)[:, None], torch.zeros(3))
+    assert float(three) == pytest.approx(0, abs=1e-6)

@@ -56,8 +56,8 @@ class Distill(Taught):
             `dist`, 1 for `ranking`. `mse` has none.
         alpha: share of the teacher's loss in [0, 1]; at 1 labels are not used (but by `dkd`). None: the
             loss's own, 0.5 for `dkd` and `dist`, 0.9 for the others, and 1 without data.
-        standardize: whether logits are standardized row by row first; None: in `logits` only. `mse` and
-            `ranking` cannot.
+        standardize: whether logits are standardized row by row first, where there are more than two; None:
+            in `logits` only. `mse` and `ranking` cannot.
         balance: weights of the two parts of `dkd` (the label's class, the others: 1 and 8 by default) or of
             `dist` (between, within classes: 2 and 2); the other losses have none.
         rise: share of the training in which the teacher's loss rises to its weight, in [0, 1]; None: 1/12

@@ -11,6 +11,7 @@ from penjing.train.objective import IGNORED_TARGET
 Name = Literal["logits", "dkd", "dist", "mse", "ranking"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
+TWO = 2
 _OTHERWISE = (
     "use Distill(loss='mse') for outputs of another kind, or train without a teacher, as FineTune does"
 )
@@ -27,7 +28,8 @@ class Matching:
     Attributes:
         loss: its name.
         temperature: above 0; `mse` has none.
-        standardize: whether logits of both sides are standardized row by row first.
+        standardize: whether logits of both sides are standardized row by row first; two stay as they are,
+            since standardized they are 1 and -1 whatever they were.
         parts: weights of the two parts of `dkd` and `dist`.
         weights: of the teachers.
         classes_first: whether outputs with more than two axes are `[n, classes, ...]`; else the classes are
@@ -64,7 +66,7 @@ class Matching:
             student, told, labels = _labelled(student, told, labels)
         if len(student) == 0:
             return student.sum() * 0.0
-        if self.standardize and self.loss != "mse":
+        if self.standardize and self.loss != "mse" and student.shape[-1] > TWO:
             student, told = losses.standardize(student), losses.standardize(told)
         teacher = self._one(told)
         if self.loss == "mse":
