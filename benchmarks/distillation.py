@@ -6,10 +6,11 @@
 
 `resnet20` and `half`: ResNet-56, adapted to the JPEG copies of CIFAR-10 (`examples/cifar10.py`), teaches a
 ResNet-20 and a ResNet-56 of half its width, on shifted and mirrored images. `minilm`: the MiniLM-L6
-classifier of SST-2 (`examples/minilm.py`) teaches one of two layers. Students start from weights drawn by the
-seed, the same for all rows (`--from-teacher`: the MiniLM student from the teacher's embeddings, classifier
-and layers 1 and 4); order and augmentation are the seed's too. All rows of a work train equally long, with
-one optimizer, rate and schedule.
+classifier of SST-2 (`examples/minilm.py`) teaches one of two layers, on sentences with words masked at random
+(it was trained on the plain ones and is sure of nearly all). Students start from weights drawn by the seed,
+the same for all rows (`--from-teacher`: the MiniLM student from the teacher's embeddings, classifier and
+layers 1 and 4); order and augmentation are the seed's too. All rows of a work train equally long, with one
+optimizer, rate and schedule.
 
 Each row is one line of JSON in `--out`, written as soon as it is there; rows that are there are not made
 again, so that a run can be stopped and continued. Prints the mean accuracy on unseen test examples and the
