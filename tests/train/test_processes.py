@@ -12,16 +12,16 @@ from torch import nn
 pytest.importorskip("accelerate", reason="the extra distributed is not installed")
 
 SCRIPT = """
-import sys
-import numpy as np
+import os, sys
 import torch
 import penjing as pj
 own = __import__("runpy").run_path({file!r})
-kind, out = sys.argv[1:]
-lines = []
-fitted = pj.fit(own["net"](kind), own["task"](), own["STRATEGIES"][kind], out=out, say=lines.append)
-rank = __import__("os").environ["RANK"]
-torch.save([fitted.model.state_dict(), fitted.record.model_dump(), lines], out + "-" + rank)
+(folder,) = sys.argv[1:]
+for kind, strategy in own["STRATEGIES"].items():
+    lines, out = [], folder + "/" + kind
+    fitted = pj.fit(own["net"](kind), own["task"](), strategy, out=out, say=lines.append)
+    found = [fitted.model.state_dict(), fitted.record.model_dump(), lines]
+    torch.save(found, out + "-" + os.environ["RANK"])
 """
 
 
@@ -59,24 +59,36 @@ def strategies():
 STRATEGIES = strategies()
 
 
-def train_on_two(kind, folder):
-    script = folder / "script.py"
-    script.write_text(SCRIPT.format(file=__file__))
+def on_two(arguments, folder):
+    """Launch two processes in a folder and return what they write to stdout."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, str(script), kind, str(folder / "run")],
-        capture_output=True, text=True, check=False, timeout=100,
+        [*launch, *arguments], capture_output=True, text=True, check=False, timeout=150, cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    return [torch.load(f"{folder / 'run'}-{rank}", weights_only=True) for rank in (0, 1)]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """By strategy what either process had in the end, and the folder; all in one launch."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "script.py").write_text(SCRIPT.format(file=__file__))
+    on_two(["script.py", str(folder)], folder)
+
+    def of(kind):
+        ends = [torch.load(f"{folder / kind}-{rank}", weights_only=True) for rank in (0, 1)]
+        return *ends, folder / kind
+
+    return of
 
 
 @pytest.mark.parametrize("kind", ["plain", "shards"])
-def test_two_processes_take_the_steps_of_one(kind, tmp_path):
+def test_two_processes_take_the_steps_of_one(kind, trained):
     import penjing as pj
 
-    (first, record, lines), (second, _, silent) = train_on_two(kind, tmp_path)
+    (first, record, lines), (second, _, silent), folder = trained(kind)
     alone = pj.fit(net(kind), task(), STRATEGIES[kind], say=[].append)
     assert all(torch.equal(first[name], second[name]) for name in first)
     for name, tensor in alone.model.state_dict().items():
@@ -89,12 +101,12 @@ def test_two_processes_take_the_steps_of_one(kind, tmp_path):
     assert any("part of the weights" in event for event in record["events"]) == (kind == "shards")
     assert len(lines) == 3
     assert not silent
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["fit.json", "weights.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["fit.json", "weights.safetensors"]
 
 
 @pytest.mark.parametrize("kind", ["norm", "shards-average"])
-def test_statistics_and_decisions_agree(kind, tmp_path):
-    (first, record, _), (second, other, _) = train_on_two(kind, tmp_path)
+def test_statistics_and_decisions_agree(kind, trained):
+    (first, record, _), (second, other, _), _ = trained(kind)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [p["quality"] for p in record["curve"]] == [p["quality"] for p in other["curve"]]
     assert record["quality"] > 0.7
@@ -146,12 +158,7 @@ def test_the_command_speaks_once(tmp_path):
         "def model():\n    return own['net']('shards')\n"
         "def task():\n    return own['task']()\n"
     )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    command = ["-m", "penjing", "fit", "work.py", "--set", "epochs=1", "--set", "shard=true", "--out", "run"]
-    done = subprocess.run(
-        [*launch, *command], capture_output=True, text=True, check=False, timeout=100, cwd=tmp_path,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("weights and record:") == 1
-    assert "part of the weights" in done.stdout
+    settings = ["--set", "epochs=1", "--set", "shard=true"]
+    said = on_two(["-m", "penjing", "fit", "work.py", *settings, "--out", "run"], tmp_path)
+    assert said.count("weights and record:") == 1
+    assert "part of the weights" in said
