@@ -18,6 +18,7 @@ minute over the repaired cut.
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +43,16 @@ CUTS = {
     "inner": pj.only("layer*.conv1", pj.PruneChannels(0.5)),
     "whole": pj.PruneChannels(0.5),
 }
+METHODS = {
+    "FineTune": pj.FineTune,
+    "Distill": pj.Distill,
+    "Distill by dist": partial(pj.Distill, loss="dist"),
+    "DistillBlocks": pj.DistillBlocks,
+}
 ROWS = {
     "FineTune": ("FineTune",),
     "Distill": ("Distill",),
+    "Distill by dist": ("Distill by dist",),
     "DistillBlocks": ("DistillBlocks",),
     "DistillBlocks, then Distill": ("DistillBlocks", "Distill"),
 }
@@ -66,7 +74,7 @@ def applied(
     prepared = task().prepare()
     batches = -(-len(prepared.train) // prepared.batch_size)
     epochs = [(count - 0.5) / batches for count in steps]
-    plan = tuple(getattr(pj, kind)(epochs=e, lr=lr) for kind, e in zip(kinds, epochs, strict=True))
+    plan = tuple(METHODS[kind](epochs=e, lr=lr) for kind, e in zip(kinds, epochs, strict=True))
     context = Context(task=prepared, backend=BACKEND, original=original)
     start = time.process_time()
     trained = pj.apply(small, plan, prepared, context=context).model
