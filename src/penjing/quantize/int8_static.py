@@ -48,7 +48,7 @@ class Int8Static(Method):
         data: what ranges are taken from: training inputs, or, with `synthetic`, at most 64 inputs made from
             what the BatchNorm layers of a PyTorch model remember of their data (Cai et al. 2020, "ZeroQ").
         inputs: how activations are stored. The values are the same; which of the two the kernels are made for
-            depends on the processor: on x86 ONNX Runtime is many times slower with `int8`.
+            depends on the processor: on x86 `int8` is slower than float.
         weights: a step for each output channel, or one for the whole weight, which loses more.
     """
 

@@ -35,15 +35,9 @@ class ReestimateBatchNorm(Method):
 @handles(ReestimateBatchNorm, "torch")
 def reestimate_batchnorm(model: Model, method: ReestimateBatchNorm, context: Context) -> Outcome:
     """Pass the data once and write the pooled statistics; one change for every BatchNorm layer covered."""
-    from torch import nn
+    from penjing.backends.torch.batch_statistics import normalizations, reestimate
 
-    from penjing.backends.torch.batch_statistics import reestimate
-
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and context.covers(name)
-    }
+    layers = {name: module for name, module in normalizations(model).items() if context.covers(name)}
     if not layers:
         return Outcome(model, [_skipped("", "no BatchNorm layer")])
     kept = {name: module for name, module in layers.items() if module.running_mean is not None}

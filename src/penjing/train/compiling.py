@@ -9,6 +9,7 @@ from statistics import median
 from typing import Any
 
 from penjing.core.errors import Exit, Refused
+from penjing.train.hooks import is_watched
 from penjing.train.strategy import Strategy
 
 EAGER_STEPS, COMPILED_STEPS = 12, 8
@@ -33,7 +34,7 @@ def unfit(strategy: Strategy, model: Any, processes: int) -> str:
             return f"{name} changes what a step computes"
     if processes > 1:
         return f"{processes} processes train together"
-    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules()):
+    if is_watched(model):
         return "its layers are watched"
     return ""
 

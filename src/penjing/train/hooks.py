@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import Any
 
 from penjing.core.context import silent
 
@@ -47,6 +48,11 @@ class Reaction:
 
 
 ON = Reaction()
+
+
+def is_watched(model: Any) -> bool:
+    """Tell whether a torch module's layers have hooks, which compiled or spread calls may not reach."""
+    return any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules())
 
 
 def _nothing(progress: float) -> None:

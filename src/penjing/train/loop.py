@@ -82,9 +82,9 @@ def fit(
 
     Weights that a mask removes stay zero.
 
-    Modes, frozen flags and the caller's random state are put back. Only a limit in seconds that bites
-    makes the result depend on the machine's speed. With a checkpoint a run that was killed goes on from
-    where it was saved last, to the same weights; the caller removes it when done.
+    Modes, frozen flags and the caller's random state are put back. Only a limit in seconds that bites, a
+    lack of memory, and `compile="auto"` make the result depend on the machine. With a checkpoint a run that
+    was killed goes on from where it was saved last, to the same weights; the caller removes it when done.
 
     Raises:
         Refused: all parameters are frozen, the split is empty, the loss diverges twice, memory lacks, or the

@@ -11,7 +11,9 @@ from penjing.train.objective import IGNORED_TARGET
 Name = Literal["logits", "dkd", "dist", "mse", "ranking"]
 NAMES: tuple[Name, ...] = get_args(Name)
 
-TWO = 2
+SIGNS_ONLY = 2
+"""So many logits, standardized, are 1 and -1 whatever they were."""
+
 _OTHERWISE = (
     "use Distill(loss='mse') for outputs of another kind, or train without a teacher, as FineTune does"
 )
@@ -28,8 +30,7 @@ class Matching:
     Attributes:
         loss: its name.
         temperature: above 0; `mse` has none.
-        standardize: whether logits of both sides are standardized row by row first; two stay as they are,
-            since standardized they are 1 and -1 whatever they were.
+        standardize: whether logits of both sides are standardized row by row first; two stay as they are.
         parts: weights of the two parts of `dkd` and `dist`.
         weights: of the teachers.
         classes_first: whether outputs with more than two axes are `[n, classes, ...]`; else the classes are
@@ -66,7 +67,7 @@ class Matching:
             student, told, labels = _labelled(student, told, labels)
         if len(student) == 0:
             return student.sum() * 0.0
-        if self.standardize and self.loss != "mse" and student.shape[-1] > TWO:
+        if self.standardize and self.loss != "mse" and student.shape[-1] > SIGNS_ONLY:
             student, told = losses.standardize(student), losses.standardize(told)
         teacher = self._one(told)
         if self.loss == "mse":

@@ -8,13 +8,16 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from penjing.core.errors import Refused
+from penjing.train.hooks import is_watched
 from penjing.train.optimizers import Name
 from penjing.train.strategy import Strategy
 
 ELEMENTWISE: tuple[Name, ...] = (
     "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta",
 )  # fmt: skip
-"""Optimizers that step on each number by itself; others need whole matrices."""
+"""Optimizers that step on each number by itself, and were tried on parts of tensors."""
+
+MATRICES: tuple[Name, ...] = ("adafactor", "muon", "soap")
 
 
 class Sharded:
@@ -78,13 +81,14 @@ def _unfit(model: Any, strategy: Strategy) -> str:
     from penjing.backends.torch.masks import masks_of
 
     if strategy.optimizer not in ELEMENTWISE:
-        return f"{strategy.optimizer} steps on whole matrices"
+        why = "steps on whole matrices" if strategy.optimizer in MATRICES else "was not tried in shards"
+        return f"{strategy.optimizer} {why}"
     for name in ("sam", "ghost_batch", "recompute"):
         if getattr(strategy, name):
             return name
     if masks_of(model):
         return "weights that a mask holds at zero"
-    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in model.modules()):
+    if is_watched(model):
         return "layers that are watched"
     return ""
 

@@ -14,13 +14,14 @@ from penjing.backends.torch.tensors import to_inputs
 from penjing.core.backend import Arrays
 
 
+def normalizations(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the BatchNorm layers of a module by name, with and without running statistics."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+
 def batchnorms(model: nn.Module) -> dict[str, nn.Module]:
     """Return the BatchNorm layers of a module that keep running statistics, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
-    }
+    return {n: module for n, module in normalizations(model).items() if module.running_mean is not None}
 
 
 @contextlib.contextmanager

@@ -8,16 +8,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from penjing.backends.torch.batch_statistics import normalizations
 from penjing.backends.torch.check import copied
 from penjing.backends.torch.history import record
 from penjing.backends.torch.pass_through import put
 from penjing.backends.torch.tensors import evaluating, to_inputs
 from penjing.core.backend import Arrays
-
-
-def normalizations(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the BatchNorm layers of a module by name, with and without running statistics."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
 
 
 def values_by_channel(model: nn.Module, example: Arrays) -> dict[str, int]:
