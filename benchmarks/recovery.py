@@ -1,37 +1,39 @@
 """Accuracy that training brings back after a cut of ResNet-20 by half: each way to train, the same seconds.
 
     PENJING_DATA=/path/to/data python benchmarks/recovery.py [--seconds 20 60] [--cuts inner whole]
-        [--lr 0.01]
+        [--lr 0.01 0.05] [--seeds 3] [--schedule one_cycle]
 
 The network adapted to the JPEG copies of CIFAR-10 (`examples/cifar10.py`) loses half of its channels:
 `whole` of all channels, those of the residual stream among them; `inner` those inside of the blocks, so that
 blocks keep the shapes of their inputs and outputs, which learning block by block needs. `LeastSquares`
 repairs the cut; every row goes on from that same network. Training is on the 50,000 copies, shifted and
-mirrored anew in every pass, with each method's defaults but for length and rate.
+mirrored anew in every pass, with each method's defaults but for length, rate and schedule.
 
 Seconds are of the processor, since other work may share it: two short runs tell what a step of a method
-costs, and so how many steps, all of one annealed schedule, fit. Prints accuracy on the 9,500 test copies with
-Wilson's 95% interval, points below the uncut network with Tango's paired one, and the points regained a
-minute over the repaired cut.
+costs, and so how many steps, all of one annealed schedule, fit. Prints accuracy on the 9,500 test copies
+(mean over the seeds of the training, with the lowest and highest), points below the uncut network, points
+regained a minute over the repaired cut, and the difference to the first row of the same rate and seconds,
+paired by seed, with a 95% interval by Student's t.
 """
 
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 import penjing as pj
-from penjing.arrays.statistics import tango_interval, wilson
 from penjing.backends.torch import BACKEND
 from penjing.core.context import Context
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cifar10
+from distillation import interval
 from one_shot_sparsity import right
 
 REPAIRED_WITH = 1000
@@ -67,75 +69,84 @@ def task() -> pj.Task:
     return pj.Task(train=train, valid=(test[0][:VALID], test[1][:VALID]), test=test)
 
 
-def applied(
-    original: torch.nn.Module, small: torch.nn.Module, kinds: tuple[str, ...], steps: list[int], lr: float
-) -> tuple[torch.nn.Module, float]:
+@dataclass(frozen=True)
+class Setting:
+    """What rows that are compared share: the network before and after the cut, rate, schedule and seed."""
+
+    original: torch.nn.Module
+    small: torch.nn.Module
+    lr: float
+    schedule: str
+    seed: int = 0
+
+
+def applied(setting: Setting, kinds: tuple[str, ...], steps: list[int]) -> tuple[torch.nn.Module, float]:
     """Return a network after some steps of each method, and the seconds of the processor that took."""
     prepared = task().prepare()
     batches = -(-len(prepared.train) // prepared.batch_size)
     epochs = [(count - 0.5) / batches for count in steps]
-    plan = tuple(METHODS[kind](epochs=e, lr=lr) for kind, e in zip(kinds, epochs, strict=True))
-    context = Context(task=prepared, backend=BACKEND, original=original)
+    how = {"lr": setting.lr, "schedule": setting.schedule}
+    plan = tuple(METHODS[kind](epochs=e, **how) for kind, e in zip(kinds, epochs, strict=True))
+    context = Context(task=prepared, backend=BACKEND, original=setting.original, seed=setting.seed)
     start = time.process_time()
-    trained = pj.apply(small, plan, prepared, context=context).model
+    trained = pj.apply(setting.small, plan, prepared, context=context).model
     return trained, time.process_time() - start
 
 
-def step_seconds(original: torch.nn.Module, small: torch.nn.Module, kind: str, lr: float) -> float:
+def step_seconds(setting: Setting, kind: str) -> float:
     """Return what a step of a method costs."""
-    short, long = (applied(original, small, (kind,), [steps], lr)[1] for steps in (SHORT, LONG))
+    short, long = (applied(setting, (kind,), [steps])[1] for steps in (SHORT, LONG))
     return max(long - short, 1e-3) / (LONG - SHORT)
 
 
 def show(options: argparse.Namespace) -> None:
     """Cut, then train in every way, and print the table."""
     model = cifar10.model()
-    dense = right(model, task(), options.images)
-    print(f"ResNet-20: {len(dense)} test images, {torch.get_num_threads()} thread(s)\n")
+    dense = accuracy(model, options)
+    print(f"ResNet-20: {dense:.2f}%, {torch.get_num_threads()} thread(s), {options.seeds} seed(s)\n")
     heads = (
-        "cut",
-        "training",
-        "steps",
-        "seconds",
-        "accuracy",
-        "95%",
-        "points lost",
-        "95%",
-        "regained a minute",
-    )
+        "cut", "rate", "training", "steps", "seconds", "accuracy", "points lost", "regained a minute",
+        f"against {options.rows[0]} [95%]",
+    )  # fmt: skip
     print(f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n")
-    print(line("none", "", "", 0.0, dense, dense, None), flush=True)
     for cut in options.cuts:
         repair = pj.LeastSquares(examples=REPAIRED_WITH)
         small = pj.apply(model, pj.chain(CUTS[cut], repair), task()).model
-        start = right(small, task(), options.images)
-        print(line(cut, "repaired only", "", 0.0, dense, start, None), flush=True)
-        for name in options.rows:
-            kinds = ROWS[name]
-            try:
-                costs = [step_seconds(model, small, kind, options.lr) for kind in kinds]
-            except pj.Refused as refused:
-                print(f"| {cut} | {name} | refused: {refused} |", flush=True)
-                continue
-            for seconds in options.seconds:
-                steps = [max(1, int(seconds / len(kinds) / cost)) for cost in costs]
-                trained, took = applied(model, small, kinds, steps, options.lr)
-                found = right(trained, task(), options.images)
-                words = " + ".join(f"{count}" for count in steps)
-                print(line(cut, name, words, took, dense, found, start), flush=True)
+        start = accuracy(small, options)
+        print(f"| {cut} | | repaired only | | | {start:.2f} | {dense - start:.2f} | | |", flush=True)
+        for lr in options.lr:
+            setting = Setting(model, small, lr, options.schedule)
+            for words in rows(setting, dense, start, options):
+                print(f"| {cut} | {lr:g} | {words} |", flush=True)
 
 
-def line(
-    cut: str, name: str, steps: str, seconds: float, dense: NDArray[np.bool_], found: NDArray[np.bool_],
-    start: NDArray[np.bool_] | None,
-) -> str:  # fmt: skip
-    """Return a row of the table."""
-    accuracy, low, high = (100 * value for value in wilson(int(found.sum()), len(found)))
-    lost, gained = int((dense & ~found).sum()), int((found & ~dense).sum())
-    drop, least, most = (100 * value for value in tango_interval(lost, gained, len(dense)))
-    back = "" if start is None else f"{100 * (found.mean() - start.mean()) * 60 / seconds:.1f}"
-    return (f"| {cut} | {name} | {steps} | {seconds:.0f} | {accuracy:.2f} | {low:.2f} to {high:.2f} "
-            f"| {drop:.2f} | {least:.2f} to {most:.2f} | {back} |")  # fmt: skip
+def rows(setting: Setting, dense: float, start: float, options: argparse.Namespace) -> Iterator[str]:
+    """Yield the rows of one cut and rate, without these two columns."""
+    first: dict[float, list[float]] = {}
+    for name in options.rows:
+        kinds = ROWS[name]
+        try:
+            costs = [step_seconds(setting, kind) for kind in kinds]
+        except pj.Refused as refused:
+            yield f"{name} | refused: {refused}"
+            continue
+        for seconds in options.seconds:
+            steps = [max(1, int(seconds / len(kinds) / cost)) for cost in costs]
+            runs = [applied(replace(setting, seed=seed), kinds, steps) for seed in range(options.seeds)]
+            found = [accuracy(trained, options) for trained, _ in runs]
+            base = first.setdefault(seconds, found)
+            pairs = [mine - other for mine, other in zip(found, base, strict=True)]
+            mean, spent = float(np.mean(found)), float(np.mean([took for _, took in runs]))
+            yield (
+                f"{name} | {' + '.join(map(str, steps))} | {spent:.0f} "
+                f"| {mean:.2f} ({min(found):.2f} to {max(found):.2f}) | {dense - mean:.2f} "
+                f"| {(mean - start) * 60 / spent:.1f} | {'' if base is found else interval(pairs)}"
+            )
+
+
+def accuracy(model: torch.nn.Module, options: argparse.Namespace) -> float:
+    """Return the percentage of the test copies that a network tells."""
+    return 100 * float(right(model, task(), options.images).mean())
 
 
 def main() -> None:
@@ -146,7 +157,9 @@ def main() -> None:
     parser.add_argument("--cuts", nargs="+", choices=list(CUTS), default=list(CUTS))
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--seconds", nargs="+", type=float, default=[20.0, 60.0])
-    parser.add_argument("--lr", type=float, default=0.01, help="highest rate, of every method")
+    parser.add_argument("--lr", nargs="+", type=float, default=[0.01], help="highest rate, of every method")
+    parser.add_argument("--schedule", default="linear", help="of every method")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--images", type=int, default=10_000, help="test images at most")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()

@@ -1,6 +1,7 @@
 """What tests of several parts share: NumPy nets and their twins in torch."""
 
 import os
+import signal
 import sys
 
 import hypothesis
@@ -10,6 +11,10 @@ import pytest
 # Tests run side by side on few cores: one thread each, and waiting threads sleep. Before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+# What is started in the background of a shell ignores interruptions, and so would all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Cores are shared and slow at times; a deadline would test the machine.
 hypothesis.settings.register_profile("penjing", deadline=None)
@@ -26,6 +31,32 @@ def cache(tmp_path_factory):
         del os.environ["PENJING_CACHE"]
     else:
         os.environ["PENJING_CACHE"] = before
+
+
+QUICK = {
+    "penjing.run.session.LEAST_TIMING": 0.2,
+    "penjing.run.session.MOST_TIMING": 0.2,
+    "penjing.run.recipes.MOST_S": 4.0,
+    "penjing.run.recipes.START_S": 0.2,
+    "penjing.run.recipes.ROUND_S": 0.01,
+}
+
+
+@pytest.fixture(scope="session")
+def shorten():
+    """A function that makes runs time artefacts but briefly: most tests are not about speeds."""
+
+    def patch_all(patch):
+        for name, seconds in QUICK.items():
+            patch.setattr(name, seconds)
+
+    return patch_all
+
+
+@pytest.fixture
+def quick(monkeypatch, shorten):
+    """Short rounds of timing."""
+    shorten(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

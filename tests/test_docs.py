@@ -82,7 +82,7 @@ RUNNABLE = [page for page in PAGES if any(runs for _, _, runs in blocks(page, "p
 
 @pytest.mark.parametrize("page", [p for p in RUNNABLE if p.name != "README.zh.md"], ids=name_of)
 def test_python_runs(
-    page: Path, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, given: dict[str, Any], quick: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     names = [name for match in GIVEN.finditer(page.read_text("utf-8")) for name in match[1].split(", ")]

@@ -53,6 +53,7 @@ def test_digits_by_hand(tmp_path: Path) -> None:
     assert sizes["small"] < 0.35 * sizes["float"]
 
 
+@pytest.mark.slow  # the README's Python, which always runs, is the same
 def test_three_lines(tmp_path: Path) -> None:
     words = run("three_lines.py", tmp_path)
     assert "Verdict: " in words

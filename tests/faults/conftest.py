@@ -56,12 +56,6 @@ def tiny(task_file):
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    """Short rounds of timing: what is tested here are faults, not speeds."""
-    monkeypatch.setattr("penjing.run.session.MOST_TIMING", 0.2)
-
-
-@pytest.fixture
 def optimize(tiny, quick, tmp_path):
     """`pj.optimize` on the tiny network; everything can be replaced."""
 

@@ -11,6 +11,8 @@ import pytest
 
 import penjing as pj
 from penjing.cli.show import exit_code
+from penjing.core.artefact import open_artefact
+from penjing.core.plan import plan_to_json
 from penjing.run.jobs import build
 
 FAULTS = {2: "kill", 3: "segfault", 4: "memory", 5: "hang"}
@@ -105,3 +107,12 @@ def test_an_equal_plan_is_built_once(optimize, monkeypatch, tmp_path):
     assert (tmp_path / "run" / "builds.txt").read_text() == "built\n"
     assert len({t["name"] for t in record["trials"]}) == 1
     assert record["verdict"]["limits"]["trials"]["measured"] <= 3, "the planner ended before the limit"
+
+
+def test_steps_of_precision_behind_a_cut_keep_the_cut_float_model_for_the_ablation(tiny, tmp_path):
+    plan = [pj.PruneChannels(ratio=0.5, score="l2"), pj.SmoothActivations(), pj.Int8Static()]
+    model = tiny["model"]()
+    build((model, tiny["task"]().prepare()), print, plan_to_json(plan), pj.Target(), tmp_path, 0)
+    kept = open_artefact(tmp_path / "structure")
+    assert [step["method"] for step in kept.plan] == ["PruneChannels"]
+    assert kept.size_bytes < sum(weights["weight"].nbytes for weights in model.tensors.values())

@@ -23,13 +23,13 @@ Disk = namedtuple("Disk", "total used free")
 
 
 @pytest.fixture(scope="module")
-def unreachable(tiny, tmp_path_factory):
+def unreachable(tiny, shorten, tmp_path_factory):
     """A finished run whose limit on size nothing can keep."""
     import penjing as pj
 
     said = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penjing.run.session.MOST_TIMING", 0.2)
+        shorten(patch)
         budget = pj.Budget(max_drop="5%", size="0.1%", trials=1)
         out = tmp_path_factory.mktemp("runs") / "unreachable"
         result = pj.optimize(tiny["model"](), tiny["task"](), budget, out=out, say=said.append)
@@ -148,6 +148,7 @@ def test_a_missing_extra_is_one_line_with_the_command_to_type(task_file, tmp_pat
 def test_doctor_names_what_is_too_old(monkeypatch):
     versions = {"torch": "2.4.1", "onnx": "1.15.0", "onnxruntime": "1.31.0"}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name, "1.0"))
+    monkeypatch.setattr("penjing.run.doctor.bring", ModuleType)
     found = examine()
     assert found["code"] == Exit.ENVIRONMENT
     assert any("torch 2.4.1 is older than 2.10" in problem for problem in found["problems"])

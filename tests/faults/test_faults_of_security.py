@@ -99,11 +99,11 @@ def test_an_artefact_with_a_true_manifest_is_searched_for_code(corpus, marker, t
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, task_file, tmp_path_factory):
+def finished(tiny, task_file, shorten, tmp_path_factory):
     """A finished run whose folder, layers and classes have hostile names, as the command line leaves it."""
     out = tmp_path_factory.mktemp("runs") / "<img src=x onerror=alert(2)> 实验 {{7*7}}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("penjing.run.session.MOST_TIMING", 0.2)
+        shorten(patch)
         task = tiny["task"](class_names=NAMES)
         model = tiny["model"](first="fc<script>alert(3)</script>", head="head\x1b]0;owned\x07")
         config = {"task_file": str(task_file)}

@@ -118,9 +118,10 @@ def test_for_size_alone_the_one_with_the_fewest_float_layers_comes_first():
     assert order([part, row("whole", 1.1), row("fast", 0.5)], size="50%") == ["fast", "whole", "part"]
 
 
-def test_what_is_as_fast_comes_in_the_order_of_expected_loss():
-    rows = [row("coarse", 0.40, 6), row("fine", 0.41, 1), row("far", 0.413, 0)]
-    assert order(rows) == ["fine", "coarse", "far"]
+@pytest.mark.parametrize(("times", "budget"), [(1.0, {}), (2.6, {"size": "50%"})])
+def test_what_is_as_fast_comes_in_the_order_of_expected_loss(times, budget):
+    rows = [row("coarse", 0.40 * times, 6), row("fine", 0.41 * times, 1), row("far", 0.413 * times, 0)]
+    assert order(rows, **budget) == ["fine", "coarse", "far"]
 
 
 def test_trials_are_left_for_the_other_levers():

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TASK = Path(__file__).with_name("tiny_task.py")
-BUDGET = ["--max-drop", "6%", "--size", "60%", "--trials", "3"]
+BUDGET = ["--max-drop", "6%", "--size", "60%", "--trials", "2"]
 
 
 def penjing(*arguments, cwd=None, check=None, env=None, timeout=240):

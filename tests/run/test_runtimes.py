@@ -111,9 +111,8 @@ def parts(task_file):
 
 
 @needs_bf16
-def test_a_run_that_chooses_from_start_to_end(parts, tmp_path, monkeypatch):
+def test_a_run_that_chooses_from_start_to_end(parts, tmp_path, quick, monkeypatch):
     """The float model of this test is slower in OpenVINO; a candidate is declared fast to be chosen."""
-    monkeypatch.setattr("penjing.run.session.MOST_TIMING", 0.2)
     monkeypatch.setattr(runtimes, "_fastest", lambda session, trials, reasons: "openvino bf16")
     model, task = parts
     said = []
@@ -137,8 +136,7 @@ def test_a_run_that_chooses_from_start_to_end(parts, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_in_openvino_keeps_integers_and_is_verified(parts, tmp_path, monkeypatch):
-    monkeypatch.setattr("penjing.run.session.MOST_TIMING", 0.2)
+def test_a_run_in_openvino_keeps_integers_and_is_verified(parts, tmp_path, quick, monkeypatch):
     model, task = parts
     budget = pj.Budget(max_drop="6%", size="80%", trials=1)
     result = pj.optimize(model, task, budget, target=Target("openvino"), out=tmp_path / "run")

@@ -172,7 +172,7 @@ def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
     """Return the recipes that a search is to try, in this order, the first that keeps quality being the last.
 
     The fastest first, those that are as fast by expected loss. A recipe that does not pay in speed is tried
-    only where the budget limits bytes, after the others, the one with the fewest float layers first. Of two
+    only where the budget limits bytes, after the others, those with the fewest float layers first. Of two
     that compute the same values only the faster one is tried.
 
     Args:
@@ -181,18 +181,23 @@ def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
     """
     slowest_first = sorted((row for row in rows if row.ratio is not None), key=ratio_of, reverse=True)
     measured = [*{_values(row): row for row in slowest_first}.values()]
-    measured.sort(key=ratio_of)
-    tried: list[Probed] = []
-    faster = [row for row in measured if ratio_of(row) < PAYS]
-    while faster:
-        close = [row for row in faster if ratio_of(row) <= CLOSE * ratio_of(faster[0])]
-        tried += sorted(close, key=lambda row: row.loss)
-        faster = faster[len(close) :]
+    tried = _by_speed([row for row in measured if ratio_of(row) < PAYS])
     if limits_bytes(budget):
-        others = [row for row in measured if ratio_of(row) >= PAYS]
+        others = _by_speed([row for row in measured if ratio_of(row) >= PAYS])
         tried += sorted(others, key=lambda row: len(row.float_layers))
     most = MOST if budget.trials is None else min(MOST, max(1, budget.trials // 3))
     return tuple(plan_from_json(row.plan) for row in tried[:most])
+
+
+def _by_speed(rows: Sequence[Probed]) -> list[Probed]:
+    """Return the fastest first, those that are as fast by expected loss."""
+    found: list[Probed] = []
+    left = sorted(rows, key=ratio_of)
+    while left:
+        close = [row for row in left if ratio_of(row) <= CLOSE * ratio_of(left[0])]
+        found += sorted(close, key=lambda row: row.loss)
+        left = left[len(close) :]
+    return found
 
 
 def _values(row: Probed) -> str:

@@ -68,7 +68,7 @@ def forecast(
     baseline: Measurement,
     timing: Timing,
     certifiable: tuple[float, int | None],
-    floor: Measurement | None = None,
+    floor: Measurement | str,
 ) -> Forecast:
     """Translate a budget.
 
@@ -78,7 +78,7 @@ def forecast(
         timing: what survey and first measurement took.
         certifiable: smallest drop that the test examples can certify if no prediction changes, and how
             many examples the asked drop needs at least (None: they suffice).
-        floor: the smallest model that was built and measured without training, where time allowed it.
+        floor: the smallest model that was built and measured without training, or why there is none.
     """
     lines = tuple(_line(name, budget, baseline, floor) for name in budget.costs)
     cheap = timing.survey + timing.measurement
@@ -102,7 +102,7 @@ def forecast(
                     reserve_seconds=reserve, warnings=tuple(warnings))  # fmt: skip
 
 
-def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement | None) -> Line:
+def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement | str) -> Line:
     limit, unit, base = budget.costs[name], COSTS[name], cost_of(baseline, name)
     if base is None and limit.relative:
         return Line(name=name, limit=limit.value, baseline=None, unit="share", met=False,
@@ -116,10 +116,10 @@ def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement |
     )
 
 
-def _looks(name: str, bound: float, floor: Measurement | None) -> str:
+def _looks(name: str, bound: float, floor: Measurement | str) -> str:
     """Judge a limit by the smallest model that was built and measured, untrained."""
-    if floor is None:
-        return " (no time to probe whether it can be reached)"
+    if isinstance(floor, str):
+        return f" (not probed whether it can be reached: {floor})"
     lowest = cost_of(floor, name)
     if lowest is None:
         return ""

@@ -215,13 +215,8 @@ def build(
         shaped = any(stage_of(method) is Stage.STRUCTURE for method in plan[:index])
         if shaped and backend.name == "onnx" and not (folder / STRUCTURE).exists():
             with clock.count("export"):
-                deliver(
-                    type(current)(current.reference),
-                    plan[:index],
-                    target,
-                    folder / STRUCTURE,
-                    example=example,
-                )
+                kept = current.proto if current.reference is None else current.reference
+                deliver(type(current)(kept), plan[:index], target, folder / STRUCTURE, example=example)
 
     context = Context(task=task, backend=backend_for(model), original=model, seed=seed, say=say)
     applied = apply(model, plan, task, context=context, watch=watch)

@@ -192,14 +192,11 @@ def _forecast(session: Session, facts: dict[str, Any], baseline: Trial, setting:
         )
         assert baseline.measurement is not None
         certifiable = _certifiable(session)
-        plain = forecast(session.budget, baseline.measurement, timing, certifiable)
+        plain = forecast(session.budget, baseline.measurement, timing, certifiable, "")
         floor = _floor(session, setting, baseline, plain)
-        if floor is None:
-            return plain.model_dump(mode="json")
         timing = timing.model_copy(update={"spent": session.elapsed})
-        return forecast(session.budget, baseline.measurement, timing, certifiable, floor).model_dump(
-            mode="json"
-        )
+        told = forecast(session.budget, baseline.measurement, timing, certifiable, floor)
+        return told.model_dump(mode="json")
 
     content = session.once("forecast", None, work)
     plans = Forecast.model_validate({k: v for k, v in content.items() if k != "elapsed"})
@@ -216,15 +213,19 @@ def _certifiable(session: Session) -> tuple[float, int | None]:
     return smallest_certifiable_drop(n, 0.0, confidence), needed if needed > n else None
 
 
-def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast) -> Measurement | None:
+def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast) -> Measurement | str:
+    """Build and measure the smallest model, untrained, or say why not."""
     time_left = session.budget.time
     plan = floor_plan(setting.precisions, setting.prunable)
-    if plan is None or plans.met or _enough(setting) or not session.budget.costs:
-        return None
+    if plans.met or _enough(setting) or not session.budget.costs:
+        return "there is nothing to search"
+    if plan is None:
+        return "nothing here makes this model cheaper"
     if time_left is not None and plans.cheap_seconds > FLOOR_SHARE * time_left:
-        return None
+        return "no time"
     limits = candidate_limits(_patience(plans, time_left))
-    return evaluate(session, plan, baseline, limits, "probing what can be reached:").measurement
+    trial = evaluate(session, plan, baseline, limits, "probing what can be reached:")
+    return trial.measurement or f"{trial.name}: {trial.reason}"
 
 
 def _patience(plans: Forecast, left: float | None) -> float:
