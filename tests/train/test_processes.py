@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ for kind, strategy in own["STRATEGIES"].items():
     fitted = pj.fit(own["net"](kind), own["task"](), strategy, out=out, say=lines.append)
     found = [fitted.model.state_dict(), fitted.record.model_dump(), lines]
     torch.save(found, out + "-" + os.environ["RANK"])
+torch.save(own["broken_off"](folder + "/state"), folder + "/broken-" + os.environ["RANK"])
 """
 
 
@@ -59,6 +61,47 @@ def strategies():
 STRATEGIES = strategies()
 
 
+def broken_off(path):
+    """Return the weights of a run with dropout, and of one that stopped on the way and went on."""
+    from penjing.train.checkpoint import Checkpoint
+    from penjing.train.hooks import Hooks
+    from penjing.train.loop import fit
+    from penjing.train.objective import task_objective
+    from penjing.train.processes import processes
+
+    class Stop(Exception):
+        pass
+
+    prepared = task().prepare()
+
+    def run(model, checkpoint, stop_at=None):
+        taken = []
+
+        def stepped(progress):
+            taken.append(progress)
+            if len(taken) == stop_at:
+                raise Stop
+
+        hooks = Hooks(stepped=stepped)
+        strategy = STRATEGIES["norm"].model_copy(update={"epochs": 2.0})
+        return fit(
+            model, prepared.train, task_objective(prepared), strategy, hooks=hooks, checkpoint=checkpoint
+        )
+
+    def dropping():
+        return nn.Sequential(net("norm"), nn.Dropout(0.5))
+
+    def kept():
+        return Checkpoint(Path(path), "key", every=0.0, together=processes())
+
+    whole, broken = dropping(), dropping()
+    run(whole, None)
+    with pytest.raises(Stop):
+        run(dropping(), kept(), stop_at=8)
+    events = run(broken, kept()).events
+    return whole.state_dict(), broken.state_dict(), list(events)
+
+
 def on_two(arguments, folder):
     """Launch two processes in a folder and return what they write to stdout."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -78,6 +121,8 @@ def trained(tmp_path_factory):
     on_two(["script.py", str(folder)], folder)
 
     def of(kind):
+        if kind == "broken":
+            return [torch.load(folder / f"broken-{rank}", weights_only=True) for rank in (0, 1)]
         ends = [torch.load(f"{folder / kind}-{rank}", weights_only=True) for rank in (0, 1)]
         return *ends, folder / kind
 
@@ -110,6 +155,13 @@ def test_statistics_and_decisions_agree(kind, trained):
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [p["quality"] for p in record["curve"]] == [p["quality"] for p in other["curve"]]
     assert record["quality"] > 0.7
+
+
+def test_a_run_of_two_that_was_broken_off_ends_with_the_same_weights(trained):
+    for whole, broken, events in trained("broken"):
+        assert any("went on from a saved state" in event for event in events)
+        for name, tensor in whole.items():
+            assert torch.equal(tensor, broken[name]), name
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ class TrainingJob:
             self.strategy,
             seed=self.seed,
             hooks=Hooks(passed=monitor),
-            checkpoint=None if state is None else Checkpoint(*state, also=monitor),
+            checkpoint=None if state is None else Checkpoint(*state, also=monitor, together=processes()),
         )
         monitor.keep_best()
         averaged = self.strategy.averaging != "none" or KINDS[self.strategy.optimizer].modes

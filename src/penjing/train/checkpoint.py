@@ -9,11 +9,15 @@ from typing import Any, Protocol
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import write_bytes
+from penjing.train.processes import ALONE, Processes
 
 SAVE_EVERY_S = 20.0
 """Seconds of training between two saves; more where a save is slow, so that it costs at most a twentieth."""
 
 SHARE = 0.05
+
+ASKED_EVERY = 5
+"""Steps after which several processes agree whether it is time to save: to ask after each would cost more."""
 
 
 class Stateful(Protocol):
@@ -29,24 +33,34 @@ class Stateful(Protocol):
 class Checkpoint:
     """One file of safetensors whose header holds all that is no tensor.
 
+    Of several processes all call every method together; the first reads, writes and decides.
+
     Args:
         path: of the file.
         key: what the run depends on; a file of another key is refused.
         every: seconds between two saves.
         also: whose state is saved with that of the training.
+        together: the processes that train.
     """
 
     def __init__(
-        self, path: Path, key: str, every: float = SAVE_EVERY_S, also: Stateful | None = None
+        self,
+        path: Path,
+        key: str,
+        every: float = SAVE_EVERY_S,
+        also: Stateful | None = None,
+        together: Processes = ALONE,
     ) -> None:
-        self._path, self._key, self._every, self._also = path, key, every, also
+        self._path, self._key, self._every = path, key, every
+        self._also, self._together = also, together
         self._last = time.perf_counter()
         self._cost = 0.0
 
-    @property
-    def due(self) -> bool:
-        """Tell whether it is time to save again."""
-        return time.perf_counter() - self._last >= max(self._every, self._cost / SHARE)
+    def due(self, step: int) -> bool:
+        """Tell whether it is time to save again; several processes do after some steps only."""
+        if self._together.count > 1 and step % ASKED_EVERY:
+            return False
+        return self._together.agreed(time.perf_counter() - self._last >= max(self._every, self._cost / SHARE))
 
     def save(self, state: Any) -> None:
         """Write a state: dictionaries, lists, tuples, numbers, words and tensors.
@@ -56,6 +70,8 @@ class Checkpoint:
         """
         from safetensors.torch import save
 
+        if not self._together.first:
+            return
         start = time.perf_counter()
         tensors: dict[str, Any] = {}
         also = None if self._also is None else self._also.state()
@@ -70,6 +86,15 @@ class Checkpoint:
         Raises:
             Refused: the file is damaged, or of another run.
         """
+        found = self._together.agreed(self._read() if self._together.first else None)
+        if found is None:
+            return None
+        own, also = found
+        if self._also is not None:
+            self._also.restore(also)
+        return own
+
+    def _read(self) -> Any:
         from safetensors import SafetensorError, safe_open
 
         if not self._path.exists():
@@ -87,10 +112,7 @@ class Checkpoint:
             raise Refused("a run goes on with the model, data and strategy it began with",
                           value=f"key {self._key[:12]}, saved {key[:12]}", place=str(self._path),
                           fix="give another folder, or delete this one", code=Exit.USAGE)  # fmt: skip
-        own, also = _whole(state, tensors)
-        if self._also is not None:
-            self._also.restore(also)
-        return own
+        return _whole(state, tensors)
 
 
 def _plain(value: Any, tensors: dict[str, Any]) -> Any:

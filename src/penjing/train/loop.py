@@ -21,7 +21,7 @@ from penjing.train.hooks import NO_HOOKS, Hooks, Moment, Reaction
 from penjing.train.numerics import numerics_for
 from penjing.train.objective import Objective
 from penjing.train.parameters import BatchNorms, is_batchnorm, keeps_statistics, make_optimizer, training_mode
-from penjing.train.processes import RANK_SEED, processes
+from penjing.train.processes import RANK_SEED, Processes, processes
 from penjing.train.sharding import Sharded
 from penjing.train.stepper import Stepper
 from penjing.train.strategy import Strategy
@@ -100,11 +100,9 @@ def fit(
         ghost=strategy.ghost_batch,
     )
     together = processes()
-    if together.count > 1:
-        checkpoint = None
-        if strategy.stochastic_depth:
-            raise Refused("blocks are left out on one process only", value=f"{together.count} processes",
-                          place="stochastic_depth", fix="leave it out")  # fmt: skip
+    if together.count > 1 and strategy.stochastic_depth:
+        raise Refused("blocks are left out on one process only", value=f"{together.count} processes",
+                      place="stochastic_depth", fix="leave it out")  # fmt: skip
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with (
         torch.random.fork_rng(devices=devices),
@@ -116,23 +114,27 @@ def fit(
         sharded = Sharded(model, strategy, together.count) if strategy.shard and together.count > 1 else None
         trained = model
         if sharded is not None:
+            checkpoint = None
             trained, together = sharded.module, replace(together, sharded=True)
             parameters = [p for p in trained.parameters() if p.requires_grad]
         optimizer = make_optimizer(trained, parameters, strategy)
         stepper = Stepper(trained, objective, strategy, numerics, optimizer, hooks, together)
         shown = stepper.average.shown
         shown = shown if sharded is None else partial(sharded.shown, shown)
-        run = _Run(stepper, Feed(split, size, seed, together.count), strategy, hooks, checkpoint, shown)
-        run.go(partial(together.share_buffers, trained), together.agreed)
+        run = _Run(
+            stepper, Feed(split, size, seed, together.count), strategy, hooks, checkpoint, shown, together
+        )
+        run.go(partial(together.share_buffers, trained))
         average_kept = stepper.average.other and not run.as_shown
         stepper.average.keep()
         if sharded is not None:
             sharded.give_back()
     events = [f"computed in {numerics}"]
     if together.count > 1:
-        events.append(f"{together.count} processes, each with its part of every batch; no state on the way")
+        events.append(f"{together.count} processes, each with its part of every batch")
     if together.sharded:
-        events.append("each process holds a part of the weights, the gradients and the optimizer's state")
+        events.append("each process holds a part of the weights, the gradients and the optimizer's state; "
+                      "no state on the way")  # fmt: skip
     if norms.alone:
         events.append("batches of one example: BatchNorm keeps its statistics")
     if average_kept:
@@ -166,9 +168,10 @@ class _Run:
         hooks: Hooks,
         checkpoint: Checkpoint | None,
         shown: Callable[[], AbstractContextManager[None]],
+        together: Processes,
     ) -> None:
         self._stepper, self._feed, self._strategy, self._shown = stepper, feed, strategy, shown
-        self._hooks, self._checkpoint = hooks, checkpoint
+        self._hooks, self._checkpoint, self._together = hooks, checkpoint, together
         self._tally = Tally(hooks.say, strategy.epochs)
         self._planned = self._total = max(1, math.ceil(strategy.epochs * feed.batches_an_epoch))
         self._done, self._seconds_before, self._hooked = 0, 0.0, 0.0
@@ -181,13 +184,13 @@ class _Run:
     def _seconds(self) -> float:
         return self._seconds_before + time.perf_counter() - self._start
 
-    def go(self, share: Callable[[], None], agreed: Callable[[Any], Any]) -> None:
+    def go(self, share: Callable[[], None]) -> None:
         """Take all steps.
 
         Args:
             share: makes the buffers of all processes the same.
-            agreed: gives what the first process has.
         """
+        agreed = self._together.agreed
         if self._checkpoint is not None and (state := self._checkpoint.load()) is not None:
             self._restore(state)
         limit, every = self._strategy.max_seconds, self._hooks.every * self._feed.batches_an_epoch
@@ -213,7 +216,7 @@ class _Run:
                 over = self._reacted(agreed(self._asked())) or over
             if over:
                 break
-            if self._checkpoint is not None and self._checkpoint.due:
+            if self._checkpoint is not None and self._checkpoint.due(self._done):
                 self._checkpoint.save(self._state())
         self._tally.close()
 
@@ -273,19 +276,23 @@ class _Run:
             "stepper": self._stepper.state(),
             "tally": self._tally.state(),
             "events": [self._events, self._feed.events],
-            "random": torch.get_rng_state(),
+            "random": self._together.gathered(torch.get_rng_state()),
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
         import torch
 
+        if len(state["random"]) != self._together.count:
+            raise Refused("a run goes on with as many processes as it began with", place="training",
+                          value=f"{self._together.count}, began with {len(state['random'])}",
+                          fix="launch as many, or give another folder")  # fmt: skip
         self._done, self._total, self._seconds_before, self._hooked, self._feed.waited = state["counts"]
         self._times = [0.0, *state["times"]]
         self._stepper.restore(state["stepper"])
         self._tally.restore(state["tally"])
         self._events[:], self._feed.events[:] = state["events"]
         self._events.append(f"step {self._done}: went on from a saved state")
-        torch.set_rng_state(state["random"])
+        torch.set_rng_state(state["random"][self._together.rank])
 
 
 def steps_within(total: int, done: int, seconds_a_step: float, end: float) -> int:

@@ -75,6 +75,14 @@ class Processes:
         broadcast_object_list(held)
         return held[0]
 
+    def gathered(self, value: T) -> list[T]:
+        """Return what each process has, in their order."""
+        if self.accelerator is None:
+            return [value]
+        from accelerate.utils import gather_object
+
+        return list(gather_object([value]))
+
     def share_buffers(self, model: Any) -> None:
         """Give every process the buffers (BatchNorm's statistics) of the first."""
         if self.accelerator is None:
@@ -85,6 +93,10 @@ class Processes:
             torch.distributed.broadcast(buffer, 0)
 
 
+ALONE = Processes()
+"""One process."""
+
+
 def processes() -> Processes:
     """Return the processes that a launcher (`accelerate launch`, `torchrun`) started together with this one.
 
@@ -92,7 +104,7 @@ def processes() -> Processes:
         Refused: there are several, and Accelerate is not installed.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return Processes()
+        return ALONE
     need("distributed", "training on several processes")
     import torch
     from accelerate import Accelerator

@@ -18,7 +18,7 @@ from penjing.train.objective import Objective, tensors_of
 from penjing.train.optimizers import KINDS
 from penjing.train.parameters import statistics_kept
 from penjing.train.parts import Parts, free_memory
-from penjing.train.processes import Processes
+from penjing.train.processes import ALONE, Processes
 from penjing.train.schedule import rate_factor
 from penjing.train.sharding import whole
 from penjing.train.strategy import Strategy
@@ -30,8 +30,6 @@ EXPLODED = 1e4
 """A loss this many times the first one is divergence, though finite."""
 
 RATE_CUT = 0.1
-
-ALONE = Processes()
 
 
 class Stepper:
