@@ -38,6 +38,9 @@ from one_shot_sparsity import right
 
 REPAIRED_WITH = 1000
 VALID = 250
+PASSES = 1000
+"""Passes between the data of two seeds."""
+
 SHORT, LONG = 5, 20
 """Steps of the two runs that tell what a step costs."""
 
@@ -61,11 +64,12 @@ ROWS = {
 """By name: methods that share the seconds evenly."""
 
 
-def task() -> pj.Task:
-    """Return training copies, changed anew in every pass, and all test copies to judge with."""
+def task(seed: int = 0) -> pj.Task:
+    """Return training copies, changed anew in every pass and by every seed, and all test copies."""
     data = cifar10.images()
     test = cifar10.normalised(data["test_x"]), data["test_y"]
     train = cifar10.Augmented(data["train_x"], data["train_y"])
+    train.epoch = PASSES * seed
     return pj.Task(train=train, valid=(test[0][:VALID], test[1][:VALID]), test=test)
 
 
@@ -82,7 +86,7 @@ class Setting:
 
 def applied(setting: Setting, kinds: tuple[str, ...], steps: list[int]) -> tuple[torch.nn.Module, float]:
     """Return a network after some steps of each method, and the seconds of the processor that took."""
-    prepared = task().prepare()
+    prepared = task(setting.seed).prepare()
     batches = -(-len(prepared.train) // prepared.batch_size)
     epochs = [(count - 0.5) / batches for count in steps]
     how = {"lr": setting.lr, "schedule": setting.schedule}

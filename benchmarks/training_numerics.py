@@ -6,6 +6,11 @@
 times a step as it is and through `torch.compile`, interleaved, in the format and layout that the rules
 choose: processor seconds, the seconds of the step that compiles, and after how many steps they are paid back.
 
+    python benchmarks/training_numerics.py 1 --products
+
+times a step in float32, in float32 whose products oneDNN takes in bfloat16 (`torch.backends.fp32_precision`,
+the one public way from the matrix library to oneDNN), and under autocast, interleaved, in processor seconds.
+
     python benchmarks/training_numerics.py 1 --eight-bit
 
 times the steps of AdamW and of torchao's AdamW8bit alone, on the weights of the encoder, and tells the bytes
@@ -17,6 +22,8 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
 
 import torch
@@ -171,6 +178,45 @@ def show_compiled() -> None:
         )
 
 
+@contextmanager
+def products(kind: str) -> Iterator[None]:
+    """Let oneDNN take the products of float32 layers in `ieee` or `bf16`."""
+    backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+    before = [backend.fp32_precision for backend in backends]
+    for backend in backends:
+        backend.fp32_precision = kind
+    try:
+        yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            backend.fp32_precision = value
+
+
+def show_products() -> None:
+    """Print what products in bfloat16 save, and how far their outputs are from those of float32."""
+    print("| ms a step | float32 | products in bfloat16 | autocast | apart: products | apart: autocast |")
+    print("|---|---|---|---|---|---|")
+    single, half = (Numerics(bfloat16=bfloat16, channels_last=False) for bfloat16 in (False, True))
+    kinds = (("ieee", single), ("bf16", single), ("ieee", half))
+    for name in ("ResNet-20", "linear, width 1024", "encoder"):
+        network, batch = NETWORKS[name] if name in NETWORKS else (Encoder(), 32)
+        x, outputs = torch.randn(batch, 3, 32, 32), []
+        steps = [step_of(network, batch, numerics) for _, numerics in kinds]
+        times: list[list[float]] = [[] for _ in kinds]
+        for kind, numerics in kinds:
+            with products(kind), torch.no_grad(), numerics.autocast():
+                outputs.append(network.eval()(x).float())
+        for _ in range(15):
+            for (kind, _), step, taken in zip(kinds, steps, times, strict=True):
+                with products(kind):
+                    start = time.process_time()
+                    step()
+                    taken.append(1e3 * (time.process_time() - start))
+        apart = [float((y - outputs[0]).norm() / outputs[0].norm()) for y in outputs[1:]]
+        cells = [*(f"{median(taken[3:]):.4g}" for taken in times), *(f"{value:.1e}" for value in apart)]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
 def show_eight_bit() -> None:
     """Print what 8-bit states cost and save."""
     from torchao.optim import AdamW8bit
@@ -209,10 +255,14 @@ def main() -> None:
     parser.add_argument("threads", nargs="?", type=int, default=2)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--eight-bit", action="store_true")
+    parser.add_argument("--products", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.compile:
         show_compiled()
+        return
+    if options.products:
+        show_products()
         return
     if options.eight_bit:
         show_eight_bit()
