@@ -181,7 +181,12 @@ def show_compiled() -> None:
 @contextmanager
 def products(kind: str) -> Iterator[None]:
     """Let oneDNN take the products of float32 layers in `ieee` or `bf16`."""
-    backends = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+    backends = (
+        torch.backends,
+        torch.backends.mkldnn,
+        torch.backends.mkldnn.matmul,
+        torch.backends.mkldnn.conv,
+    )
     before = [backend.fp32_precision for backend in backends]
     for backend in backends:
         backend.fp32_precision = kind

@@ -25,8 +25,8 @@ from penjing.core.method import Value
 from penjing.core.plan import Plan, chain, plan_from_json
 from penjing.core.search import Planner
 from penjing.core.trial import Trial
-from penjing.distilling.logits import Distill
 from penjing.planners.forecast import WITHOUT_TIME
+from penjing.planners.recovery import recovery
 from penjing.prune.blocks import RemoveBlocks
 from penjing.prune.channels import PruneChannels
 
@@ -163,8 +163,7 @@ class _Search:
         structure = sorted((*self.cut, *step), key=lambda method: isinstance(method, PruneChannels))
         recovers: Plan = ()
         if self.setting.trainable and epochs is not None:
-            precision = self.setting.training_precision
-            recovers = (Distill(epochs=epochs, lr=0.1, schedule="one_cycle", precision=precision),)
+            recovers = (recovery(epochs, self.setting.training_precision),)
         return chain(structure, self.setting.repair, recovers, self.precision)
 
 

@@ -1,11 +1,13 @@
-"""What follows a cut: repair without training, and how much training a plan contains."""
+"""What follows a cut: repair without training, recovery by it, and how much training a plan contains."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Literal
 
 from penjing.core.method import handler_for, inner
 from penjing.core.plan import Plan, chain
+from penjing.distilling.logits import Distill
 from penjing.repair.batchnorm import ReestimateBatchNorm
 from penjing.repair.least_squares import LeastSquares
 from penjing.train.strategy import Strategy
@@ -22,6 +24,14 @@ def repairs(kinds: Iterable[str], backend: str) -> Plan:
         return chain(LeastSquares())
     statistics = "batchnorm" in set(kinds) and handler_for(ReestimateBatchNorm(), backend) is not None
     return chain(ReestimateBatchNorm()) if statistics else ()
+
+
+def recovery(epochs: float, precision: Literal["float32", "bfloat16"]) -> Distill:
+    """Return the training that follows cut and repair: the way that brought most back in the same seconds.
+
+    Measured by `benchmarks/recovery.py`.
+    """
+    return Distill(epochs=epochs, loss="dist", lr=0.1, schedule="one_cycle", precision=precision)
 
 
 def epochs_of(plan: Plan) -> float:

@@ -24,9 +24,9 @@ from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_to_json
 from penjing.core.target import Target
 from penjing.core.task import Task
-from penjing.distilling.logits import Distill
 from penjing.measuring.quality_interval import quality_of
 from penjing.measuring.sealing import factory_of, seal
+from penjing.planners.recovery import recovery
 from penjing.run.noise import outputs_of, spread_of, twice
 
 if TYPE_CHECKING:
@@ -185,8 +185,8 @@ def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, precis
     def seconds(steps: int) -> float:
         share = min(1.0, steps * task.batch_size / examples)
         context = Context(task=task, backend=backend, original=model, seed=seed)
-        return float(apply(model, Distill(epochs=share, precision=precision), task, context=context)
-                     .notes["training_s"])  # fmt: skip
+        applied = apply(model, recovery(share, precision), task, context=context)
+        return float(applied.notes["training_s"])
 
     seconds(1)
     short, long = seconds(1), seconds(1 + PROBE_STEPS)
