@@ -23,7 +23,9 @@ for kind, strategy in own["STRATEGIES"].items():
     fitted = pj.fit(own["net"](kind), own["task"](), strategy, out=out, say=lines.append)
     found = [fitted.model.state_dict(), fitted.record.model_dump(), lines]
     torch.save(found, out + "-" + os.environ["RANK"])
-torch.save(own["broken_off"](folder + "/state"), folder + "/broken-" + os.environ["RANK"])
+for kind in own["BROKEN_OFF"]:
+    found = own["broken_off"](kind, folder + "/state-" + kind)
+    torch.save(found, folder + "/broken-" + kind + os.environ["RANK"])
 """
 
 
@@ -61,7 +63,14 @@ def strategies():
 STRATEGIES = strategies()
 
 
-def broken_off(path):
+BROKEN_OFF = {
+    "norm": STRATEGIES["norm"],
+    "shards-average": STRATEGIES["shards-average"],
+    "shards": STRATEGIES["shards"].model_copy(update={"averaging": "swa"}),
+}
+
+
+def broken_off(kind, path):
     """Return the weights of a run with dropout, and of one that stopped on the way and went on."""
     from penjing.train.checkpoint import Checkpoint
     from penjing.train.hooks import Hooks
@@ -83,13 +92,13 @@ def broken_off(path):
                 raise Stop
 
         hooks = Hooks(stepped=stepped)
-        strategy = STRATEGIES["norm"].model_copy(update={"epochs": 2.0})
+        strategy = BROKEN_OFF[kind].model_copy(update={"epochs": 2.0})
         return fit(
             model, prepared.train, task_objective(prepared), strategy, hooks=hooks, checkpoint=checkpoint
         )
 
     def dropping():
-        return nn.Sequential(net("norm"), nn.Dropout(0.5))
+        return nn.Sequential(net(kind), nn.Dropout(0.5))
 
     def kept():
         return Checkpoint(Path(path), "key", every=0.0, together=processes())
@@ -121,11 +130,10 @@ def trained(tmp_path_factory):
     on_two(["script.py", str(folder)], folder)
 
     def of(kind):
-        if kind == "broken":
-            return [torch.load(folder / f"broken-{rank}", weights_only=True) for rank in (0, 1)]
         ends = [torch.load(f"{folder / kind}-{rank}", weights_only=True) for rank in (0, 1)]
         return *ends, folder / kind
 
+    of.folder = folder
     return of
 
 
@@ -157,8 +165,11 @@ def test_statistics_and_decisions_agree(kind, trained):
     assert record["quality"] > 0.7
 
 
-def test_a_run_of_two_that_was_broken_off_ends_with_the_same_weights(trained):
-    for whole, broken, events in trained("broken"):
+@pytest.mark.parametrize("kind", BROKEN_OFF)
+def test_a_run_of_two_that_was_broken_off_ends_with_the_same_weights(kind, trained):
+    for rank in (0, 1):
+        file = trained.folder / f"broken-{kind}{rank}"
+        whole, broken, events = torch.load(file, weights_only=True)
         assert any("went on from a saved state" in event for event in events)
         for name, tensor in whole.items():
             assert torch.equal(tensor, broken[name]), name

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from penjing.train.sharding import spread
+
 HORIZON = 0.05
 """Share of the training that an exponential average looks back over."""
 
@@ -91,7 +93,8 @@ class Average:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self._mean, self._points, self._taken = state["mean"], state["points"], state["taken"]
+        self._mean, self._taken = self._like_own(state["mean"]), state["taken"]
+        self._points = [self._like_own(point) for point in state["points"]]
 
     def _blend(self, share: float) -> None:
         self._taken += 1
@@ -103,6 +106,9 @@ class Average:
 
     def _copies(self) -> list[Any]:
         return [tensor.detach().clone() for tensor in self._own]
+
+    def _like_own(self, tensors: list[Any]) -> list[Any]:
+        return [spread(tensor, own) for tensor, own in zip(tensors, self._own, strict=bool(tensors))]
 
     def _set(self, tensors: list[Any]) -> None:
         for own, tensor in zip(self._own, tensors, strict=bool(tensors)):

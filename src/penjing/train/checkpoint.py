@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import write_bytes
 from penjing.train.processes import ALONE, Processes
+from penjing.train.sharding import whole
 
 SAVE_EVERY_S = 20.0
 """Seconds of training between two saves; more where a save is slow, so that it costs at most a twentieth."""
@@ -70,12 +71,12 @@ class Checkpoint:
         """
         from safetensors.torch import save
 
-        if not self._together.first:
-            return
         start = time.perf_counter()
         tensors: dict[str, Any] = {}
         also = None if self._also is None else self._also.state()
         words = json.dumps(_plain([state, also], tensors))
+        if not self._together.first:  # it was needed to put shards together
+            return
         write_bytes(self._path, save(tensors, metadata={"key": self._key, "state": words}))
         self._last = time.perf_counter()
         self._cost = self._last - start
@@ -120,7 +121,7 @@ def _plain(value: Any, tensors: dict[str, Any]) -> Any:
 
     if isinstance(value, torch.Tensor):
         name = f"t{len(tensors)}"
-        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        tensors[name] = whole(value.detach()).cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, dict):
         return {"dict": [[_plain(k, tensors), _plain(v, tensors)] for k, v in value.items()]}

@@ -114,7 +114,6 @@ def fit(
         sharded = Sharded(model, strategy, together.count) if strategy.shard and together.count > 1 else None
         trained = model
         if sharded is not None:
-            checkpoint = None
             trained, together = sharded.module, replace(together, sharded=True)
             parameters = [p for p in trained.parameters() if p.requires_grad]
         optimizer = make_optimizer(trained, parameters, strategy)
@@ -133,8 +132,7 @@ def fit(
     if together.count > 1:
         events.append(f"{together.count} processes, each with its part of every batch")
     if together.sharded:
-        events.append("each process holds a part of the weights, the gradients and the optimizer's state; "
-                      "no state on the way")  # fmt: skip
+        events.append("each process holds a part of the weights, the gradients and the optimizer's state")
     if norms.alone:
         events.append("batches of one example: BatchNorm keeps its statistics")
     if average_kept:

@@ -77,6 +77,15 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def spread(tensor: Any, like: Any) -> Any:
+    """Return a whole tensor in parts, as another of its shape is; as it is where that one is whole."""
+    if not hasattr(like, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
 def _unfit(model: Any, strategy: Strategy) -> str:
     from penjing.backends.torch.masks import masks_of
 

@@ -20,7 +20,7 @@ from penjing.train.parameters import statistics_kept
 from penjing.train.parts import Parts, free_memory
 from penjing.train.processes import ALONE, Processes
 from penjing.train.schedule import rate_factor
-from penjing.train.sharding import whole
+from penjing.train.sharding import spread, whole
 from penjing.train.strategy import Strategy
 
 SNAPSHOT_EVERY = 50
@@ -140,10 +140,10 @@ class Stepper:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state of the same model and strategy."""
         self._put(state["weights"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        self._optimizer.load_state_dict(self._in_parts(state["optimizer"]))
         self.average.restore(state["average"])
         step, tensors = state["snapshot"]
-        self._snapshot = (step, tensors)
+        self._snapshot = (step, [spread(saved, own) for saved, own in zip(tensors, self._kept, strict=True)])
         self._cut, self._scale, self._limit = state["numbers"]
         self._parts.restore(state["parts"])
         self.events[:] = state["events"]
@@ -154,7 +154,16 @@ class Stepper:
 
     def _put(self, tensors: list[Any]) -> None:
         for tensor, saved in zip(self._kept, tensors, strict=True):
-            tensor.detach().copy_(saved)
+            tensor.detach().copy_(spread(saved, tensor))
+
+    def _in_parts(self, state: dict[str, Any]) -> dict[str, Any]:
+        """Return the optimizer's state with what belongs to a parameter in the parts that it is in."""
+        found = {
+            index: {k: spread(v, p) if getattr(v, "shape", None) == p.shape else v for k, v in of.items()}
+            for index, p in enumerate(self._parameters)
+            if (of := state["state"].get(index)) is not None
+        }
+        return state | {"state": found}
 
     def _gradients(self, batch: Blend, number: int, progress: float) -> tuple[float, float]:
         import torch
