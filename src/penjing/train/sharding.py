@@ -12,12 +12,11 @@ from penjing.train.hooks import is_watched
 from penjing.train.optimizers import Name
 from penjing.train.strategy import Strategy
 
-ELEMENTWISE: tuple[Name, ...] = (
-    "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta",
+IN_PARTS: tuple[Name, ...] = (
+    "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta", "lion", "muon",
+    "schedule_free",
 )  # fmt: skip
-"""Optimizers that step on each number by itself, and were tried on parts of tensors."""
-
-MATRICES: tuple[Name, ...] = ("adafactor", "muon", "soap")
+"""Optimizers whose steps on tensors in parts are those on whole ones; the others fail there."""
 
 
 class Sharded:
@@ -89,9 +88,8 @@ def spread(tensor: Any, like: Any) -> Any:
 def _unfit(model: Any, strategy: Strategy) -> str:
     from penjing.backends.torch.masks import masks_of
 
-    if strategy.optimizer not in ELEMENTWISE:
-        why = "steps on whole matrices" if strategy.optimizer in MATRICES else "was not tried in shards"
-        return f"{strategy.optimizer} {why}"
+    if strategy.optimizer not in IN_PARTS:
+        return f"{strategy.optimizer} does not take tensors in parts"
     for name in ("sam", "ghost_batch", "recompute"):
         if getattr(strategy, name):
             return name
