@@ -157,6 +157,7 @@ def test_two_runs_are_compared(finished, command):
     assert {row["name"] for row in data["rows"]} >= {"accuracy", "latency", "size", "verdict"}
 
 
+@pytest.mark.slow  # runs that were killed are compared always, and the README's Python runs
 def test_python_gives_the_same_result_as_the_command(finished, task_file, tmp_path):
     """Three lines of Python, without a main guard, from a script of the user's own; timed but briefly."""
     _out, record, _ = finished

@@ -70,8 +70,6 @@ STRATEGIES = strategies()
 BROKEN_OFF = {
     "norm": STRATEGIES["norm"],
     "shards-average": STRATEGIES["shards-average"],
-    "shards": STRATEGIES["shards"].model_copy(update={"averaging": "swa"}),
-    "shards-schedule_free": STRATEGIES["shards-schedule_free"],
 }
 
 
