@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from penjing.train.sharding import spread
+from penjing.train.sharding import spread_all
 
 HORIZON = 0.05
 """Share of the training that an exponential average looks back over."""
@@ -93,8 +93,8 @@ class Average:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self._mean, self._taken = self._like_own(state["mean"]), state["taken"]
-        self._points = [self._like_own(point) for point in state["points"]]
+        self._mean, self._taken = spread_all(state["mean"], self._own), state["taken"]
+        self._points = [spread_all(point, self._own) for point in state["points"]]
 
     def _blend(self, share: float) -> None:
         self._taken += 1
@@ -106,9 +106,6 @@ class Average:
 
     def _copies(self) -> list[Any]:
         return [tensor.detach().clone() for tensor in self._own]
-
-    def _like_own(self, tensors: list[Any]) -> list[Any]:
-        return [spread(tensor, own) for tensor, own in zip(tensors, self._own, strict=bool(tensors))]
 
     def _set(self, tensors: list[Any]) -> None:
         for own, tensor in zip(self._own, tensors, strict=bool(tensors)):

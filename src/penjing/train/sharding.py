@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -83,6 +83,11 @@ def spread(tensor: Any, like: Any) -> Any:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+
+
+def spread_all(tensors: Sequence[Any], like: Sequence[Any]) -> list[Any]:
+    """Return whole tensors in parts, as those of another list are; none where there are none."""
+    return [spread(tensor, own) for tensor, own in zip(tensors, like, strict=bool(tensors))]
 
 
 def _unfit(model: Any, strategy: Strategy) -> str:

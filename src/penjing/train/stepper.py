@@ -20,7 +20,7 @@ from penjing.train.parameters import statistics_kept
 from penjing.train.parts import Parts, free_memory
 from penjing.train.processes import ALONE, Processes
 from penjing.train.schedule import rate_factor
-from penjing.train.sharding import spread, whole
+from penjing.train.sharding import spread, spread_all, whole
 from penjing.train.strategy import Strategy
 
 SNAPSHOT_EVERY = 50
@@ -139,11 +139,11 @@ class Stepper:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state of the same model and strategy."""
-        self._put(state["weights"])
+        self._put(spread_all(state["weights"], self._kept))
         self._optimizer.load_state_dict(self._in_parts(state["optimizer"]))
         self.average.restore(state["average"])
         step, tensors = state["snapshot"]
-        self._snapshot = (step, [spread(saved, own) for saved, own in zip(tensors, self._kept, strict=True)])
+        self._snapshot = (step, spread_all(tensors, self._kept))
         self._cut, self._scale, self._limit = state["numbers"]
         self._parts.restore(state["parts"])
         self.events[:] = state["events"]
@@ -154,7 +154,7 @@ class Stepper:
 
     def _put(self, tensors: list[Any]) -> None:
         for tensor, saved in zip(self._kept, tensors, strict=True):
-            tensor.detach().copy_(spread(saved, tensor))
+            tensor.detach().copy_(saved)
 
     def _in_parts(self, state: dict[str, Any]) -> dict[str, Any]:
         """Return the optimizer's state with what belongs to a parameter in the parts that it is in."""
