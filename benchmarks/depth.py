@@ -24,11 +24,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import cifar10
 import penjing as pj
-from penjing.arrays.removal import Judge, additive_choice, joint_choice
+from penjing.arrays.structure.removal import Judge, additive_choice, joint_choice
 from penjing.backends.torch import BACKEND
-from penjing.backends.torch.blocks import find_blocks
-from penjing.backends.torch.shortened import Shortened
-from penjing.measuring.measure import measure_all
+from penjing.backends.torch.cut.shortened import Shortened
+from penjing.backends.torch.structure.blocks import find_blocks
+from penjing.measurement.measure import measure_all
 
 COUNTS = {20: (1, 2, 3), 56: (5, 10)}
 EXAMPLES = {20: (128, 128), 56: (128,)}

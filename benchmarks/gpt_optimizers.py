@@ -25,7 +25,7 @@ from torch.nn import functional as F
 import penjing as pj
 from language_models import HELD_OUT, Gpt, data_file
 from penjing.core.goal import Goal, parse_goal
-from penjing.run.fit import FitRecord
+from penjing.experiments.fit import FitRecord
 
 LENGTH, BATCH, LAYERS = 64, 16, 3
 LOOK_EVERY = 20

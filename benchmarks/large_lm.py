@@ -31,7 +31,7 @@ from transformers.utils import logging
 
 import penjing as pj
 from language_models import data_file
-from penjing.backends.torch.shards import INDEX, Part, write_shard
+from penjing.backends.torch.decoder.shards import INDEX, Part, write_shard
 from penjing.core.files import write_json
 
 FORMAT = "uint4 group 32"

@@ -36,9 +36,9 @@ from scipy.stats import spearmanr
 import penjing as pj
 from penjing.arrays.formats.clipping import clipped_parameters
 from penjing.arrays.knapsack import choose_options
-from penjing.backends.torch import rounding_loss
-from penjing.backends.torch.folding import fold_batchnorm
-from penjing.backends.torch.kronecker import kronecker_factors
+from penjing.backends.torch.curvature import rounding_loss
+from penjing.backends.torch.curvature.kronecker import kronecker_factors
+from penjing.backends.torch.quant.folding import fold_batchnorm
 from penjing.backends.torch.quantizers import Quantizer, set_quantizers
 from penjing.core.backend import Sample
 from penjing.core.context import Context

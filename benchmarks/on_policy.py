@@ -23,8 +23,8 @@ from torch.nn.functional import cross_entropy
 
 import penjing as pj
 from penjing.backends.torch import BACKEND
-from penjing.backends.torch.continuation import Sampling, continued
-from penjing.backends.torch.distillation import generalized_divergence
+from penjing.backends.torch.distill.continuation import Sampling, continued
+from penjing.backends.torch.distill.distillation import generalized_divergence
 from penjing.core.context import Context
 
 TOKENS, LENGTH, PROMPT = 12, 16, 4

@@ -16,9 +16,9 @@ import torch
 import penjing as pj
 from architectures.registry import Architecture
 from penjing.arrays.scores import l2_score
-from penjing.arrays.selection import select
+from penjing.arrays.structure.selection import select
 from penjing.backends.torch import BACKEND
-from penjing.backends.torch.exported import ExportedNet
+from penjing.backends.torch.cut.exported import ExportedNet
 from penjing.backends.torch.tensors import evaluating, input_names, tensors_of, to_inputs
 from penjing.core.artefact import deliver, load
 from penjing.core.data import Split

@@ -28,12 +28,12 @@ from penjing.core.artefact import Artefact, open_artefact
 from penjing.core.backend import enter
 from penjing.core.extras import missing
 from penjing.core.target import Target
-from penjing.measuring.latency import interleave, summarise
-from penjing.measuring.measure import difference, timed_batch
-from penjing.measuring.process import RuntimeProcess, save_arrays
-from penjing.measuring.sealing import factory_of
+from penjing.measurement.latency import interleave, summarise
+from penjing.measurement.measure import difference, timed_batch
+from penjing.measurement.process import RuntimeProcess, save_arrays
+from penjing.measurement.sealing import factory_of
 from penjing.run.folder import environment
-from penjing.run.runtimes import openvino_modes
+from penjing.search.runtimes import openvino_modes
 from shapes import SHAPES
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"

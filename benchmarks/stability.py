@@ -25,7 +25,7 @@ from torch import nn
 
 import penjing as pj
 from language_models import data_file
-from penjing.run.stability import OneTask, Stability
+from penjing.experiments.stability import OneTask, Stability
 
 SOUND = pj.Strategy(epochs=6, batch_size=64)
 TIMES = {"digits": 20.0, "fashion": 20.0, "letters": 13.0}

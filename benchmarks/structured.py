@@ -33,8 +33,8 @@ import penjing as pj
 from penjing.backends.torch import BACKEND
 from penjing.core.apply import apply
 from penjing.core.context import Context
-from penjing.measuring.measure import Measured, measure_all
-from penjing.measuring.paired import compare
+from penjing.measurement.measure import Measured, measure_all
+from penjing.measurement.paired import compare
 
 CONFIDENCE = 0.95
 RENEWED = 10

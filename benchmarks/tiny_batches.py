@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import penjing as pj
-from penjing.measuring.side_by_side import ratios
+from penjing.measurement.side_by_side import ratios
 
 WIDTHS = (16, 32, 32, 64)
 RATE = 0.02

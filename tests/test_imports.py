@@ -12,17 +12,20 @@ import penjing
 SOURCE = Path(__file__).parents[1] / "src" / "penjing"
 LEVELS = [
     {"cli", "__main__"},
+    {"diagnostics"},
+    {"search", "experiments", "language"},
     {"run"},
     {"report"},
     {"planners"},
-    {"prune", "quantize", "distilling", "repair"},
-    {"train", "measuring", "calibration"},
+    {"prune", "quantize", "distillation", "repair"},
+    {"train", "measurement", "calibration"},
+    {"processes"},
     {"targets", "backends"},
     {"arrays"},
     {"core"},
 ]
 LEVEL = {name: depth for depth, names in enumerate(LEVELS) for name in names}
-METHODS = {"prune", "quantize", "distilling", "repair"}
+METHODS = {"prune", "quantize", "distillation", "repair"}
 HEAVY = {"torch", "onnx", "onnxruntime", "onnxscript", "openvino", "sklearn", "keras", "tensorflow", "optuna"}
 HEAVY |= {"pytorch_optimizer", "accelerate", "transformers"}
 FILES = sorted(SOURCE.rglob("*.py"))

@@ -26,14 +26,14 @@ _NAMES = {
     "deliver": "penjing.core.artefact",
     "load": "penjing.core.artefact",
     "load_onnx": "penjing.backends.onnx.model",
-    "measure": "penjing.measuring.measure",
-    "optimize": "penjing.run.optimize",
-    "quantize_checkpoint": "penjing.run.checkpoint",
-    "QuantizedCheckpoint": "penjing.run.checkpoint_delivery",
-    "read_codes": "penjing.run.codes",
-    "load_quantized": "penjing.run.codes",
-    "verify": "penjing.run.verify",
-    "Result": "penjing.run.record",
+    "measure": "penjing.measurement.measure",
+    "optimize": "penjing.search.optimize",
+    "quantize_checkpoint": "penjing.language.checkpoint",
+    "QuantizedCheckpoint": "penjing.language.checkpoint_delivery",
+    "read_codes": "penjing.language.codes",
+    "load_quantized": "penjing.language.codes",
+    "verify": "penjing.search.verify",
+    "Result": "penjing.search.record",
     "Verdict": "penjing.core.verdict",
     "RemoveBlocks": "penjing.prune.blocks",
     "PruneChannels": "penjing.prune.channels",
@@ -52,21 +52,21 @@ _NAMES = {
     "LeastSquares": "penjing.repair.least_squares",
     "MatchStatistics": "penjing.repair.match_statistics",
     "FineTune": "penjing.train.finetune",
-    "distill": "penjing.run.distill",
-    "shrunk": "penjing.run.shrink",
-    "Distill": "penjing.distilling.logits",
-    "DistillFeatures": "penjing.distilling.features",
-    "DistillBlocks": "penjing.distilling.blocks",
-    "DistillOnPolicy": "penjing.distilling.on_policy",
-    "DistillRelations": "penjing.distilling.relations",
+    "distill": "penjing.experiments.distill",
+    "shrunk": "penjing.experiments.shrink",
+    "Distill": "penjing.distillation.logits",
+    "DistillFeatures": "penjing.distillation.features",
+    "DistillBlocks": "penjing.distillation.blocks",
+    "DistillOnPolicy": "penjing.distillation.on_policy",
+    "DistillRelations": "penjing.distillation.relations",
     "Strategy": "penjing.train.strategy",
-    "fit": "penjing.run.fit",
-    "Fitted": "penjing.run.fit",
-    "range_test": "penjing.run.range_test",
-    "tune": "penjing.run.tune",
-    "Tuned": "penjing.run.tuned",
-    "stability": "penjing.run.stability",
-    "Stability": "penjing.run.stability",
+    "fit": "penjing.experiments.fit",
+    "Fitted": "penjing.experiments.fit",
+    "range_test": "penjing.experiments.range_test",
+    "tune": "penjing.experiments.tune",
+    "Tuned": "penjing.experiments.tuned",
+    "stability": "penjing.experiments.stability",
+    "Stability": "penjing.experiments.stability",
     "Int8Static": "penjing.quantize.int8_static",
     "Int8Dynamic": "penjing.quantize.int8_dynamic",
     "QuantizeNearest": "penjing.quantize.nearest",
@@ -119,12 +119,25 @@ if TYPE_CHECKING:
     from penjing.core.task import Split as Split
     from penjing.core.task import Task as Task
     from penjing.core.verdict import Verdict as Verdict
-    from penjing.distilling.blocks import DistillBlocks as DistillBlocks
-    from penjing.distilling.features import DistillFeatures as DistillFeatures
-    from penjing.distilling.logits import Distill as Distill
-    from penjing.distilling.on_policy import DistillOnPolicy as DistillOnPolicy
-    from penjing.distilling.relations import DistillRelations as DistillRelations
-    from penjing.measuring.measure import measure as measure
+    from penjing.distillation.blocks import DistillBlocks as DistillBlocks
+    from penjing.distillation.features import DistillFeatures as DistillFeatures
+    from penjing.distillation.logits import Distill as Distill
+    from penjing.distillation.on_policy import DistillOnPolicy as DistillOnPolicy
+    from penjing.distillation.relations import DistillRelations as DistillRelations
+    from penjing.experiments.distill import distill as distill
+    from penjing.experiments.fit import Fitted as Fitted
+    from penjing.experiments.fit import fit as fit
+    from penjing.experiments.range_test import range_test as range_test
+    from penjing.experiments.shrink import shrunk as shrunk
+    from penjing.experiments.stability import Stability as Stability
+    from penjing.experiments.stability import stability as stability
+    from penjing.experiments.tune import tune as tune
+    from penjing.experiments.tuned import Tuned as Tuned
+    from penjing.language.checkpoint import quantize_checkpoint as quantize_checkpoint
+    from penjing.language.checkpoint_delivery import QuantizedCheckpoint as QuantizedCheckpoint
+    from penjing.language.codes import load_quantized as load_quantized
+    from penjing.language.codes import read_codes as read_codes
+    from penjing.measurement.measure import measure as measure
     from penjing.prune.alps import PruneALPS as PruneALPS
     from penjing.prune.blocks import RemoveBlocks as RemoveBlocks
     from penjing.prune.channels import PruneChannels as PruneChannels
@@ -153,21 +166,8 @@ if TYPE_CHECKING:
     from penjing.repair.group_norm import ReplaceBatchNorm as ReplaceBatchNorm
     from penjing.repair.least_squares import LeastSquares as LeastSquares
     from penjing.repair.match_statistics import MatchStatistics as MatchStatistics
-    from penjing.run.checkpoint import quantize_checkpoint as quantize_checkpoint
-    from penjing.run.checkpoint_delivery import QuantizedCheckpoint as QuantizedCheckpoint
-    from penjing.run.codes import load_quantized as load_quantized
-    from penjing.run.codes import read_codes as read_codes
-    from penjing.run.distill import distill as distill
-    from penjing.run.fit import Fitted as Fitted
-    from penjing.run.fit import fit as fit
-    from penjing.run.optimize import optimize as optimize
-    from penjing.run.range_test import range_test as range_test
-    from penjing.run.record import Result as Result
-    from penjing.run.shrink import shrunk as shrunk
-    from penjing.run.stability import Stability as Stability
-    from penjing.run.stability import stability as stability
-    from penjing.run.tune import tune as tune
-    from penjing.run.tuned import Tuned as Tuned
-    from penjing.run.verify import verify as verify
+    from penjing.search.optimize import optimize as optimize
+    from penjing.search.record import Result as Result
+    from penjing.search.verify import verify as verify
     from penjing.train.finetune import FineTune as FineTune
     from penjing.train.strategy import Strategy as Strategy

@@ -12,8 +12,8 @@ from torch import nn  # noqa: E402
 import penjing as pj  # noqa: E402
 from penjing.backends.onnx import BACKEND as ONNX  # noqa: E402
 from penjing.backends.torch import BACKEND as TORCH  # noqa: E402
+from penjing.backends.torch.quant.stated import layer_formats  # noqa: E402
 from penjing.backends.torch.quantizers import quantized_layers  # noqa: E402
-from penjing.backends.torch.stated import layer_formats  # noqa: E402
 from penjing.core.task import Task  # noqa: E402
 
 

@@ -13,7 +13,7 @@ import penjing as pj
 from penjing.cli.show import exit_code
 from penjing.core.artefact import open_artefact
 from penjing.core.plan import plan_to_json
-from penjing.run.jobs import build
+from penjing.search.jobs import build
 
 FAULTS = {2: "kill", 3: "segfault", 4: "memory", 5: "hang"}
 """What the n-th candidate does; the first is the probe of the forecast, the others are really built."""
@@ -43,12 +43,12 @@ def broken_build(shared, say, plan, target, folder, seed):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("penjing.run.optimize.LEAST_PATIENCE", 2.0)
-    monkeypatch.setattr("penjing.run.optimize.PATIENCE", 0.0)
+    monkeypatch.setattr("penjing.search.optimize.LEAST_PATIENCE", 2.0)
+    monkeypatch.setattr("penjing.search.optimize.PATIENCE", 0.0)
 
 
 def test_the_search_survives_every_end_of_a_candidate(optimize, impatient, monkeypatch, tmp_path):
-    monkeypatch.setattr("penjing.run.evaluate.build", faulty_build)
+    monkeypatch.setattr("penjing.search.evaluate.build", faulty_build)
     options = {"budget": {"size": "40%", "trials": 5}, "score": "l2", "round_to": (1,)}
 
     class Stop(list):
@@ -78,7 +78,7 @@ def test_the_search_survives_every_end_of_a_candidate(optimize, impatient, monke
 
 
 def test_all_candidates_fail_and_the_original_is_returned(optimize, monkeypatch, tmp_path):
-    monkeypatch.setattr("penjing.run.evaluate.build", broken_build)
+    monkeypatch.setattr("penjing.search.evaluate.build", broken_build)
     result = optimize(budget={"size": "40%", "trials": 2})
     assert [t["status"] for t in result.record["trials"]] == ["failed", "failed"]
     assert result.record["artefact"]["path"] == "float/target"
@@ -101,8 +101,8 @@ def repetitive(setting, options):
 
 
 def test_an_equal_plan_is_built_once(optimize, monkeypatch, tmp_path):
-    monkeypatch.setattr("penjing.run.evaluate.build", counted_build)
-    monkeypatch.setattr("penjing.run.optimize.bisection", repetitive)
+    monkeypatch.setattr("penjing.search.evaluate.build", counted_build)
+    monkeypatch.setattr("penjing.search.optimize.bisection", repetitive)
     record = optimize(budget={"max_drop": "5%", "trials": 12}).record
     assert (tmp_path / "run" / "builds.txt").read_text() == "built\n"
     assert len({t["name"] for t in record["trials"]}) == 1

@@ -15,7 +15,7 @@ import pytest
 
 from penjing.cli.show import exit_code
 from penjing.core.errors import Exit, Refused
-from penjing.run.doctor import examine
+from penjing.diagnostics.doctor import examine
 
 PENJING = str(Path(sys.executable).with_name("penjing"))
 MB = 2**20
@@ -148,7 +148,7 @@ def test_a_missing_extra_is_one_line_with_the_command_to_type(task_file, tmp_pat
 def test_doctor_names_what_is_too_old(monkeypatch):
     versions = {"torch": "2.4.1", "onnx": "1.15.0", "onnxruntime": "1.31.0"}
     monkeypatch.setattr(importlib.metadata, "version", lambda name: versions.get(name, "1.0"))
-    monkeypatch.setattr("penjing.run.doctor.bring", ModuleType)
+    monkeypatch.setattr("penjing.diagnostics.doctor.bring", ModuleType)
     found = examine()
     assert found["code"] == Exit.ENVIRONMENT
     assert any("torch 2.4.1 is older than 2.10" in problem for problem in found["problems"])
@@ -162,7 +162,7 @@ def test_doctor_names_what_is_installed_and_cannot_be_imported(monkeypatch):
             raise ImportError("numpy.core.multiarray failed to import (auto-generated because of numpy ABI)")
         return ModuleType(name)
 
-    monkeypatch.setattr("penjing.run.doctor.bring", broken)
+    monkeypatch.setattr("penjing.diagnostics.doctor.bring", broken)
     found = examine()
     assert found["code"] == Exit.ENVIRONMENT
     assert not found["extras"]["metrics"]["usable"]

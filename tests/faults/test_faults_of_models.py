@@ -8,8 +8,8 @@ import pytest
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.verdict import LimitVerdict, Verdict
-from penjing.run.noise import within_noise
-from penjing.run.room import COPIES
+from penjing.measurement.nondeterminism import within_noise
+from penjing.search.resources import COPIES
 
 torch = pytest.importorskip("torch")
 nn = torch.nn

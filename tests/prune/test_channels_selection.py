@@ -10,15 +10,15 @@ torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 from torch import nn  # noqa: E402
 
 import penjing as pj  # noqa: E402
-from penjing.arrays.cut_cost import multiply_adds_removed, unit_costs  # noqa: E402
-from penjing.arrays.ranking import Bounds, Ranking  # noqa: E402
 from penjing.arrays.scores import SCORES  # noqa: E402
+from penjing.arrays.structure.cut_cost import multiply_adds_removed, unit_costs  # noqa: E402
+from penjing.arrays.structure.ranking import Bounds, Ranking  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
 from penjing.core.apply import apply  # noqa: E402
 from penjing.core.backend import Group, Slot  # noqa: E402
 from penjing.core.context import Context  # noqa: E402
 from penjing.core.measurement import Estimate  # noqa: E402
-from penjing.measuring import side_by_side  # noqa: E402
+from penjing.measurement import side_by_side  # noqa: E402
 from penjing.prune.channels.constraint import Quantity, reach  # noqa: E402
 
 torch.set_num_threads(1)

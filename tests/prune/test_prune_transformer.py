@@ -10,15 +10,15 @@ torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 datasets = pytest.importorskip("sklearn.datasets", reason="the extra metrics is not installed")
 
 import penjing as pj  # noqa: E402
-from penjing.arrays.mask_search import mask_gradients  # noqa: E402
 from penjing.arrays.scores import consumers  # noqa: E402
+from penjing.arrays.structure.mask_search import mask_gradients  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
-from penjing.backends.torch.history import lineage  # noqa: E402
+from penjing.backends.torch.structure.history import lineage  # noqa: E402
 from penjing.core.backend import Sample  # noqa: E402
 from penjing.core.context import Context  # noqa: E402
 from penjing.core.measurement import Estimate  # noqa: E402
 from penjing.core.task import Split, Task  # noqa: E402
-from penjing.measuring.quality import accuracy  # noqa: E402
+from penjing.measurement.quality import accuracy  # noqa: E402
 
 FEW = {"criterion": "masks", "examples": 128, "round_to": 4}
 
@@ -171,7 +171,7 @@ def test_latency_is_what_the_clock_says(trained, task, monkeypatch):
 
         yield ratio_of
 
-    monkeypatch.setattr("penjing.measuring.side_by_side.beside", beside)
+    monkeypatch.setattr("penjing.measurement.side_by_side.beside", beside)
     applied = pj.apply(trained, pj.PruneTransformer(0.25, of="latency", **FEW), task)
     heads, neurons = timed[-1]
     assert heads > neurons, "heads save little time here"

@@ -8,7 +8,7 @@ from torch import nn  # noqa: E402
 
 import penjing as pj  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
-from penjing.backends.torch.pass_through import PassThrough  # noqa: E402
+from penjing.backends.torch.structure.pass_through import PassThrough  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -11,8 +11,8 @@ from torch import nn  # noqa: E402
 
 import penjing as pj  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
+from penjing.backends.torch.quant.scaling import Feed, feeds, scale  # noqa: E402
 from penjing.backends.torch.quantizers import quantized_layers  # noqa: E402
-from penjing.backends.torch.scaling import Feed, feeds, scale  # noqa: E402
 
 
 class Block(nn.Module):

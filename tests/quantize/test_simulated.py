@@ -12,7 +12,7 @@ from penjing.backends.torch.quantizers import Quantizer, quantized_layers, quant
 from penjing.core.context import Context  # noqa: E402
 from penjing.core.task import Split, Task  # noqa: E402
 from penjing.examples import digits  # noqa: E402
-from penjing.measuring.quality import accuracy  # noqa: E402
+from penjing.measurement.quality import accuracy  # noqa: E402
 
 LEARN = {"steps": 60, "examples": 256, "calibration": 64}
 

@@ -52,7 +52,7 @@ def moments(model, until):
 
 def kept(models, until):
     """Moments of the original's channels that the small model still has."""
-    from penjing.backends.torch.history import lineage
+    from penjing.backends.torch.structure.history import lineage
 
     mean, variance = moments(models[0], until)
     rows = lineage(models[1]).get(f"{until - 1}.weight", {}).get(0, slice(None))

@@ -245,7 +245,7 @@ socket.socket.connect = refuse
 socket.getaddrinfo = refuse
 from penjing.core.target import Target, runtime_for
 runtime_for(Target("openvino"))
-from penjing.run.doctor import examine
+from penjing.diagnostics.doctor import examine
 assert examine()["extras"]["openvino"]["usable"]
 assert "openvino" in sys.modules
 print([m for m in sys.modules if m.startswith("openvino_telemetry")])

@@ -14,10 +14,10 @@ from torch.nn import functional as F  # noqa: E402
 
 import penjing as pj  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
-from penjing.backends.torch.blocks import find_blocks, take_out  # noqa: E402
-from penjing.backends.torch.graph_json import operator_named  # noqa: E402
-from penjing.backends.torch.graph_reader import net_of  # noqa: E402
-from penjing.backends.torch.history import history  # noqa: E402
+from penjing.backends.torch.stored.graph_json import operator_named  # noqa: E402
+from penjing.backends.torch.stored.graph_reader import net_of  # noqa: E402
+from penjing.backends.torch.structure.blocks import find_blocks, take_out  # noqa: E402
+from penjing.backends.torch.structure.history import history  # noqa: E402
 from penjing.targets.torch import load_module  # noqa: E402
 
 torch.set_num_threads(1)
@@ -63,7 +63,7 @@ def made():
 
 
 def halved(model, example=X):
-    from penjing.arrays.selection import select
+    from penjing.arrays.structure.selection import select
 
     groups = BACKEND.groups(model, example)
     rng = np.random.default_rng(0)

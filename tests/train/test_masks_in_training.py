@@ -12,7 +12,7 @@ from penjing.backends.torch import BACKEND
 from penjing.backends.torch.masks import masks_of, set_masks
 from penjing.core.context import Context
 from penjing.core.task import Task
-from penjing.distilling.logits import Distill, distill_torch
+from penjing.distillation.logits import Distill, distill_torch
 from penjing.repair.batchnorm import ReestimateBatchNorm, reestimate_batchnorm
 from penjing.train.finetune import FineTune, fine_tune_torch
 from penjing.train.hooks import Hooks

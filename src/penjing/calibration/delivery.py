@@ -46,8 +46,8 @@ def exported(model: Model, context: Context) -> Stated:
     Raises:
         Refused: the export fails.
     """
+    from penjing.backends.torch.quant.stated import layer_formats
     from penjing.backends.torch.quantizers import without_quantizers
-    from penjing.backends.torch.stated import layer_formats
 
     formats = layer_formats(model)
     simulation = context.backend.copy(model) if formats else None

@@ -11,7 +11,7 @@ from penjing.core.context import Context
 from penjing.core.method import Change, Model, Outcome
 
 if TYPE_CHECKING:
-    from penjing.backends.torch.reconstruct import Learn
+    from penjing.backends.torch.quant.reconstruct import Learn
 
 
 def learned_by_blocks(
@@ -30,7 +30,7 @@ def learned_by_blocks(
     Raises:
         Refused: as `place_quantizers`.
     """
-    from penjing.backends.torch.reconstruct import reconstruct
+    from penjing.backends.torch.quant.reconstruct import reconstruct
 
     placed = place_quantizers(model, method, context)
     found = reconstruct(model, placed.reference, arrays, learn, largest, context.say)

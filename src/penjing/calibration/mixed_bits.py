@@ -76,7 +76,7 @@ def choose_formats(
 def _losses(
     model: Model, pairs: Mapping[str, Sequence[tuple[Any, Any]]], mixed: MixedBits, context: Context
 ) -> dict[str, NDArray[np.float64]]:
-    from penjing.backends.torch.rounding_loss import rounding_losses
+    from penjing.backends.torch.curvature.rounding_loss import rounding_losses
 
     split = context.task.train
     if len(split) == 0:

@@ -47,8 +47,8 @@ def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
     Raises:
         Refused: no data, quantized already, or inputs that are NaN, infinite or constant.
     """
-    from penjing.backends.torch.folding import fold_batchnorm
-    from penjing.backends.torch.lockstep import calls
+    from penjing.backends.torch.observe.lockstep import calls
+    from penjing.backends.torch.quant.folding import fold_batchnorm
     from penjing.backends.torch.quantizers import quantized_layers
     from penjing.backends.torch.tensors import to_inputs
 

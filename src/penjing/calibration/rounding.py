@@ -21,7 +21,7 @@ class MixedBits(Value):
     """Formats of weights chosen for each layer: least expected loss within a size.
 
     What rounding a layer costs is the second derivative of the loss along the change of the layer's output
-    (`penjing.backends.torch.rounding_loss`, after Zandonati et al. 2022, "FIT", and NVIDIA ModelOpt's
+    (`backends/torch/curvature/rounding_loss.py`, after Zandonati et al. 2022, "FIT", and NVIDIA ModelOpt's
     AutoQuantize, which take it as diagonal); the choice is an exact knapsack (as in Yao et al. 2021,
     "HAWQ-V3").
 

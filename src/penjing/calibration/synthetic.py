@@ -38,7 +38,7 @@ def without_data(model: Model, context: Context, examples: int) -> Context:
     Raises:
         Refused: the model has no BatchNorm layers with running statistics, or an input that is no float.
     """
-    from penjing.backends.torch.synthesis import synthesize
+    from penjing.backends.torch.distill.synthesis import synthesize
 
     count = min(max(examples, 2), MOST)
     context.say(f"making {count} inputs from BatchNorm statistics")
@@ -61,7 +61,7 @@ def to_train_on(model: Model, context: Context, examples: int, kind: TrainingDat
         Refused: an input is no float, or for `synthetic` the model has no BatchNorm layers with running
             statistics.
     """
-    from penjing.backends.torch.synthesis import floats, synthesize
+    from penjing.backends.torch.distill.synthesis import floats, synthesize
 
     start, example = time.perf_counter(), context.task.train.example()
     floats(example)

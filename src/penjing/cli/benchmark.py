@@ -25,7 +25,7 @@ def benchmark(
     """Measure quality, latency, memory and size in every runtime, interleaved."""
     from penjing.cli.main import emit
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.run.benchmark import benchmark as run
+    from penjing.diagnostics.benchmark import benchmark as run
 
     file = load_task_file(task_file)
     task = call(file.task, file).prepare(seed)

@@ -12,7 +12,7 @@ from penjing.cli import options as o
 def compare(first: o.RunPath, second: o.RunPath, json: o.Json = False) -> int:
     """Put the delivered results of two finished runs beside each other."""
     from penjing.cli.main import emit
-    from penjing.run.compare import compare_runs
+    from penjing.search.compare import compare_runs
 
     emit(compare_runs(first, second), json, _show)
     return 0

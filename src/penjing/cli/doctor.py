@@ -10,7 +10,7 @@ from penjing.cli import options as o
 def doctor(json: o.Json = False) -> int:
     """Say what this machine offers and which extras are usable; exit 5 if none is."""
     from penjing.cli.main import emit
-    from penjing.run.doctor import examine
+    from penjing.diagnostics.doctor import examine
 
     data = examine()
     emit(data, json, _show)

@@ -26,8 +26,8 @@ def fit(
     """Train by a strategy; the same command goes on after a kill."""
     from penjing.cli.main import emit
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.run.fit import fit as run
-    from penjing.train.processes import processes
+    from penjing.experiments.fit import fit as run
+    from penjing.train.distributed import processes
 
     file = load_task_file(task_file)
     strategy = strategy_of(file, settings)

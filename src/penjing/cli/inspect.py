@@ -11,7 +11,7 @@ def inspect(task_file: o.TaskPath, json: o.Json = False, seed: o.Seed = 0) -> in
     """Show layers, operations, what can be pruned or quantized, and what is frozen with the reason."""
     from penjing.cli.main import emit
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.run.inspect import inspect_model
+    from penjing.diagnostics.inspect import inspect_model
 
     file = load_task_file(task_file)
     task = call(file.task, file).prepare(seed)

@@ -102,7 +102,7 @@ def run(arguments: list[str]) -> int:
     _open_streams()
     _register_once()
     signal.signal(signal.SIGTERM, _interrupt)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before a framework is imported: see run/open.py
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before a framework is imported: see search/open.py
     debug = os.environ.get("PENJING_DEBUG") == "1"
     try:
         code = app(arguments, standalone_mode=False, prog_name="penjing")

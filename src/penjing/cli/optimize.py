@@ -51,8 +51,8 @@ def run_task_file(
     from penjing.cli.main import emit
     from penjing.cli.show import Reporter, exit_code, show_record
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.run.open import check_budget
-    from penjing.run.optimize import optimize as run
+    from penjing.search.open import check_budget
+    from penjing.search.optimize import optimize as run
 
     check_budget(budget)
     file = load_task_file(path)

@@ -38,7 +38,7 @@ def quantize_lm(
     """Quantize the blocks of a causal language model; the same command goes on after a kill."""
     from penjing.cli.main import emit
     from penjing.core.method import method_from_json
-    from penjing.run.checkpoint import quantize_checkpoint
+    from penjing.language.checkpoint import quantize_checkpoint
 
     fields = {"method": method, "weights": weights, "inputs": None, "calibration": calibration}
     result = quantize_checkpoint(

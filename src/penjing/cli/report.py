@@ -10,7 +10,7 @@ def report(run: o.RunPath, json: o.Json = False) -> int:
     from penjing.cli.main import emit
     from penjing.cli.show import show_record
     from penjing.report.html import write_report
-    from penjing.run.record import open_result
+    from penjing.search.record import open_result
 
     result = open_result(run)
     write_report(result.record, result.report)

@@ -13,7 +13,7 @@ def resume(run: o.RunPath, json: o.Json = False) -> int:
     from penjing.core.errors import Refused
     from penjing.run.folder import open_run
     from penjing.run.reading import settings_of
-    from penjing.run.record import open_result
+    from penjing.search.record import open_result
 
     folder = open_run(run)
     if (folder.path / "record.json").is_file():

@@ -29,7 +29,7 @@ def stability(
     """Train with several seeds and report mean, spread, worst case, flips and corrupted inputs."""
     from penjing.cli.main import emit
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.run.stability import stability as run
+    from penjing.experiments.stability import stability as run
 
     file = load_task_file(task_file)
     strategy = strategy_of(file, settings)

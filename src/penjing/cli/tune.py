@@ -34,7 +34,7 @@ def tune(
     """Find the quickest strategy to a quality; the same command goes on after a kill."""
     from penjing.cli.main import emit
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.run.tune import tune as run
+    from penjing.experiments.tune import tune as run
 
     file = load_task_file(task_file)
     strategy, names = strategy_of(file, settings), optimizer or None

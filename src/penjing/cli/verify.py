@@ -34,7 +34,7 @@ def verify(
     from penjing.core.errors import Exit, Refused
     from penjing.run.folder import open_run
     from penjing.run.reading import settings_of
-    from penjing.run.verify import verify as judge
+    from penjing.search.verify import verify as judge
 
     path, asked, target, seed = settings_of(open_run(run), task)
     given = {

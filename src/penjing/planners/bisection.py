@@ -19,7 +19,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from penjing.arrays.selection import kept_width
+from penjing.arrays.structure.selection import kept_width
 from penjing.core.budget import Budget
 from penjing.core.method import Value
 from penjing.core.plan import Plan, chain, plan_from_json

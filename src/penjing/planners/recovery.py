@@ -7,7 +7,7 @@ from typing import Literal
 
 from penjing.core.method import handler_for, inner
 from penjing.core.plan import Plan, chain
-from penjing.distilling.logits import Distill
+from penjing.distillation.logits import Distill
 from penjing.repair.batchnorm import ReestimateBatchNorm
 from penjing.repair.least_squares import LeastSquares
 from penjing.train.strategy import Strategy

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from penjing.arrays.removal import Judge, additive_choice, joint_choice
+from penjing.arrays.structure.removal import Judge, additive_choice, joint_choice
 from penjing.core.backend import Arrays
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
 
 if TYPE_CHECKING:
-    from penjing.backends.torch.blocks import Blocks
-    from penjing.backends.torch.shortened import Shortened
+    from penjing.backends.torch.cut.shortened import Shortened
+    from penjing.backends.torch.structure.blocks import Blocks
 
 
 class RemoveBlocks(Method):
@@ -58,7 +58,7 @@ class RemoveBlocks(Method):
 @handles(RemoveBlocks, "torch")
 def remove_blocks(model: Model, method: RemoveBlocks, context: Context) -> Outcome:
     """Find the blocks, choose a set, take it out; one change for every block and every neighbour of one."""
-    from penjing.backends.torch.blocks import find_blocks, take_out
+    from penjing.backends.torch.structure.blocks import find_blocks, take_out
 
     example = context.task.valid.example()
     blocks = find_blocks(model, example)
@@ -113,7 +113,7 @@ def _shortened(model: Model, blocks: Blocks, method: RemoveBlocks, context: Cont
     Raises:
         Refused: no batch of at least 2 examples.
     """
-    from penjing.backends.torch.shortened import Shortened, outputs_are_logits
+    from penjing.backends.torch.cut.shortened import Shortened, outputs_are_logits
 
     walk = islice(context.task.train.batches(method.size, context.seed), method.batches)
     batches: list[Arrays] = [inputs for inputs, targets in walk if len(targets) > 1]

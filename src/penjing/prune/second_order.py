@@ -84,7 +84,7 @@ def prune_second_order(model: Model, method: PruneSecondOrder, context: Context)
 def _reasons(
     model: Model, found: Sequence[Candidate], context: Context, batches: Sequence[Batch]
 ) -> dict[str, str]:
-    from penjing.backends.torch.example_gradients import reason_against
+    from penjing.backends.torch.curvature.example_gradients import reason_against
 
     reasons = {c.name: reason_against(model.get_submodule(c.name)) for c in found}
     reasons = {name: reason for name, reason in reasons.items() if reason}
@@ -150,7 +150,7 @@ class _Net:
 
     def _rows(self, stage: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return gradients `[examples, weights]` of directions of the outputs, and errors along these."""
-        from penjing.backends.torch.output_slopes import directed_gradients
+        from penjing.backends.torch.curvature.output_slopes import directed_gradients
 
         examples = sum(len(targets) for _, targets in self.batches)
         rows, errors = np.empty((examples, self.size), np.float32), np.empty(examples, np.float32)

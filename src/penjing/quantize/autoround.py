@@ -50,7 +50,7 @@ def quantize_autoround(model: Model, method: QuantizeAutoRound, context: Context
     Raises:
         Refused: no data, or such that are constant, NaN or infinite; quantized already.
     """
-    from penjing.backends.torch.sign_rounding import SignLearning, learn_by_signs
+    from penjing.backends.torch.quant.sign_rounding import SignLearning, learn_by_signs
 
     batches = calibration_batches(context, method.calibration, method.calibration)
     refuse_dull(batches)

@@ -75,7 +75,7 @@ def _scaled(
     """Scale in place; return by layer the moments of its inputs after that, and facts."""
     import torch
 
-    from penjing.backends.torch.scaling import feeds, scale
+    from penjing.backends.torch.quant.scaling import feeds, scale
     from penjing.backends.torch.tensors import to_inputs
 
     found: dict[str, tuple[NDArray[Any], Facts]] = {}

@@ -45,7 +45,7 @@ def quantize_reconstruct(model: Model, method: QuantizeReconstruct, context: Con
     Raises:
         Refused: fewer than 32 training examples, quantized already, or inputs that are NaN or infinite.
     """
-    from penjing.backends.torch.reconstruct import Learning, learn_up_or_down
+    from penjing.backends.torch.quant.reconstruct import Learning, learn_up_or_down
 
     learning = Learning(method.steps, method.size, drop=method.drop, seed=context.seed)
     arrays = next(context.task.train.batches(method.examples, context.seed))[0]

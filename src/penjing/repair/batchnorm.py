@@ -35,7 +35,7 @@ class ReestimateBatchNorm(Method):
 @handles(ReestimateBatchNorm, "torch")
 def reestimate_batchnorm(model: Model, method: ReestimateBatchNorm, context: Context) -> Outcome:
     """Pass the data once and write the pooled statistics; one change for every BatchNorm layer covered."""
-    from penjing.backends.torch.batch_statistics import normalizations, reestimate
+    from penjing.backends.torch.observe.batch_statistics import normalizations, reestimate
 
     layers = {name: module for name, module in normalizations(model).items() if context.covers(name)}
     if not layers:

@@ -28,8 +28,8 @@ class ReplaceBatchNorm(Method):
 @handles(ReplaceBatchNorm, "torch")
 def replace_batchnorm(model: Model, method: ReplaceBatchNorm, context: Context) -> Outcome:
     """Return a model with GroupNorm; one change for every BatchNorm layer covered."""
-    from penjing.backends.torch.batch_statistics import normalizations
-    from penjing.backends.torch.group_norms import values_by_channel, with_group_norms
+    from penjing.backends.torch.cut.group_norms import values_by_channel, with_group_norms
+    from penjing.backends.torch.observe.batch_statistics import normalizations
 
     layers = {name: layer for name, layer in normalizations(model).items() if context.covers(name)}
     if not layers:

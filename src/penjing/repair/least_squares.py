@@ -23,8 +23,8 @@ from penjing.core.context import Context
 from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
 
 if TYPE_CHECKING:
-    from penjing.backends.torch.comparison import Comparison
-    from penjing.backends.torch.lockstep import Pass
+    from penjing.backends.torch.observe.comparison import Comparison
+    from penjing.backends.torch.observe.lockstep import Pass
 
 KINDS = ("conv", "depthwise", "linear", "batchnorm")
 GRAM_BYTES = 2**28
@@ -98,10 +98,10 @@ def least_squares(model: Model, method: LeastSquares, context: Context) -> Outco
     Raises:
         Refused: fewer than 32 training examples.
     """
-    from penjing.backends.torch.comparison import compare
-    from penjing.backends.torch.lockstep import Pass, hooked
+    from penjing.backends.torch.curvature.positions import positions_that_count
     from penjing.backends.torch.masks import masks_of
-    from penjing.backends.torch.positions import positions_that_count
+    from penjing.backends.torch.observe.comparison import compare
+    from penjing.backends.torch.observe.lockstep import Pass, hooked
 
     kinds = {layer.name: layer.kind for layer in context.backend.layers(model)}
     layers = [name for name, kind in kinds.items() if kind in KINDS and context.covers(name)]
@@ -157,8 +157,8 @@ def _unneeded(sums: Sums, weight: NDArray[Any], bias: NDArray[Any] | None) -> st
 
 def _sums(name: str, work: _Work, module: Any, x: Any) -> tuple[str, Sums | None]:
     """Return why a layer cannot be refitted, or its sums for the fit and for the check."""
-    from penjing.backends.torch.comparison import random_of
-    from penjing.backends.torch.observations import blocks_of, inputs_of, observations
+    from penjing.backends.torch.observe.comparison import random_of
+    from penjing.backends.torch.observe.observations import blocks_of, inputs_of, observations
 
     blocks, inputs, outputs = blocks_of(module), inputs_of(module), len(module.weight)
     needed = 8 * inputs * (blocks * inputs + outputs)
@@ -179,7 +179,7 @@ def _sums(name: str, work: _Work, module: Any, x: Any) -> tuple[str, Sums | None
 
 def _renormalized(name: str, work: _Work, module: Any, x: Any) -> None:
     """Give a BatchNorm layer the statistics of what it now takes, unless its output is the original's."""
-    from penjing.backends.torch.comparison import renew_statistics
+    from penjing.backends.torch.observe.comparison import renew_statistics
 
     wanted = work.original.output(name)
     if wanted is None or wanted.shape[0] != x.shape[0] or wanted.shape[2:] != x.shape[2:]:

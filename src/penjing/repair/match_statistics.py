@@ -15,8 +15,8 @@ from penjing.core.context import Context
 from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
 
 if TYPE_CHECKING:
-    from penjing.backends.torch.comparison import Comparison
-    from penjing.backends.torch.lockstep import Pass
+    from penjing.backends.torch.observe.comparison import Comparison
+    from penjing.backends.torch.observe.lockstep import Pass
 
 KINDS = ("conv", "depthwise", "linear", "batchnorm")
 
@@ -64,8 +64,8 @@ def match_statistics(model: Model, method: MatchStatistics, context: Context) ->
     Raises:
         Refused: fewer than 32 training examples.
     """
-    from penjing.backends.torch.comparison import compare
-    from penjing.backends.torch.lockstep import Pass, hooked
+    from penjing.backends.torch.observe.comparison import compare
+    from penjing.backends.torch.observe.lockstep import Pass, hooked
 
     layers = [x.name for x in context.backend.layers(model) if x.kind in KINDS and context.covers(x.name)]
     if not layers:
@@ -102,7 +102,7 @@ def _unsuited(module: Any, method: MatchStatistics) -> str:
 
 def _renormalized(method: MatchStatistics, module: Any, x: Any) -> None:
     """Give a BatchNorm layer the statistics of what it takes, so that training starts from true ones."""
-    from penjing.backends.torch.comparison import renew_statistics
+    from penjing.backends.torch.observe.comparison import renew_statistics
 
     if method.variance:
         renew_statistics(module, x)

@@ -10,11 +10,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from penjing.backends.torch.capture import capture
-from penjing.backends.torch.exported import ExportedNet
-from penjing.backends.torch.graph_reader import net_of
-from penjing.backends.torch.graph_writer import describe
-from penjing.backends.torch.verify import TOLERANCE, difference, probes, run_quietly
+from penjing.backends.torch.cut.exported import ExportedNet
+from penjing.backends.torch.cut.verify import TOLERANCE, difference, probes, run_quietly
+from penjing.backends.torch.graph.capture import capture
+from penjing.backends.torch.stored.graph_reader import net_of
+from penjing.backends.torch.stored.graph_writer import describe
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
 from penjing.targets import torch_weights

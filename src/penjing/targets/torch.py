@@ -13,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from penjing.backends.torch.history import HISTORY, history
 from penjing.backends.torch.quantizers import refuse_simulated
 from penjing.backends.torch.replay import replay
+from penjing.backends.torch.structure.history import HISTORY, history
 from penjing.core.artefact import open_artefact
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused

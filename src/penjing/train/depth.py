@@ -35,7 +35,7 @@ def trained_by_blocks(model: Any, example: Arrays, strategy: Strategy) -> Iterat
     if not (strategy.recompute or strategy.stochastic_depth):
         yield
         return
-    from penjing.backends.torch.blocks import find_blocks
+    from penjing.backends.torch.structure.blocks import find_blocks
 
     found = find_blocks(model, example).found
     if not found:

@@ -14,14 +14,14 @@ from typing import Any
 
 from penjing.core.errors import Refused
 from penjing.core.task import Split
-from penjing.train.checkpoint import Checkpoint
 from penjing.train.depth import trained_by_blocks
+from penjing.train.distributed import RANK_SEED, Processes, processes
 from penjing.train.feed import Feed, Tally
 from penjing.train.hooks import NO_HOOKS, Hooks, Moment, Reaction
 from penjing.train.numerics import numerics_for
 from penjing.train.objective import Objective
 from penjing.train.parameters import BatchNorms, is_batchnorm, keeps_statistics, make_optimizer, training_mode
-from penjing.train.processes import RANK_SEED, Processes, processes
+from penjing.train.saved_state import Checkpoint
 from penjing.train.sharding import Sharded
 from penjing.train.stepper import Stepper
 from penjing.train.strategy import Strategy
@@ -144,7 +144,7 @@ def _statistics_for_average(
     model: Any, split: Split, size: int, seed: int, norms: BatchNorms, covers: Callable[[str], bool]
 ) -> list[str]:
     """Estimate BatchNorm's statistics for weights that no step was taken with."""
-    from penjing.backends.torch.batch_statistics import batchnorms, reestimate
+    from penjing.backends.torch.observe.batch_statistics import batchnorms, reestimate
 
     found = batchnorms(model).items()
     layers = {name: module for name, module in found if not keeps_statistics(module, covers(name))}

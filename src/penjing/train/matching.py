@@ -58,7 +58,7 @@ class Matching:
         Raises:
             Refused: shapes that differ, or outputs that are not what the loss compares.
         """
-        from penjing.backends.torch import distillation as losses
+        from penjing.backends.torch.distill import distillation as losses
 
         self._check(student, told)
         if student.ndim > 2:
@@ -80,7 +80,7 @@ class Matching:
         return plain(student, teacher, self.temperature)
 
     def _one(self, told: Any) -> Any:
-        from penjing.backends.torch.distillation import softened_mean
+        from penjing.backends.torch.distill.distillation import softened_mean
 
         if told.shape[1] == 1:
             return told[:, 0]

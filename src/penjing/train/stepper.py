@@ -12,13 +12,13 @@ from penjing.core.errors import Refused
 from penjing.train.augment import Blend, augmented
 from penjing.train.averaging import Average
 from penjing.train.compiling import Forward, unfit
+from penjing.train.distributed import ALONE, Processes
 from penjing.train.hooks import NO_HOOKS, Hooks
+from penjing.train.micro_batches import Parts, free_memory
 from penjing.train.numerics import Numerics
 from penjing.train.objective import Objective, tensors_of
 from penjing.train.optimizers import KINDS
 from penjing.train.parameters import statistics_kept
-from penjing.train.parts import Parts, free_memory
-from penjing.train.processes import ALONE, Processes
 from penjing.train.schedule import rate_factor
 from penjing.train.sharding import spread, spread_all, whole
 from penjing.train.strategy import Strategy

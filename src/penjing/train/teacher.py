@@ -96,7 +96,7 @@ class Teacher:
 
 
 def _several(module: Any) -> bool:
-    from penjing.backends.torch.committee import Committee
+    from penjing.backends.torch.distill.committee import Committee
 
     return isinstance(module, Committee)
 

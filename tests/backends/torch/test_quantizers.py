@@ -15,7 +15,7 @@ import penjing as pj  # noqa: E402
 from penjing.arrays.formats.coding import rounded  # noqa: E402
 from penjing.arrays.formats.parameters import parameters_of  # noqa: E402
 from penjing.backends.torch import BACKEND, quantizers  # noqa: E402
-from penjing.backends.torch.folding import fold_batchnorm  # noqa: E402
+from penjing.backends.torch.quant.folding import fold_batchnorm  # noqa: E402
 from penjing.backends.torch.quantizers import (  # noqa: E402
     CLASSES,
     Quantizer,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.arrays.coupling import Coupling, Labels, fixed
+from penjing.arrays.structure.coupling import Coupling, Labels, fixed
 from penjing.backends.numpy.evaluate import evaluate
 from penjing.backends.numpy.net import Array, Node, NumpyNet
 from penjing.core.backend import Arrays, Group, Groups

@@ -9,22 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.backends.torch import (
-    blocks,
-    check,
-    cut,
-    masks,
-    observe,
-    onnx_file,
-    operations,
-    sensitivity,
-    tensors,
-)
-from penjing.backends.torch.capture import capture
-from penjing.backends.torch.flow import TorchGroups, label
-from penjing.backends.torch.kronecker import kronecker_factors
-from penjing.backends.torch.output_slopes import output_slopes
-from penjing.backends.torch.verify import check_capture
+from penjing.backends.torch import check, masks, onnx_file, operations, tensors
+from penjing.backends.torch.curvature import sensitivity
+from penjing.backends.torch.curvature.kronecker import kronecker_factors
+from penjing.backends.torch.curvature.output_slopes import output_slopes
+from penjing.backends.torch.cut import cut
+from penjing.backends.torch.cut.verify import check_capture
+from penjing.backends.torch.graph.capture import capture
+from penjing.backends.torch.graph.flow import TorchGroups, label
+from penjing.backends.torch.observe import observe
+from penjing.backends.torch.structure import blocks
 from penjing.core.backend import Arrays, GateGradients, Groups, Heads, KroneckerFactors, Layer, Sample
 from penjing.core.measurement import Operations
 from penjing.core.method import Model

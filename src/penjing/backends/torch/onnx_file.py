@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penjing.backends.torch.capture import capture, quiet, require_dynamic
+from penjing.backends.torch.graph.capture import capture, quiet, require_dynamic
 from penjing.backends.torch.quantizers import refuse_simulated
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused

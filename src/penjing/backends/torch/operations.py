@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from penjing.backends.torch.capture import BATCH, Capture, capture, sizes
-from penjing.backends.torch.rules import known
-from penjing.backends.torch.steps import operator_name
+from penjing.backends.torch.graph.capture import BATCH, Capture, capture, sizes
+from penjing.backends.torch.graph.rules import known
+from penjing.backends.torch.graph.steps import operator_name
 from penjing.core.backend import Arrays
 from penjing.core.measurement import Operations
 

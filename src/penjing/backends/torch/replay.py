@@ -8,10 +8,10 @@ import numpy as np
 from torch import nn
 
 from penjing.backends.torch.backend import TorchBackend
-from penjing.backends.torch.batch_statistics import normalizations
-from penjing.backends.torch.blocks import find_blocks, take_out
-from penjing.backends.torch.group_norms import with_group_norms
-from penjing.backends.torch.history import Entry, history
+from penjing.backends.torch.cut.group_norms import with_group_norms
+from penjing.backends.torch.observe.batch_statistics import normalizations
+from penjing.backends.torch.structure.blocks import find_blocks, take_out
+from penjing.backends.torch.structure.history import Entry, history
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
 

@@ -9,8 +9,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-from penjing.arrays.cut_cost import multiply_adds_removed, parameters_removed, shares_left, unit_costs
-from penjing.arrays.ranking import Kept, Ranking, same, smallest_cut
+from penjing.arrays.structure.cut_cost import (
+    multiply_adds_removed,
+    parameters_removed,
+    shares_left,
+    unit_costs,
+)
+from penjing.arrays.structure.ranking import Kept, Ranking, same, smallest_cut
 from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -209,7 +214,7 @@ def _clock(
     model: Model, method: PruneChannels, context: Context
 ) -> Iterator[Callable[[Model], tuple[float, str]]]:
     """Give a function that measures a model's latency against the uncut one's, interleaved."""
-    from penjing.measuring.side_by_side import beside
+    from penjing.measurement.side_by_side import beside
 
     with beside(model, method.target, context.task.valid) as ratio_of:
 

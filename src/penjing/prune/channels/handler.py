@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from penjing.arrays.ranking import Bounds, Kept, Ranking, bounds, classes, smallest_cut
 from penjing.arrays.scores import SCORES
+from penjing.arrays.structure.ranking import Bounds, Kept, Ranking, bounds, classes, smallest_cut
 from penjing.core.backend import Group, Groups, Heads, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -95,7 +95,7 @@ def _cut(
 def _note_earlier_cuts(model: Model, context: Context) -> None:
     if context.backend.name != "torch":
         return
-    from penjing.backends.torch.history import history
+    from penjing.backends.torch.structure.history import history
 
     steps = len(history(model))
     if steps:

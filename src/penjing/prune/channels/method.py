@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from penjing.arrays.ranking import Selection
 from penjing.arrays.scores import ScoreName
+from penjing.arrays.structure.ranking import Selection
 from penjing.core.method import Method, Stage
 from penjing.core.target import Target
 

@@ -7,9 +7,9 @@ from math import prod
 
 import numpy as np
 
-from penjing.arrays.ranking import Bounds
 from penjing.arrays.scores import SCORES
-from penjing.arrays.selection import kept_width
+from penjing.arrays.structure.ranking import Bounds
+from penjing.arrays.structure.selection import kept_width
 from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.method import Change

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.arrays.mask_search import ranked
+from penjing.arrays.structure.mask_search import ranked
 from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.measurement import Operations
@@ -51,7 +51,7 @@ def clock(model: Model, method: PruneTransformer, context: Context) -> Iterator[
     backend, example = context.backend, context.task.valid.example()
     dense = backend.operations(model, example)
     if method.of == "latency":
-        from penjing.measuring.side_by_side import beside
+        from penjing.measurement.side_by_side import beside
 
         with beside(model, method.target, context.task.valid) as ratio_of:
             yield Clock(

@@ -10,8 +10,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.arrays.mask_search import Widths, allocate, width_options
 from penjing.arrays.scores import consumers
+from penjing.arrays.structure.mask_search import Widths, allocate, width_options
 from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.arrays.mask_search import fisher, losses_of_widths, mask_gradients, ranked, rearrange
 from penjing.arrays.scores import consumer_of, consumers
+from penjing.arrays.structure.mask_search import fisher, losses_of_widths, mask_gradients, ranked, rearrange
 from penjing.arrays.unit_surgeon import surgeon
 from penjing.core.backend import GradientBackend, Group, Sample
 from penjing.core.context import Context
@@ -74,7 +74,7 @@ def judge(
 def _sample(method: PruneTransformer, context: Context) -> Sample:
     loss = context.task.loss
     if method.criterion == "masks" and not method.labels:
-        from penjing.backends.torch.own_labels import OwnLabels
+        from penjing.backends.torch.curvature.own_labels import OwnLabels
 
         loss = OwnLabels(loss, context.seed)
     size = min(method.size, method.examples)

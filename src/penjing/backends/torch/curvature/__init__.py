@@ -1,0 +1,1 @@
+"""How the loss depends on weights, outputs and gates: gradients by example and second derivatives."""

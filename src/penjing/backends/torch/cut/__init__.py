@@ -1,0 +1,1 @@
+"""Cutting units out of a module, and the proof of the cut."""

@@ -1,0 +1,1 @@
+"""Causal language models block by block, from files larger than the memory."""

@@ -1,0 +1,1 @@
+"""Losses, teachers and data of distillation."""

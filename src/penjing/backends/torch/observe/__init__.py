@@ -1,0 +1,1 @@
+"""What layers are given and give while their network runs."""

@@ -1,0 +1,138 @@
+"""Outputs of layers on the way through a network, and layers of two networks that belong together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from penjing.arrays.features import uniform_mapping
+from penjing.backends.torch.structure.blocks import find_blocks
+from penjing.backends.torch.structure.pass_through import main_output
+from penjing.backends.torch.tensors import evaluating, layer_module, to_inputs
+from penjing.core.backend import Arrays
+from penjing.core.errors import Refused
+
+Seen = dict[str, Any]
+"""The last output of each tapped layer, with its gradient's history where the pass has one."""
+
+
+@contextmanager
+def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[Seen]:
+    """Yield a dictionary that every pass fills with the outputs of layers, while the context lasts.
+
+    Raises:
+        Refused: no layer has this name.
+    """
+    modules = {name: layer_module(model, name) for name in names}
+    seen: Seen = {}
+
+    def tap(name: str) -> Any:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            seen[name] = main_output(output)
+
+        return hook
+
+    hooks = [module.register_forward_hook(tap(name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def shapes_of(model: nn.Module, names: Sequence[str], example: Arrays, whose: str) -> dict[str, Any]:
+    """Return the shapes of layers' outputs for an example, without the axis of examples.
+
+    Raises:
+        Refused: an unknown layer, or one that gives no tensor of floating-point numbers for each example.
+    """
+    with tapped(model, names) as seen, evaluating(model), torch.no_grad():
+        model(*to_inputs(model, example))
+    for name in names:
+        found = seen.get(name)
+        if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.ndim < 2:
+            kind = type(found).__name__ if found is not None else "nothing: it is not called as a module"
+            raise Refused("a paired layer gives a tensor of floating-point numbers", value=kind,
+                          place=f"{whose}.{name}", fix="name a layer that does")  # fmt: skip
+    return {name: tuple(seen[name].shape[1:]) for name in names}
+
+
+def pairs_between(student: nn.Module, teacher: nn.Module, example: Arrays) -> list[tuple[str, str]]:
+    """Return layers of two networks that belong together, in the order in which they run.
+
+    Of networks for images the last layers at every size of feature maps that both have (the ends of their
+    stages); of others the blocks in a row (`blocks.find_blocks`), the student's i-th of m beside the
+    teacher's i n / m-th of n, rounded up (the uniform mapping of Jiao et al., "TinyBERT", 2020).
+
+    Raises:
+        Refused: there are neither.
+    """
+    ends = [_stage_ends(model, example) for model in (student, teacher)]
+    shared = [size for size in ends[0] if size in ends[1]]
+    if shared:
+        return [(ends[0][size], ends[1][size]) for size in shared]
+    rows = [list(find_blocks(model, example).found) for model in (student, teacher)]
+    m, n = len(rows[0]), len(rows[1])
+    if not m or not n:
+        raise Refused("layers that belong together are found", place="pairs",
+                      value="no feature maps of one size, and no blocks in a row",
+                      fix='name them: pairs={"layer of the student": "layer of the teacher"}')  # fmt: skip
+    return [(name, rows[1][its]) for name, its in zip(rows[0], uniform_mapping(m, n), strict=True)]
+
+
+def _stage_ends(model: nn.Module, example: Arrays) -> dict[tuple[int, ...], str]:
+    """Return the last layer of each size of feature maps, in the order in which the sizes first appear."""
+    found: dict[tuple[int, ...], str] = {}
+
+    def tap(name: str) -> Any:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            output = main_output(output)
+            if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
+                found[tuple(output.shape[2:])] = name
+
+        return hook
+
+    hooks = [m.register_forward_hook(tap(name)) for name, m in model.named_modules() if name]
+    try:
+        with evaluating(model), torch.no_grad():
+            model(*to_inputs(model, example))
+    finally:
+        for handle in hooks:
+            handle.remove()
+    return found
+
+
+class Guided(nn.Module):  # type: ignore[misc]
+    """A student beside the projections of its features, which train with it."""
+
+    def __init__(self, student: nn.Module, projections: Mapping[int, nn.Module]) -> None:
+        super().__init__()
+        self.student = student
+        self.projections = nn.ModuleDict({str(number): module for number, module in projections.items()})
+
+    def forward(self, *inputs: Any) -> Any:
+        """Return the student's outputs."""
+        return self.student(*inputs)
+
+    def projected(self, number: int, features: Any) -> Any:
+        """Return features of the student as the teacher has them."""
+        key = str(number)
+        return self.projections[key](features) if key in self.projections else features
+
+
+def projection(student: tuple[int, ...], teacher: tuple[int, ...], like: Any) -> nn.Module:
+    """Return a layer that gives one shape of features from another: a 1x1 convolution, or a linear layer.
+
+    Args:
+        student, teacher: `[channels, h, w]` with equal `h` and `w`, or `[..., channels]`.
+        like: a parameter whose device and type it takes.
+    """
+    if len(student) == 3:
+        layer: nn.Module = nn.Conv2d(student[0], teacher[0], 1, bias=False)
+    else:
+        layer = nn.Linear(student[-1], teacher[-1])
+    return layer.to(like.device, like.dtype)

@@ -1,0 +1,1 @@
+"""Quantized networks in simulation: folded, scaled, and with learned rounding."""

@@ -1,0 +1,1 @@
+"""A captured graph as data, and a module made from it again."""

@@ -1,0 +1,1 @@
+"""Jobs that train models: one run, searches for a strategy, stability, students."""

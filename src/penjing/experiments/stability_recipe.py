@@ -1,0 +1,57 @@
+"""A recipe of a model: how it is made and trained, as one thing that can be sent to another process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from penjing.core.errors import Exit, Refused
+from penjing.core.method import Model
+from penjing.core.task import Task
+from penjing.experiments.fit import TrainingJob
+from penjing.train.strategy import Strategy
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Makes a trained model from a task and a seed.
+
+    Attributes:
+        make: a function that makes a model, or that returns a trained one from `(task, seed)`.
+        strategy: how the model trains; None where `make` trains it.
+    """
+
+    make: Callable[..., Model]
+    strategy: Strategy | None
+
+    def trained(self, task: Task, seed: int, say: Callable[[str], None]) -> Model:
+        """Return a trained model; the same seed gives the same.
+
+        Raises:
+            Refused: what training refuses.
+        """
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            if self.strategy is None:
+                return self.make(task, seed)
+            model = self.make()
+        TrainingJob(model, task, self.strategy.sized(task), None, seed).run(say)
+        return model
+
+
+def recipe_of(given: object) -> Recipe:
+    """Read a recipe: `(function that makes a model, Strategy)`, or a function of (task, seed).
+
+    Raises:
+        Refused: anything else.
+    """
+    if isinstance(given, Recipe):
+        return given
+    if isinstance(given, tuple) and len(given) == 2 and callable(given[0]) and isinstance(given[1], Strategy):
+        return Recipe(given[0], given[1])
+    if callable(given):
+        return Recipe(given, None)
+    raise Refused("a recipe is (a function that makes a model, a Strategy), or a function of (task, seed)",
+                  value=type(given).__name__, place="recipe", code=Exit.USAGE)  # fmt: skip

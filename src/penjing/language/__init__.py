@@ -1,0 +1,1 @@
+"""Language models quantized from their checkpoints, one block in memory at a time."""

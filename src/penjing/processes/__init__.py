@@ -1,0 +1,1 @@
+"""Code sent to child processes that may crash or hang without harm."""

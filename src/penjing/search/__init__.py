@@ -1,0 +1,1 @@
+"""The main job: from a model, its data and a budget to a certified artefact."""

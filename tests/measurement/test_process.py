@@ -1,0 +1,286 @@
+"""The process of one artefact: answers, crashes, hangs and limits."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx
+import psutil
+import pytest
+from onnx import TensorProto, helper
+
+from penjing.backends.onnx.model import OnnxModel
+from penjing.core.artefact import deliver
+from penjing.core.errors import Exit, Refused
+from penjing.core.target import Target
+from penjing.measurement.process import RuntimeProcess, cores_for, environment, save_arrays
+from penjing.measurement.sealing import seal
+
+ROWS = np.random.default_rng(0).standard_normal((11, 4)).astype(np.float32)
+
+
+def onnx_net(batch="batch") -> OnnxModel:
+    weight = np.arange(12, dtype=np.float32).reshape(4, 3) / 10
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])],
+        "net",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 3])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    return OnnxModel(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+
+
+def expected(rows: np.ndarray) -> np.ndarray:
+    return np.maximum(rows @ (np.arange(12, dtype=np.float32).reshape(4, 3) / 10), 0)
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("onnx") / "artefact"
+    return deliver(onnx_net(), (), Target(), folder, example=(ROWS[:1],)).path
+
+
+@pytest.fixture(scope="module")
+def process(artefact):
+    with RuntimeProcess(artefact, Target()) as running:
+        yield running
+
+
+def torch_artefact(folder: Path, net, target: Target) -> Path:
+    """Deliver a net to torch eager and return its folder."""
+    return deliver(net, (), target, folder, example=(ROWS[:1],)).path
+
+
+def test_outputs_are_those_of_the_file_for_every_batch_size(process, tmp_path):
+    files = save_arrays(tmp_path, (ROWS,), "inputs")
+    for batch in (1, 4, 11, 64):
+        outputs = process.outputs(files, batch, tmp_path / "outputs.npy")
+        np.testing.assert_allclose(outputs, expected(ROWS), rtol=1e-6)
+
+
+def test_times_are_positive_and_as_many_as_asked(process, tmp_path):
+    process.set_batch(save_arrays(tmp_path, (ROWS[:2],), "batch"))
+    times = process.time(7, warmup=2)
+    assert len(times) == 7
+    assert all(t > 0 for t in times)
+
+
+def test_the_process_of_an_onnx_file_is_light_pinned_and_counted(process):
+    assert process.modules == []
+    assert process.cores == cores_for(1)
+    assert psutil.Process(process._process.pid).cpu_affinity() == cores_for(1)
+    assert process.peak_memory_bytes() >= process.rss_before_bytes > 0
+
+
+def test_a_refusal_in_the_process_keeps_it_alive(process, tmp_path):
+    with pytest.raises(Refused, match=r"input 'x'.*float32"):
+        process.outputs(save_arrays(tmp_path, (ROWS.astype(np.float64),), "f64"), 4, tmp_path / "o.npy")
+    files = save_arrays(tmp_path, (ROWS,), "inputs")
+    assert len(process.outputs(files, 4, tmp_path / "o.npy")) == 11
+
+
+def test_a_fixed_batch_is_filled_up_and_cut(tmp_path):
+    folder = deliver(onnx_net(batch=4), (), Target(), tmp_path / "fixed", example=(ROWS[:4],)).path
+    with RuntimeProcess(folder, Target()) as running:
+        outputs = running.outputs(save_arrays(tmp_path, (ROWS,), "inputs"), 128, tmp_path / "outputs.npy")
+    np.testing.assert_allclose(outputs, expected(ROWS), rtol=1e-6)
+
+
+def test_a_damaged_artefact_is_refused_in_the_process(artefact, tmp_path):
+    copy = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(artefact), str(copy)], check=True)
+    data = bytearray((copy / "model.onnx").read_bytes())
+    data[len(data) // 2] ^= 1
+    (copy / "model.onnx").write_bytes(bytes(data))
+    with pytest.raises(Refused, match=r"model\.onnx"):
+        RuntimeProcess(copy, Target())
+
+
+def test_more_threads_than_cores_are_refused_before_anything_starts(artefact):
+    with pytest.raises(Refused, match="core for every thread") as caught:
+        RuntimeProcess(artefact, Target(threads=1024))
+    assert caught.value.code == Exit.ENVIRONMENT
+
+
+def test_object_arrays_are_refused(tmp_path):
+    with pytest.raises(Refused, match="numbers"):
+        save_arrays(tmp_path, (np.array(["a", None], dtype=object),), "inputs")
+
+
+def test_thread_pools_are_passive():
+    settings = environment(Target("torch", threads=2))
+    assert settings["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert settings["OMP_NUM_THREADS"] == "2"
+    assert int(settings["MALLOC_MMAP_THRESHOLD_"]) == 2**25
+    assert "MALLOC_MMAP_THRESHOLD_" not in environment(Target())
+
+
+def test_code_of_a_file_that_cannot_be_imported_travels_by_value(tmp_path):
+    import importlib.util
+
+    source = tmp_path / "users_task_file.py"
+    source.write_text("class Net:\n    size = 7\n\ndef model():\n    return Net()\n")
+    spec = importlib.util.spec_from_file_location("users_task_file", source)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["users_task_file"] = module
+    try:
+        spec.loader.exec_module(module)
+        sealed = seal(module.model)
+        held = seal(partial(lambda net: net, module.Net()))
+    finally:
+        del sys.modules["users_task_file"]
+    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer)().size)"
+    for data in (sealed, held):
+        done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
+        assert done.stdout.split() == [b"7"]
+
+
+def test_a_factory_that_cannot_be_serialized_is_refused():
+    import threading
+
+    lock = threading.Lock()
+    with pytest.raises(Refused, match="another process"):
+        seal(lambda: lock)
+
+
+class Trouble:
+    """Names what the worker of a test shall do once it is loaded."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __call__(self):
+        import ctypes
+        import os
+        import signal
+        import time
+
+        print("this goes to stdout")
+        if self.what == "segfault":
+            ctypes.string_at(0)
+        if self.what == "abort":
+            os.abort()
+        if self.what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.what == "exit":
+            os._exit(7)
+        if self.what == "raise":
+            raise ValueError("no such weights")
+        if self.what.startswith("hang"):
+            import subprocess
+
+            child = subprocess.Popen(["sleep", "1000"])
+            with open(self.what[5:], "w") as file:
+                file.write(f"{os.getpid()} {child.pid}")
+            time.sleep(1000)
+        return None
+
+
+@pytest.fixture(scope="module")
+def eager(tmp_path_factory) -> Path:
+    torch = pytest.importorskip("torch")
+    folder = tmp_path_factory.mktemp("torch") / "artefact"
+    return torch_artefact(folder, torch.nn.Linear(4, 3), Target("torch"))
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("segfault", "SIGSEGV during load"),
+        ("abort", "SIGABRT during load"),
+        ("kill", "SIGKILL .*out of memory.* during load"),
+        ("exit", "exit code 7 during load"),
+        ("raise", "ValueError: no such weights"),
+    ],
+)
+def test_a_process_that_dies_is_a_refusal_with_the_cause(eager, what, said):
+    with pytest.raises(Refused, match=said):
+        RuntimeProcess(eager, Target("torch"), model=Trouble(what))
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def wait_until(condition, seconds=20.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_a_process_that_hangs_is_ended_with_its_children(eager, tmp_path):
+    note = tmp_path / "pids"
+    with pytest.raises(Refused, match=r"answers in time.*no answer in"):
+        RuntimeProcess(eager, Target("torch"), model=Trouble(f"hang:{note}"), timeout_s=6)
+    pids = [int(word) for word in note.read_text().split()]
+    assert len(pids) == 2
+    assert wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_no_process_outlives_a_program_that_is_killed(eager, tmp_path):
+    note, script = tmp_path / "pids", tmp_path / "program.py"
+    script.write_text(
+        "import pathlib\n"
+        "from penjing.core.target import Target\n"
+        "from penjing.measurement.process import RuntimeProcess\n"
+        "def hang():\n"
+        "    import os, subprocess, time\n"
+        "    child = subprocess.Popen(['sleep', '1000'])\n"
+        f"    open({str(note)!r} + '.part', 'w').write(f'{{os.getpid()}} {{child.pid}}')\n"
+        f"    os.rename({str(note)!r} + '.part', {str(note)!r})\n"
+        "    time.sleep(1000)\n"
+        f"RuntimeProcess(pathlib.Path({str(eager)!r}), Target('torch'), model=hang)\n"
+    )
+    program = subprocess.Popen([sys.executable, str(script)])
+    assert wait_until(note.exists, 40)
+    pids = [int(word) for word in note.read_text().split()]
+    os.kill(program.pid, signal.SIGKILL)
+    program.wait()
+    assert wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_a_generous_memory_limit_does_not_disturb(artefact, tmp_path):
+    with RuntimeProcess(artefact, Target(), limit_bytes=2**31) as running:
+        outputs = running.outputs(save_arrays(tmp_path, (ROWS,), "inputs"), 4, tmp_path / "outputs.npy")
+    np.testing.assert_allclose(outputs, expected(ROWS), rtol=1e-6)
+
+
+def test_a_model_of_many_megabytes_goes_through_the_pipe(eager):
+    ballast = np.random.default_rng(0).bytes(20_000_000)
+
+    def make():
+        import torch
+
+        assert len(ballast) == 20_000_000
+        return torch.nn.Linear(4, 3)
+
+    with RuntimeProcess(eager, Target("torch"), model=make) as running:
+        assert running.alive
+
+
+def test_a_process_above_its_memory_limit_is_ended(eager):
+    with pytest.raises(Refused, match="memory limit"):
+        RuntimeProcess(eager, Target("torch"), model=Trouble("nothing"), limit_bytes=30_000_000)
+
+
+def test_a_closed_process_refuses_and_closing_twice_is_harmless(artefact):
+    running = RuntimeProcess(artefact, Target())
+    pid = running._process.pid
+    running.close()
+    running.close()
+    assert not running.alive
+    assert not alive(pid)
+    with pytest.raises(Refused, match="ended earlier"):
+        running.time(1)
