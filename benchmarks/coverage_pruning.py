@@ -27,8 +27,22 @@ LIMIT_S = 180
 EXPECTED = {"hf-mixtral": "No ONNX function found for <OpOverload(op='transformers.grouped_mm_fallback'"}
 """By name: a part of the reason with which a row may fail."""
 
-COLUMNS = ("architecture", "ratio", "parameters", "multiply-adds", "groups", "frozen", "class", "difference",
-           "trained", "ONNX", "reloaded", "analyse s", "cut s", "MB")  # fmt: skip
+COLUMNS = (
+    "architecture",
+    "ratio",
+    "parameters",
+    "multiply-adds",
+    "groups",
+    "frozen",
+    "class",
+    "difference",
+    "trained",
+    "ONNX",
+    "reloaded",
+    "analyse s",
+    "cut s",
+    "MB",
+)
 _CLASS = {None: "–", True: "own", False: "graph"}
 
 
@@ -59,8 +73,12 @@ def _warm_up(names: list[str]) -> None:
     """Import what every row needs, so that no row pays for it."""
     import onnxruntime  # noqa: F401
 
-    tiny = Architecture("tiny", "", lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
-                        lambda: ((torch.ones(2, 4) / 2).numpy(),))  # fmt: skip
+    tiny = Architecture(
+        "tiny",
+        "",
+        lambda: nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)),
+        lambda: ((torch.ones(2, 4) / 2).numpy(),),
+    )
     first = next((name for name in names if name.startswith("hf-")), None)
     for architecture in (tiny, *([ARCHITECTURES[first]] if first else [])):
         architecture.build()
@@ -84,12 +102,21 @@ def cells(row: dict[str, Any]) -> list[str]:
         return "–" if value is None else f"{value:.0e}" if value else "0"
 
     return [
-        row["name"], f"{row['ratio']}", change(row["parameters"]), change(row["multiply_adds"]),
-        _groups(row), _frozen(row["frozen"]), _CLASS[row["own_class"]], small(row["matched"]),
-        "yes" if row["trained"] else "–", small(row["exported"]), small(row["reloaded"]),
-        _seconds(row["analyse_s"]), _seconds(row["cut_s"]),
+        row["name"],
+        f"{row['ratio']}",
+        change(row["parameters"]),
+        change(row["multiply_adds"]),
+        _groups(row),
+        _frozen(row["frozen"]),
+        _CLASS[row["own_class"]],
+        small(row["matched"]),
+        "yes" if row["trained"] else "–",
+        small(row["exported"]),
+        small(row["reloaded"]),
+        _seconds(row["analyse_s"]),
+        _seconds(row["cut_s"]),
         "–" if row["memory_mb"] is None else f"{row['memory_mb']:.0f}",
-    ]  # fmt: skip
+    ]
 
 
 def _groups(row: dict[str, Any]) -> str:
@@ -119,8 +146,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     apart, units = (sum(row[key] for row in rows if not row["reason"]) for key in ("apart", "units"))
     names = {row["name"] for row in rows}
     counts = f"{len(rows) - len(failed)} went through, {len(failed)} did not"
-    lines = [f"{len(names)} architectures, {len(rows)} rows: {counts}. Zeroed weights check {apart:,} of the "
-             f"{units:,} units that went."]  # fmt: skip
+    lines = [
+        f"{len(names)} architectures, {len(rows)} rows: {counts}. Zeroed weights check {apart:,} of the "
+        f"{units:,} units that went."
+    ]
     for family in dict.fromkeys(row["family"] for row in rows):
         lines += [f"\n## {family.capitalize()}\n", f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in rows if row["family"] == family]

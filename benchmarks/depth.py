@@ -128,21 +128,56 @@ def table(found: list[Choice], of: dict[str, Any]) -> str:
         estimate = of[name].latency.ratio
         return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
-    head = ("removed", "choice", "blocks", "divergence", "as cut", "re-estimated", "refitted", "int8",
-            "multiply-adds", "latency, float", "latency, int8")  # fmt: skip
+    head = (
+        "removed",
+        "choice",
+        "blocks",
+        "divergence",
+        "as cut",
+        "re-estimated",
+        "refitted",
+        "int8",
+        "multiply-adds",
+        "latency, float",
+        "latency, int8",
+    )
     whole, integers = of[WHOLE], of[f"{WHOLE} int8"]
     millions = f"{whole.operations.multiply_adds / 1e6:.1f} M"
-    rows = [head, ["---"] * len(head),
-            ("0", "", "", "", accuracy(WHOLE), "", "", f"{integers.quality.value:.2%}", millions, "1",
-             ratio(f"{WHOLE} int8"))]  # fmt: skip
+    rows = [
+        head,
+        ["---"] * len(head),
+        (
+            "0",
+            "",
+            "",
+            "",
+            accuracy(WHOLE),
+            "",
+            "",
+            f"{integers.quality.value:.2%}",
+            millions,
+            "1",
+            ratio(f"{WHOLE} int8"),
+        ),
+    ]
     for choice in found:
         name = short(choice.names)
         millions = f"{of[f'{name} bn'].operations.multiply_adds / 1e6:.1f} M"
-        rows.append((
-            str(choice.count), choice.how, short(choice.names), f"{choice.divergence:.3f}",
-            accuracy(f"{name} cut"), accuracy(f"{name} bn"), accuracy(f"{name} ls"),
-            accuracy(f"{name} int8"), millions, ratio(f"{name} bn"), ratio(f"{name} int8"),
-        ))  # fmt: skip
+        rows.append(
+            (
+                str(choice.count),
+                choice.how,
+                short(choice.names),
+                f"{choice.divergence:.3f}",
+                accuracy(f"{name} cut"),
+                accuracy(f"{name} bn"),
+                accuracy(f"{name} ls"),
+                accuracy(f"{name} int8"),
+                millions,
+                ratio(f"{name} bn"),
+                ratio(f"{name} int8"),
+            )
+        )
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -168,8 +203,10 @@ def main() -> None:
         found = choices(model, task, depth, counts)
         chosen = time.process_time() - start
         of = measured(model, task, found, options.refit)
-        print(f"\nResNet-{depth}: {chosen:.0f} s of one core to choose, "
-              f"{time.process_time() - start:.0f} s in all here and in other processes less\n")  # fmt: skip
+        print(
+            f"\nResNet-{depth}: {chosen:.0f} s of one core to choose, "
+            f"{time.process_time() - start:.0f} s in all here and in other processes less\n"
+        )
         print(table(found, of), flush=True)
 
 

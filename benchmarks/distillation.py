@@ -126,8 +126,9 @@ def task_of(work: str, examples: int, seed: int, live: bool = True) -> pj.Task:
     x, y = cifar10.normalised(data["test_x"]), data["test_y"]
     return pj.Task(
         train=train if live else fixed,
-        valid=(x[: cifar10.VALID], y[: cifar10.VALID]), test=(x[cifar10.VALID :], y[cifar10.VALID :]),
-    )  # fmt: skip
+        valid=(x[: cifar10.VALID], y[: cifar10.VALID]),
+        test=(x[cifar10.VALID :], y[cifar10.VALID :]),
+    )
 
 
 def accuracy(model: torch.nn.Module, task: pj.Task, count: int) -> float:
@@ -243,8 +244,12 @@ def interval(differences: list[float]) -> str:
 def cache_gain(options: argparse.Namespace) -> None:
     """Print seconds of training with the teacher's outputs computed every time, remembered, and read."""
     teacher = teacher_of("resnet20")
-    rows = (("on every batch", True, False), ("remembered", False, False),
-            ("kept on disk", False, True), ("read from disk", False, True))  # fmt: skip
+    rows = (
+        ("on every batch", True, False),
+        ("remembered", False, False),
+        ("kept on disk", False, True),
+        ("read from disk", False, True),
+    )
     print("| teacher's outputs | seconds | CPU seconds | seconds for the table |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
         os.environ["PENJING_CACHE"] = folder
@@ -252,8 +257,12 @@ def cache_gain(options: argparse.Namespace) -> None:
             task = task_of("resnet20", options.examples, 0, live=False)
             if live:
                 x, y = task.train
-                task = pj.Task(train=lambda x=x, y=y: iter([(x, y)]), valid=task.valid, test=task.test,
-                               max_examples=len(y))  # fmt: skip
+                task = pj.Task(
+                    train=lambda x=x, y=y: iter([(x, y)]),
+                    valid=task.valid,
+                    test=task.test,
+                    max_examples=len(y),
+                )
             task = task.prepare()
             method = pj.Distill(cache=cache, **how("resnet20", options))
             student = student_of("resnet20", 0, teacher, False)

@@ -129,8 +129,10 @@ def show(rows: dict[str, Row], task: pj.Task, times: dict[str, Latency], length:
         faster = (
             "" if name == "dense" else f"{1 / ratio.value:.2f} ({1 / ratio.high:.2f} to {1 / ratio.low:.2f})"
         )
-        print(f"| {name} | {correct:.2%} | {points} | {count / 1e6:.1f} M | {p50.value:.3f} ms | {faster} "
-              f"| {row.seconds:.0f} |")  # fmt: skip
+        print(
+            f"| {name} | {correct:.2%} | {points} | {count / 1e6:.1f} M | {p50.value:.3f} ms | {faster} "
+            f"| {row.seconds:.0f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -74,8 +74,15 @@ def ort_static(only: list[str] | None) -> Callable[[Any, pj.Task, Path], OnnxMod
                 return next(self._left, None)
 
         made = folder / "static.onnx"
-        quantize_static(folder / FLOAT, made, Reader(), per_channel=True, op_types_to_quantize=only,
-                        activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8)  # fmt: skip
+        quantize_static(
+            folder / FLOAT,
+            made,
+            Reader(),
+            per_channel=True,
+            op_types_to_quantize=only,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
         return pj.load_onnx(made)
 
     return row
@@ -87,8 +94,9 @@ def nncf(net: Any, task: pj.Task, folder: Path) -> OnnxModel:
     import onnx
 
     data = library.Dataset(list(sentences(task, folder)))
-    made = library.quantize(onnx.load(folder / FLOAT), data, subset_size=CALIBRATION,
-                            model_type=library.ModelType.TRANSFORMER)  # fmt: skip
+    made = library.quantize(
+        onnx.load(folder / FLOAT), data, subset_size=CALIBRATION, model_type=library.ModelType.TRANSFORMER
+    )
     onnx.save(made, folder / "nncf.onnx")
     return pj.load_onnx(folder / "nncf.onnx")
 

@@ -63,9 +63,11 @@ def show(title: str, net: OnnxModel, x: np.ndarray, y: np.ndarray | None = None)
         for when in ("before", "after")
     )
     wanted = outputs(net, x)
-    print(f"{title}: {len(done)} of {len(equalized.changes)} layers, mean precision {before:.2f}, "
-          f"then {after:.2f}; top-1 in float {top(wanted, y) or 'unknown'}, equalized in float: error "
-          f"{relative_error(outputs(equalized.model, x), wanted):.1e}\n")  # fmt: skip
+    print(
+        f"{title}: {len(done)} of {len(equalized.changes)} layers, mean precision {before:.2f}, "
+        f"then {after:.2f}; top-1 in float {top(wanted, y) or 'unknown'}, equalized in float: error "
+        f"{relative_error(outputs(equalized.model, x), wanted):.1e}\n"
+    )
     heads = ["weights", *(head for bits in BITS for head in (f"int{bits}, error", f"int{bits}, top-1"))]
     print(f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n")
     for name, model in (("as they are", net), ("equalized", equalized.model)):

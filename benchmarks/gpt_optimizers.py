@@ -48,9 +48,14 @@ class Side:
     def strategy(self, rate: float, steps: int) -> pj.Strategy:
         """Return it at a rate; a pass is so many steps as lie between two looks."""
         return pj.Strategy(
-            optimizer=self.optimizer, schedule=self.schedule, lr=rate, weight_decay=0.1, clip_norm=1.0,
-            batch_size=BATCH, epochs=steps / LOOK_EVERY,
-        )  # fmt: skip
+            optimizer=self.optimizer,
+            schedule=self.schedule,
+            lr=rate,
+            weight_decay=0.1,
+            clip_norm=1.0,
+            batch_size=BATCH,
+            epochs=steps / LOOK_EVERY,
+        )
 
 
 SIDES = {
@@ -118,14 +123,23 @@ def run(side: Side, rate: float, seed: int, options: argparse.Namespace) -> Run:
     train, judged, symbols = read_text()
     starts = np.linspace(0, len(judged) - LENGTH - 2, 2 * JUDGED).astype(np.int64)
     task = pj.Task(
-        train=Text(train, seed), valid=windows(judged, starts[::2]), test=windows(judged, starts[1::2]),
-        loss=training_loss, metric=loss, direction="minimize",
-    )  # fmt: skip
+        train=Text(train, seed),
+        valid=windows(judged, starts[::2]),
+        test=windows(judged, starts[1::2]),
+        loss=training_loss,
+        metric=loss,
+        direction="minimize",
+    )
     torch.manual_seed(seed)
     model = Gpt(symbols, options.width, LAYERS)
     start, seconds = time.process_time(), []
-    fitted = pj.fit(model, task, side.strategy(rate, options.steps), seed=seed,
-                    say=lambda line: seconds.append(time.process_time() - start))  # fmt: skip
+    fitted = pj.fit(
+        model,
+        task,
+        side.strategy(rate, options.steps),
+        seed=seed,
+        say=lambda line: seconds.append(time.process_time() - start),
+    )
     return Run(fitted.record, seconds)
 
 
@@ -146,8 +160,10 @@ def chosen(name: str, options: argparse.Namespace) -> tuple[float, float]:
 def show(options: argparse.Namespace) -> None:
     """Choose rates, then train with the seeds in turn, and print the table."""
     parameters = sum(p.numel() for p in Gpt(read_text()[2], options.width, LAYERS).parameters())
-    print(f"{parameters:,} parameters, {options.steps} steps of {BATCH} windows of {LENGTH} characters, "
-          f"{torch.get_num_threads()} thread(s)")  # fmt: skip
+    print(
+        f"{parameters:,} parameters, {options.steps} steps of {BATCH} windows of {LENGTH} characters, "
+        f"{torch.get_num_threads()} thread(s)"
+    )
     rates = {name: chosen(name, options) for name in SIDES}
     goal = parse_goal(f"loss <= {next(iter(rates.values()))[1] + MARGIN:.3f}")
     runs: dict[str, list[Run]] = {name: [] for name in SIDES}

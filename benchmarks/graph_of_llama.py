@@ -29,8 +29,14 @@ class Logits(nn.Module):
 
 def llama(layers: int) -> nn.Module:
     """Return the shape without weights: 2048 wide, 32 heads on 8 keys, 5632 in the gated layers."""
-    config = LlamaConfig(hidden_size=2048, num_hidden_layers=layers, intermediate_size=5632, vocab_size=32000,
-                         num_attention_heads=32, num_key_value_heads=8)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=2048,
+        num_hidden_layers=layers,
+        intermediate_size=5632,
+        vocab_size=32000,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
     with torch.device("meta"):
         return Logits(LlamaForCausalLM(config).eval())
 

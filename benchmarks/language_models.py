@@ -25,8 +25,12 @@ def data_file(name: str) -> Path:
     """Return the path of a file in the data folder; refuse where it is not there."""
     folder = os.environ.get("PENJING_DATA", "")
     if not folder or not (Path(folder) / name).is_file():
-        raise pj.Refused("the data are there", value=folder or "PENJING_DATA is not set", place=name,
-                         fix=f"set PENJING_DATA to the folder with {name}")  # fmt: skip
+        raise pj.Refused(
+            "the data are there",
+            value=folder or "PENJING_DATA is not set",
+            place=name,
+            fix=f"set PENJING_DATA to the folder with {name}",
+        )
     return Path(folder) / name
 
 

@@ -64,8 +64,14 @@ def main() -> None:
 
 def large(folder: Path, chosen: argparse.Namespace) -> None:
     """Write the large model, quantize it in a process of its own, and print a row."""
-    config = LlamaConfig(hidden_size=2048, num_hidden_layers=chosen.layers, intermediate_size=5632,
-                         vocab_size=32000, num_attention_heads=32, num_key_value_heads=8)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=2048,
+        num_hidden_layers=chosen.layers,
+        intermediate_size=5632,
+        vocab_size=32000,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
     (folder / "model").mkdir()
     counts = write_model(folder / "model", config)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
@@ -75,8 +81,10 @@ def large(folder: Path, chosen: argparse.Namespace) -> None:
     bound = (2 * counts["block"] + counts["rest"]) * 4 / MIB
     done = counts["block"] * min(chosen.blocks, chosen.layers)
     total = counts["block"] * chosen.layers + counts["rest"]
-    print(f"{total:,} parameters, {counts['block']:,} in each of {chosen.layers} blocks, "
-          f"{counts['rest']:,} outside; {chosen.tokens:,} tokens to calibrate\n")  # fmt: skip
+    print(
+        f"{total:,} parameters, {counts['block']:,} in each of {chosen.layers} blocks, "
+        f"{counts['rest']:,} outside; {chosen.tokens:,} tokens to calibrate\n"
+    )
     heads = (
         "method",
         "blocks",
@@ -88,9 +96,14 @@ def large(folder: Path, chosen: argparse.Namespace) -> None:
     )
     print(f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n")
     cells = (
-        chosen.method, str(done // counts["block"]), f"{seconds:.0f}", f"{seconds / done * 1e9:.0f}",
-        f"{peak:.0f}", f"{bound:.0f}", f"{packed / MIB:.0f} of {whole / MIB:.0f} MiB",
-    )  # fmt: skip
+        chosen.method,
+        str(done // counts["block"]),
+        f"{seconds:.0f}",
+        f"{seconds / done * 1e9:.0f}",
+        f"{peak:.0f}",
+        f"{bound:.0f}",
+        f"{packed / MIB:.0f} of {whole / MIB:.0f} MiB",
+    )
     print(f"| {' | '.join(cells)} |")
 
 
@@ -103,10 +116,13 @@ def write_model(folder: Path, config: LlamaConfig) -> dict[str, int]:
         prefix, file = f"model.layers.{number}.", f"model-{number:05d}.safetensors"
         inside = [n for n in state if n.startswith(prefix)] or [n for n in state if ".layers." not in n]
         shapes = {name: state[name].shape for name in inside}
-        write_shard(folder / file, {
-            name: Part(torch.bfloat16, tuple(shape), partial(_drawn, shape, generator))
-            for name, shape in shapes.items()
-        })  # fmt: skip
+        write_shard(
+            folder / file,
+            {
+                name: Part(torch.bfloat16, tuple(shape), partial(_drawn, shape, generator))
+                for name, shape in shapes.items()
+            },
+        )
         weights |= dict.fromkeys(inside, file)
     config.save_pretrained(folder)
     write_json(folder / INDEX, {"metadata": {}, "weight_map": weights})
@@ -132,8 +148,9 @@ def quantized(folder: Path, method: str, blocks: int, tokens: int) -> tuple[floa
     judged = rng.integers(0, 32000, (tokens // LENGTH // 2, LENGTH))
     pattern = "|".join(f"model.layers.{number}.*" for number in range(blocks))
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
-    result = pj.quantize_checkpoint(folder / "model", pj.only(pattern, METHODS[method]), calibration,
-                                    folder / "out", judged=judged)  # fmt: skip
+    result = pj.quantize_checkpoint(
+        folder / "model", pj.only(pattern, METHODS[method]), calibration, folder / "out", judged=judged
+    )
     seconds = time.process_time() - start
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     return seconds, peak, result.packed_bytes, result.weight_bytes
@@ -141,14 +158,16 @@ def quantized(folder: Path, method: str, blocks: int, tokens: int) -> tuple[floa
 
 def warm_up() -> None:
     """Import everything, by quantizing a tiny model."""
-    tiny = LlamaConfig(hidden_size=32, num_hidden_layers=1, intermediate_size=32, vocab_size=32,
-                       num_attention_heads=4)  # fmt: skip
+    tiny = LlamaConfig(
+        hidden_size=32, num_hidden_layers=1, intermediate_size=32, vocab_size=32, num_attention_heads=4
+    )
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model").mkdir()
         write_model(Path(folder) / "model", tiny)
         ids = np.random.default_rng(0).integers(0, 32, (8, 16))
-        pj.quantize_checkpoint(Path(folder) / "model", METHODS["GPTQ"], ids[:6], Path(folder) / "out",
-                               judged=ids[6:])  # fmt: skip
+        pj.quantize_checkpoint(
+            Path(folder) / "model", METHODS["GPTQ"], ids[:6], Path(folder) / "out", judged=ids[6:]
+        )
 
 
 def stories(folder: Path) -> None:
@@ -170,27 +189,48 @@ def stories(folder: Path) -> None:
             assert p is not None
             share = found.packed_bytes / found.weight_bytes
             cells = (
-                name, str(bits), f"{p.before:.3f}", f"{p.after:.3f}", f"{p.ratio:.3f}",
-                f"{p.low:.3f} to {p.high:.3f}", f"{share:.0%}", f"{found.seconds:.0f}",
-            )  # fmt: skip
+                name,
+                str(bits),
+                f"{p.before:.3f}",
+                f"{p.after:.3f}",
+                f"{p.ratio:.3f}",
+                f"{p.low:.3f} to {p.high:.3f}",
+                f"{share:.0%}",
+                f"{found.seconds:.0f}",
+            )
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def write_stories(folder: Path) -> None:
     """Write stories260K as transformers has it: rotary positions on halves in the place of neighbours."""
-    config = LlamaConfig(hidden_size=64, num_hidden_layers=5, intermediate_size=172, vocab_size=512,
-                         num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=512,
-                         rms_norm_eps=1e-5, tie_word_embeddings=True)  # fmt: skip
+    config = LlamaConfig(
+        hidden_size=64,
+        num_hidden_layers=5,
+        intermediate_size=172,
+        vocab_size=512,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=512,
+        rms_norm_eps=1e-5,
+        tie_word_embeddings=True,
+    )
     model, old = LlamaForCausalLM(config), load_file(data_file("weights/stories260K.safetensors"))
-    new = {"model.embed_tokens.weight": old["tok_embeddings.weight"], "model.norm.weight": old["norm.weight"],
-           "lm_head.weight": old["tok_embeddings.weight"]}  # fmt: skip
+    new = {
+        "model.embed_tokens.weight": old["tok_embeddings.weight"],
+        "model.norm.weight": old["norm.weight"],
+        "lm_head.weight": old["tok_embeddings.weight"],
+    }
     names = {
-        "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj",
-        "attention.wv": "self_attn.v_proj", "attention.wo": "self_attn.o_proj",
-        "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
-        "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm",
+        "attention.wq": "self_attn.q_proj",
+        "attention.wk": "self_attn.k_proj",
+        "attention.wv": "self_attn.v_proj",
+        "attention.wo": "self_attn.o_proj",
+        "feed_forward.w1": "mlp.gate_proj",
+        "feed_forward.w2": "mlp.down_proj",
+        "feed_forward.w3": "mlp.up_proj",
+        "attention_norm": "input_layernorm",
         "ffn_norm": "post_attention_layernorm",
-    }  # fmt: skip
+    }
     for layer in range(config.num_hidden_layers):
         for theirs, ours in names.items():
             weight = old[f"layers.{layer}.{theirs}.weight"]

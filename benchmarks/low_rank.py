@@ -52,8 +52,13 @@ def main() -> None:
                         fixed = BACKEND.copy(model)
                         size = corrected(fixed, model, weights, moments, rank, bits, group)
                         ratio, (low, high) = numbers(losses(fixed, judged) - whole)
-                        cells = (f"{bits} bits, groups of {group}, {method}", str(rank), f"{size:.2f}",
-                                 f"{ratio:.4f}", f"{low:.4f} to {high:.4f}")  # fmt: skip
+                        cells = (
+                            f"{bits} bits, groups of {group}, {method}",
+                            str(rank),
+                            f"{size:.2f}",
+                            f"{ratio:.4f}",
+                            f"{low:.4f} to {high:.4f}",
+                        )
                         print(f"| {' | '.join(cells)} |", flush=True)
 
 
@@ -66,9 +71,14 @@ def _moments(model: torch.nn.Module, task: pj.Task) -> dict[str, np.ndarray]:
 
 
 def corrected(
-    fixed: torch.nn.Module, model: torch.nn.Module, weights: dict[str, torch.Tensor],
-    moments: dict[str, np.ndarray], rank: int, bits: int, group: int,
-) -> float:  # fmt: skip
+    fixed: torch.nn.Module,
+    model: torch.nn.Module,
+    weights: dict[str, torch.Tensor],
+    moments: dict[str, np.ndarray],
+    rank: int,
+    bits: int,
+    group: int,
+) -> float:
     """Put rounded weights with their correction into a float copy; return the mean bits of a weight."""
     stored = count = 0.0
     for name, rounded_weight in weights.items():

@@ -50,12 +50,14 @@ ROWS: Table = {
     "second order": lambda s, n: (pj.PruneSecondOrder(s, examples=min(n, 1000)),),
     "K-FAC": lambda s, n: (pj.PruneKFAC(s, calibration=n, sequential=False, compensate=False),),
     "K-FAC + BatchNorm": lambda s, n: (
-        pj.PruneKFAC(s, calibration=n, sequential=False, compensate=False), _batchnorm(n),
+        pj.PruneKFAC(s, calibration=n, sequential=False, compensate=False),
+        _batchnorm(n),
     ),
     "ours": lambda s, n: (
-        pj.PruneKFAC(s, calibration=n, sequential=False, compensate=False), pj.LeastSquares(examples=n),
+        pj.PruneKFAC(s, calibration=n, sequential=False, compensate=False),
+        pj.LeastSquares(examples=n),
     ),
-}  # fmt: skip
+}
 """By name: the plan for a sparsity and a number of calibration images."""
 
 
@@ -111,8 +113,10 @@ def show(arguments: argparse.Namespace) -> None:
     """Print the table of one view."""
     model, task = {"adapted": adapted, "published": published}[arguments.view]()
     dense = right(model, task, arguments.images)
-    print(f"{arguments.view}: {len(dense)} test images, {arguments.calibration} for calibration, "
-          f"{torch.get_num_threads()} thread(s)")  # fmt: skip
+    print(
+        f"{arguments.view}: {len(dense)} test images, {arguments.calibration} for calibration, "
+        f"{torch.get_num_threads()} thread(s)"
+    )
     print(f"{'':<8} {'':<26} accuracy  points lost [95%]     zeros  seconds")
     print(f"{'':<8} {line('dense', dense, dense)}")
     again = pj.apply(model, _batchnorm(arguments.calibration), task).model

@@ -69,8 +69,10 @@ class Table:
         """Yield the unchanged model's line, then those of every method at every row; note the steps."""
         model, calibration, evaluation = MODELS[name]()
         task, whole = task_of(calibration, evaluation), losses(model, evaluation)
-        print(f"\n{name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
-              f"{calibration.size:,} tokens to calibrate, {whole.size:,} judged\n")  # fmt: skip
+        print(
+            f"\n{name}: {sum(p.numel() for p in model.parameters()):,} parameters, "
+            f"{calibration.size:,} tokens to calibrate, {whole.size:,} judged\n"
+        )
         heads = ("model", self.head, "method", "perplexity", "95%", f"over {self.whole[1]}", "95%", "s")
         print(f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n")
         yield Line(name, *self.whole, *numbers(whole), 1.0, (1.0, 1.0), 0.0)
@@ -97,10 +99,13 @@ def task_of(calibration: np.ndarray, evaluation: np.ndarray) -> pj.Task:
     """Return next-token prediction as a task; the search never sees what judges, so valid is calibration."""
     (x, y), (test_x, test_y) = ((part[:, :-1], part[:, 1:]) for part in (calibration, evaluation))
     return pj.Task(
-        train=(x, y), valid=(x[:8], y[:8]), test=(test_x, test_y),
+        train=(x, y),
+        valid=(x[:8], y[:8]),
+        test=(test_x, test_y),
         loss=lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.flatten()),
-        metric=lambda logits, targets: 0.0, direction="minimize",
-    )  # fmt: skip
+        metric=lambda logits, targets: 0.0,
+        direction="minimize",
+    )
 
 
 def losses(model: nn.Module, sequences: np.ndarray) -> np.ndarray:

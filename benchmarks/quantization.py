@@ -97,9 +97,13 @@ def nncf(job: Job) -> torch.nn.Module:
 
 
 ROWS: Table = {
-    "nearest": nearest, "synthetic": synthetic, "noise": noise, "reconstruct": reconstruct, "train": train,
+    "nearest": nearest,
+    "synthetic": synthetic,
+    "noise": noise,
+    "reconstruct": reconstruct,
+    "train": train,
     "nncf": nncf,
-}  # fmt: skip
+}
 
 
 def show(options: argparse.Namespace) -> None:

@@ -70,8 +70,12 @@ def ratings() -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which films each user rated, `[users, films]`: the earlier four fifths, and the last fifth."""
     path = Path(os.environ.get("PENJING_DATA", "")) / "recsys" / "ml_latest_small_ratings.csv.gz"
     if not path.is_file():
-        raise pj.Refused("the data are there", value=str(path), place="recommender.py",
-                         fix="set PENJING_DATA to the folder with recsys/")  # fmt: skip
+        raise pj.Refused(
+            "the data are there",
+            value=str(path),
+            place="recommender.py",
+            fix="set PENJING_DATA to the folder with recsys/",
+        )
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", skiprows=1)
     user, film = (np.unique(table[:, column], return_inverse=True)[1] for column in (0, 1))
@@ -171,8 +175,10 @@ def show(options: argparse.Namespace, folder: Path) -> None:
     early, late = ratings()
     start = time.perf_counter()
     model = trained(early, options.width)
-    print(f"MovieLens-small, {len(early)} users, {early.shape[1]} films, width {options.width}; model in "
-          f"{time.perf_counter() - start:.0f} s")  # fmt: skip
+    print(
+        f"MovieLens-small, {len(early)} users, {early.shape[1]} films, width {options.width}; model in "
+        f"{time.perf_counter() - start:.0f} s"
+    )
     users, films = np.arange(len(early)), np.tile(np.arange(early.shape[1]), (32, 1))
     task = task_of(lambda rng, n: (rng.integers(0, len(users), n), films[:n]))
     popular = interval(ndcg(np.tile(early.sum(0, dtype=np.float32), (len(early), 1)), early, late))

@@ -109,9 +109,16 @@ def show(options: argparse.Namespace) -> None:
     dense = accuracy(model, options)
     print(f"ResNet-20: {dense:.2f}%, {torch.get_num_threads()} thread(s), {options.seeds} seed(s)\n")
     heads = (
-        "cut", "rate", "training", "steps", "seconds", "accuracy", "points lost", "regained a minute",
+        "cut",
+        "rate",
+        "training",
+        "steps",
+        "seconds",
+        "accuracy",
+        "points lost",
+        "regained a minute",
         f"against {options.rows[0]} [95%]",
-    )  # fmt: skip
+    )
     print(f"| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n")
     for cut in options.cuts:
         repair = pj.LeastSquares(examples=REPAIRED_WITH)

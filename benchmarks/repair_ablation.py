@@ -57,9 +57,11 @@ def logits(model: torch.nn.Module, x: np.ndarray) -> torch.Tensor:
 
 def divergence(found: torch.Tensor, original: torch.Tensor) -> float:
     """Return the mean Kullback-Leibler divergence of the predictions from the original's, in nats."""
-    return float(torch.nn.functional.kl_div(
-        found.log_softmax(1), original.log_softmax(1), log_target=True, reduction="batchmean"
-    ))  # fmt: skip
+    return float(
+        torch.nn.functional.kl_div(
+            found.log_softmax(1), original.log_softmax(1), log_target=True, reduction="batchmean"
+        )
+    )
 
 
 def main() -> None:
@@ -87,8 +89,10 @@ def main() -> None:
             seconds = time.process_time() - start
             found = logits(repaired, x)
             accuracy = 100 * np.mean(found.argmax(1).numpy() == y)
-            print(f"{cut} | {repair} | {accuracy:.2f} | {divergence(found, original):.3f} | {seconds:.1f}",
-                  flush=True)  # fmt: skip
+            print(
+                f"{cut} | {repair} | {accuracy:.2f} | {divergence(found, original):.3f} | {seconds:.1f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -54,8 +54,10 @@ def main() -> None:
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     options = parser.parse_args()
     facts = environment()
-    print(f"{facts['processor']}, {options.threads} threads, batch {options.batch}; "
-          f"{', '.join(f'{name} {version}' for name, version in facts['packages'].items())}")  # fmt: skip
+    print(
+        f"{facts['processor']}, {options.threads} threads, batch {options.batch}; "
+        f"{', '.join(f'{name} {version}' for name, version in facts['packages'].items())}"
+    )
     peak = peak_rate(options)
     for name in options.only or MODELS:
         table(name, options, peak)
@@ -113,18 +115,28 @@ def table(name: str, options: argparse.Namespace, peak: float) -> None:
             processes[label] = process
         samples = interleave(processes, rounds=options.rounds, seconds=120.0)
     print(f"\n## {name}\n")
-    print("| runtime and precision | p50 ms | interval | of ONNX Runtime float32 | interval | difference | "
-          f"changed of {len(outputs[REFERENCE])} | accuracy | integer layers | of peak |")  # fmt: skip
+    print(
+        "| runtime and precision | p50 ms | interval | of ONNX Runtime float32 | interval | difference | "
+        f"changed of {len(outputs[REFERENCE])} | accuracy | integer layers | of peak |"
+    )
     print("|---" * 10 + "|")
     for label, (artefact, target) in rows.items():
         found = summarise(samples[label], samples[REFERENCE], target.batch, target.threads, REFERENCE)
         p50, ratio = found.p50_ms, found.ratio
         changed = int((outputs[label].argmax(-1) != outputs[REFERENCE].argmax(-1)).sum())
         apart = difference(outputs[label], outputs[REFERENCE])
-        cells = (label, f"{p50.value:.3g}", f"{p50.low:.3g} to {p50.high:.3g}", f"{ratio.value:.2f}",
-                 f"{ratio.low:.2f} to {ratio.high:.2f}", f"{apart:.1e}", changed,
-                 "—" if labels is None else f"{(outputs[label].argmax(-1) == labels).mean():.1%}",
-                 _integers(artefact), f"{operations / (p50.value / 1e3) / peak:.1%}")  # fmt: skip
+        cells = (
+            label,
+            f"{p50.value:.3g}",
+            f"{p50.low:.3g} to {p50.high:.3g}",
+            f"{ratio.value:.2f}",
+            f"{ratio.low:.2f} to {ratio.high:.2f}",
+            f"{apart:.1e}",
+            changed,
+            "—" if labels is None else f"{(outputs[label].argmax(-1) == labels).mean():.1%}",
+            _integers(artefact),
+            f"{operations / (p50.value / 1e3) / peak:.1%}",
+        )
         print(f"| {' | '.join(map(str, cells))} |")
 
 

@@ -120,8 +120,12 @@ def measure(network: str, options: argparse.Namespace, cells: Cells) -> dict[str
             for name, value in found.items():
                 cells.setdefault((network, f"{score} {selection}", name), []).append(value)
             print(f"{network} seed {seed}: {score} {selection}", *found.values(), file=sys.stderr, flush=True)
-    return {"dense": statistics.mean(dense), "least": min(left, default=1.0), "most": max(left, default=1.0),
-            "cpu_s": time.process_time() - start}  # fmt: skip
+    return {
+        "dense": statistics.mean(dense),
+        "least": min(left, default=1.0),
+        "most": max(left, default=1.0),
+        "cpu_s": time.process_time() - start,
+    }
 
 
 def cell(values: list[float], seeds: int) -> str:

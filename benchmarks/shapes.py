@@ -26,8 +26,10 @@ TABLES, ROWS, WIDTH, DENSE = 26, 10_000, 16, 13
 def _conv(
     inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, act: bool = True
 ) -> nn.Module:
-    layers = [nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
-              nn.BatchNorm2d(outputs)]  # fmt: skip
+    layers = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
     return nn.Sequential(*layers, *([nn.ReLU6()] if act else []))
 
 

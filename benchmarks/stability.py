@@ -40,10 +40,16 @@ def net(task: pj.Task) -> nn.Module:
         layers = [nn.Linear(example.shape[1], 96), nn.ReLU(), nn.Linear(96, 96), nn.ReLU()]
         return nn.Sequential(*layers, nn.Linear(96, classes))
     return nn.Sequential(
-        nn.Conv2d(1, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 32, 3, 2, 1), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, classes),
-    )  # fmt: skip
+        nn.Conv2d(1, 16, 3, 2, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 32, 3, 2, 1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, classes),
+    )
 
 
 def sound(task: pj.Task, seed: int) -> nn.Module:
@@ -70,8 +76,12 @@ def divided(name: str, x: np.ndarray, y: np.ndarray, train: int, test: int) -> p
     order = np.random.default_rng(0).permutation(len(x))[: train + train // 10 + test]
     x, y = x[order], y[order]
     cut = len(x) - test
-    return pj.Task(train=(x[:train], y[:train]), valid=(x[train:cut], y[train:cut]), test=(x[cut:], y[cut:]),
-                   notes=(name,))  # fmt: skip
+    return pj.Task(
+        train=(x[:train], y[:train]),
+        valid=(x[train:cut], y[train:cut]),
+        test=(x[cut:], y[cut:]),
+        notes=(name,),
+    )
 
 
 def tasks() -> dict[str, pj.Task]:
@@ -113,8 +123,17 @@ def show(options: argparse.Namespace, out: Path) -> None:
         found[name] = pj.stability(
             recipe, tasks(), seeds=options.seeds, out=out / name, workers=options.workers
         )
-    heads = ("data", "recipe", "accuracy (95%)", "spread", "times explained", "worst seed", "flips, %",
-             "corrupted", "verdict")  # fmt: skip
+    heads = (
+        "data",
+        "recipe",
+        "accuracy (95%)",
+        "spread",
+        "times explained",
+        "worst seed",
+        "flips, %",
+        "corrupted",
+        "verdict",
+    )
     print(f"\n| {' | '.join(heads)} |", "|---" * len(heads) + "|", sep="\n")
     for name in TIMES:
         print(*(row(name, recipe, result.tasks[name]) for recipe, result in found.items()), sep="\n")

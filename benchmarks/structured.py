@@ -91,10 +91,16 @@ def torch_pruning(dense: torch.nn.Module, score: str, selection: str, speed: flo
     importance = getattr(tp.importance, THEIR_SCORES[score])()
     steps = 100
     pruner = tp.pruner.BasePruner(
-        model, example, importance=importance, pruning_ratio=1.0, max_pruning_ratio=0.9,
-        global_pruning=selection != "local", isomorphic=selection == "isomorphic", iterative_steps=steps,
+        model,
+        example,
+        importance=importance,
+        pruning_ratio=1.0,
+        max_pruning_ratio=0.9,
+        global_pruning=selection != "local",
+        isomorphic=selection == "isomorphic",
+        iterative_steps=steps,
         ignored_layers=[model.linear],
-    )  # fmt: skip
+    )
     whole = tp.utils.count_ops_and_params(model, example)[0]
     for number in range(steps):
         if score == "taylor" and number % RENEWED == 0:
@@ -149,8 +155,9 @@ def rows(dense: torch.nn.Module, work: pj.Task, speeds: list[float], cuts: list[
                 yield Row(tool, f"{score} {selection}, BatchNorm", speed, statistics, seconds)
                 if tool in (OURS, ROUNDED):
                     whole = step(model, pj.LeastSquares(), work, dense)
-                    yield Row(tool, f"{score} {selection}, least squares", speed, whole,
-                              time.perf_counter() - start)  # fmt: skip
+                    yield Row(
+                        tool, f"{score} {selection}, least squares", speed, whole, time.perf_counter() - start
+                    )
 
 
 def measured(dense: torch.nn.Module, table: list[Row], work: pj.Task, seconds: float) -> dict[str, Measured]:
@@ -188,8 +195,10 @@ def line(f: dict[str, Any]) -> str:
     drop, low, high = f["drop"]
     faster = "1" if f["faster"] is None else "{:.2f} [{:.2f}, {:.2f}]".format(*f["faster"])
     seconds = "" if f["seconds"] is None else f"{f['seconds']:.0f}"
-    return (f"| {f['network']} | {f['fewer']:.2f} | {f['accuracy']:.2f} | {drop:.2f} [{low:.2f}, {high:.2f}] "
-            f"| {f['p50_ms']:.3f} | {faster} | {f['parameters']:,} | {seconds} |")  # fmt: skip
+    return (
+        f"| {f['network']} | {f['fewer']:.2f} | {f['accuracy']:.2f} | {drop:.2f} [{low:.2f}, {high:.2f}] "
+        f"| {f['p50_ms']:.3f} | {faster} | {f['parameters']:,} | {seconds} |"
+    )
 
 
 def distilled(row: Row, work: pj.Task, dense: torch.nn.Module, epochs: float) -> Row:
@@ -197,8 +206,9 @@ def distilled(row: Row, work: pj.Task, dense: torch.nn.Module, epochs: float) ->
     start = time.perf_counter()
     recipe = pj.Distill(epochs=epochs, lr=0.1, schedule="one_cycle", precision="bfloat16")
     model = step(row.model, pj.chain(recipe, pj.ReestimateBatchNorm()), work, dense)
-    return Row(row.tool, f"{row.how}, {epochs:g} epochs", row.speed, model,
-               row.seconds + time.perf_counter() - start)  # fmt: skip
+    return Row(
+        row.tool, f"{row.how}, {epochs:g} epochs", row.speed, model, row.seconds + time.perf_counter() - start
+    )
 
 
 def main() -> None:
@@ -231,8 +241,10 @@ def main() -> None:
     all_figures = [figures(row, found[name], found["dense"], work) for row, name in networks]
     if options.json:
         options.json.write_text(json.dumps(all_figures, indent=1))
-    print("| network | multiply-adds, times fewer | accuracy % | drop, points [95%] | p50 ms | "
-          "times faster [95%] | parameters | seconds |\n|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        "| network | multiply-adds, times fewer | accuracy % | drop, points [95%] | p50 ms | "
+        "times faster [95%] | parameters | seconds |\n|---|---|---|---|---|---|---|---|"
+    )
     print(*map(line, all_figures), sep="\n")
 
 

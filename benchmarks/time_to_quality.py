@@ -59,8 +59,12 @@ def images(name: str) -> Data:
     """Return normalized training and test images with their labels."""
     if name == "cifar10":
         data = cifar10.images()
-        return (cifar10.normalised(data["train_x"]), data["train_y"],
-                cifar10.normalised(data["test_x"]), data["test_y"])  # fmt: skip
+        return (
+            cifar10.normalised(data["train_x"]),
+            data["train_y"],
+            cifar10.normalised(data["test_x"]),
+            data["test_y"],
+        )
     with np.load(cifar10.data_folder() / "cv" / "fashion_mnist.npz") as data:
         x, u = (((data[f"{part}_images"] / np.float32(255)) - 0.286) / 0.353 for part in ("train", "test"))
         y, v = (data[f"{part}_labels"].astype(np.int64) for part in ("train", "test"))
@@ -77,8 +81,10 @@ def accuracy(net: nn.Module, x: np.ndarray, y: np.ndarray) -> float:
     """Return the share of right answers, in evaluation mode."""
     net.eval()
     with torch.no_grad():
-        right = sum(int((net(torch.from_numpy(x[i : i + 500])).argmax(1).numpy() == y[i : i + 500]).sum())
-                    for i in range(0, len(x), 500))  # fmt: skip
+        right = sum(
+            int((net(torch.from_numpy(x[i : i + 500])).argmax(1).numpy() == y[i : i + 500]).sum())
+            for i in range(0, len(x), 500)
+        )
     net.train()
     return right / len(x)
 
@@ -131,8 +137,14 @@ def compare(name: str, options: argparse.Namespace) -> None:
     held = np.random.default_rng(0).permutation(len(x))
     train, valid = held[HELD_BACK:], held[:HELD_BACK]
     task = pj.Task(train=(x[train], y[train]), valid=(x[valid], y[valid]), test=(u, v))
-    found = pj.tune(lambda: fresh(x, 100), task, goal=f"accuracy >= {goal + MARGIN}", time=options.search,
-                    out=options.out / name, seed=100)  # fmt: skip
+    found = pj.tune(
+        lambda: fresh(x, 100),
+        task,
+        goal=f"accuracy >= {goal + MARGIN}",
+        time=options.search,
+        out=options.out / name,
+        seed=100,
+    )
     macs = 3 * _multiply_adds(fresh(x, 0), x)
     print(f"\n{name}: accuracy >= {goal:.1%} on {len(u)} test images, {torch.get_num_threads()} thread(s)")
     print(f"search of {found.record.spent_s:.0f} s, {len(found.record.runs)} runs: {found.strategy!r}")
@@ -145,8 +157,19 @@ def compare(name: str, options: argparse.Namespace) -> None:
             else:
                 row = plain(side, data, goal, seed)
             rows[side].append(row)
-            print(json.dumps({"data": name, "side": side, "seed": seed, "seconds": row[0],
-                              "multiply_adds": row[1] * macs, "accuracy": row[2]}), flush=True)  # fmt: skip
+            print(
+                json.dumps(
+                    {
+                        "data": name,
+                        "side": side,
+                        "seed": seed,
+                        "seconds": row[0],
+                        "multiply_adds": row[1] * macs,
+                        "accuracy": row[2],
+                    }
+                ),
+                flush=True,
+            )
     print(f"{'':<18} seconds, median [least, most]  multiply-adds  reached")
     for side, words in sides.items():
         reached = sorted(row[0] for row in rows[side] if row[0] is not None)

@@ -46,8 +46,9 @@ def task_of(examples: int) -> pj.Task:
     x = {name: ((part[:, None] / 255 - 0.286) / 0.353).astype(np.float32) for name, part in images.items()}
     return pj.Task(
         train=(x["train"][:examples], labels["train"][:examples]),
-        valid=(x["test"][:5000], labels["test"][:5000]), test=(x["test"][5000:], labels["test"][5000:]),
-    ).prepare()  # fmt: skip
+        valid=(x["test"][:5000], labels["test"][:5000]),
+        test=(x["test"][5000:], labels["test"][5000:]),
+    ).prepare()
 
 
 ROWS = {

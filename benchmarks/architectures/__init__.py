@@ -17,7 +17,14 @@ from architectures.vision_transformers import VISION_TRANSFORMERS
 __all__ = ["ARCHITECTURES", "Architecture"]
 
 ARCHITECTURES: dict[str, Architecture] = {
-    **RESIDUAL, **MOBILE, **DENSE, **VISION_TRANSFORMERS, **LIBRARY_VISION, **SEQUENCES, **LANGUAGE,
-    **LIBRARY_LANGUAGE, **RECOMMENDERS,
-}  # fmt: skip
+    **RESIDUAL,
+    **MOBILE,
+    **DENSE,
+    **VISION_TRANSFORMERS,
+    **LIBRARY_VISION,
+    **SEQUENCES,
+    **LANGUAGE,
+    **LIBRARY_LANGUAGE,
+    **RECOMMENDERS,
+}
 """Every architecture, in the order of the tables."""

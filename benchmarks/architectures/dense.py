@@ -156,9 +156,13 @@ class Autoencoder(nn.Module):
         self.encoder = nn.Sequential(conv_bn(3, 16, 3, 2), conv_bn(16, 32, 3, 2), nn.Flatten())
         self.narrow, self.widen = nn.Linear(32 * 64, 24), nn.Linear(24, 32 * 64)
         self.decoder = nn.Sequential(
-            nn.Unflatten(1, (32, 8, 8)), nn.ConvTranspose2d(32, 16, 4, 2, 1), nn.BatchNorm2d(16), nn.ReLU(),
-            nn.ConvTranspose2d(16, 3, 4, 2, 1), nn.Tanh(),
-        )  # fmt: skip
+            nn.Unflatten(1, (32, 8, 8)),
+            nn.ConvTranspose2d(32, 16, 4, 2, 1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.ConvTranspose2d(16, 3, 4, 2, 1),
+            nn.Tanh(),
+        )
 
     def forward(self, x):
         return self.decoder(F.relu(self.widen(self.narrow(self.encoder(x)))))
@@ -167,11 +171,18 @@ class Autoencoder(nn.Module):
 def _generator() -> nn.Module:
     """DCGAN's generator (Radford et al. 2016): noise to an image by transposed convolutions."""
     return nn.Sequential(
-        nn.Unflatten(1, (16, 1, 1)), nn.ConvTranspose2d(16, 48, 4), nn.BatchNorm2d(48), nn.ReLU(),
-        nn.ConvTranspose2d(48, 32, 4, 2, 1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
-        nn.ConvTranspose2d(32, 32, 4, 2, 1, groups=4), nn.LeakyReLU(0.2),
-        nn.ConvTranspose2d(32, 3, 4, 2, 1), nn.Tanh(),
-    )  # fmt: skip
+        nn.Unflatten(1, (16, 1, 1)),
+        nn.ConvTranspose2d(16, 48, 4),
+        nn.BatchNorm2d(48),
+        nn.ReLU(),
+        nn.ConvTranspose2d(48, 32, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.ConvTranspose2d(32, 32, 4, 2, 1, groups=4),
+        nn.LeakyReLU(0.2),
+        nn.ConvTranspose2d(32, 3, 4, 2, 1),
+        nn.Tanh(),
+    )
 
 
 def _noise() -> tuple[np.ndarray, ...]:

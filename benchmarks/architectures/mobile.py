@@ -17,9 +17,11 @@ class InvertedResidual(nn.Module):
         inner = 3 * inputs
         se = [] if gate is None else [SqueezeExcite(inner, 8, gate)]
         self.body = nn.Sequential(
-            conv_bn(inputs, inner, 1, act=act), conv_bn(inner, inner, kernel, stride, inner, act), *se,
+            conv_bn(inputs, inner, 1, act=act),
+            conv_bn(inner, inner, kernel, stride, inner, act),
+            *se,
             conv_bn(inner, outputs, 1, act=nn.Identity),
-        )  # fmt: skip
+        )
         self.same = inputs == outputs and stride == 1
 
     def forward(self, x):
@@ -30,8 +32,16 @@ def _inverted(act: type[nn.Module], gate: type[nn.Module] | None, kernel: int = 
     def block(i, o, s=1):
         return InvertedResidual(i, o, s, act, gate, kernel)
 
-    return nn.Sequential(conv_bn(3, 16, 3, 2, act=act), block(16, 16), block(16, 24, 2), block(24, 24),
-                         block(24, 32, 2), block(32, 32), conv_bn(32, 64, 1, act=act), head(64))  # fmt: skip
+    return nn.Sequential(
+        conv_bn(3, 16, 3, 2, act=act),
+        block(16, 16),
+        block(16, 24, 2),
+        block(24, 24),
+        block(24, 32, 2),
+        block(32, 32),
+        conv_bn(32, 64, 1, act=act),
+        head(64),
+    )
 
 
 def _mobilenet_v1() -> nn.Module:
@@ -115,8 +125,11 @@ class GhostBottleneck(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(Ghost(width, 2 * width), SqueezeExcite(2 * width, 8, nn.Hardsigmoid),
-                                  Ghost(2 * width, width, nn.Identity))  # fmt: skip
+        self.body = nn.Sequential(
+            Ghost(width, 2 * width),
+            SqueezeExcite(2 * width, 8, nn.Hardsigmoid),
+            Ghost(2 * width, width, nn.Identity),
+        )
 
     def forward(self, x):
         return x + self.body(x)
@@ -238,8 +251,12 @@ MOBILE = architectures(
         "efficientnet": lambda: _inverted(nn.SiLU, nn.Sigmoid),
         "shufflenet-v1": lambda: nn.Sequential(conv_bn(3, 32, 3, 2), ShuffleV1(32), ShuffleV1(32), head(32)),
         "shufflenet-v2": lambda: nn.Sequential(
-            conv_bn(3, 24, 3, 2), ShuffleV2(24, 32, 2), ShuffleV2(32, 32, 1), ShuffleV2(32, 32, 1),
-            conv_bn(32, 64, 1), head(64),
+            conv_bn(3, 24, 3, 2),
+            ShuffleV2(24, 32, 2),
+            ShuffleV2(32, 32, 1),
+            ShuffleV2(32, 32, 1),
+            conv_bn(32, 64, 1),
+            head(64),
         ),
         "squeezenet": _squeezenet,
         "ghostnet": lambda: nn.Sequential(
@@ -251,4 +268,4 @@ MOBILE = architectures(
         "gmlp": lambda: Patched(SpatialGating),
     },
     images(),
-)  # fmt: skip
+)

@@ -63,9 +63,14 @@ class WideAndDeep(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(ROWS, WIDTH) for _ in range(FIELDS))
         self.wide = nn.Linear(DENSE + FIELDS * WIDTH, 1)
         self.deep = nn.Sequential(
-            nn.Linear(DENSE + FIELDS * WIDTH, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Dropout(0.1),
-            nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 1),
-        )  # fmt: skip
+            nn.Linear(DENSE + FIELDS * WIDTH, 64),
+            nn.BatchNorm1d(64),
+            nn.ReLU(),
+            nn.Dropout(0.1),
+            nn.Linear(64, 32),
+            nn.ReLU(),
+            nn.Linear(32, 1),
+        )
 
     def forward(self, dense, sparse):
         x = torch.cat([dense, *(table(sparse[:, i]) for i, table in enumerate(self.tables))], 1)

@@ -16,8 +16,15 @@ def _vgg() -> nn.Module:
         for _ in range(convs):
             parts, inputs = [*parts, conv_bn(inputs, width)], width
         parts.append(nn.MaxPool2d(2))
-    return nn.Sequential(*parts, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(48 * 4, 64), nn.ReLU(),
-                         nn.Dropout(), nn.Linear(64, CLASSES))  # fmt: skip
+    return nn.Sequential(
+        *parts,
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(48 * 4, 64),
+        nn.ReLU(),
+        nn.Dropout(),
+        nn.Linear(64, CLASSES),
+    )
 
 
 class AlexNet(nn.Module):
@@ -26,10 +33,15 @@ class AlexNet(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 24, 5, 2, 2), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2),
-            nn.Conv2d(24, 32, 3, padding=1, groups=2), nn.ReLU(inplace=True),
-            nn.Conv2d(32, 24, 3, padding=1), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(3),
-        )  # fmt: skip
+            nn.Conv2d(3, 24, 5, 2, 2),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(3, 2),
+            nn.Conv2d(24, 32, 3, padding=1, groups=2),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(32, 24, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.AdaptiveAvgPool2d(3),
+        )
         self.classifier = nn.Sequential(
             nn.Dropout(), nn.Linear(24 * 9, 48), nn.ReLU(), nn.Linear(48, CLASSES)
         )
@@ -63,9 +75,11 @@ def _basic(inputs: int, outputs: int, stride: int) -> nn.Module:
 def _bottleneck(inputs: int, outputs: int, stride: int, groups: int = 1, se: bool = False) -> nn.Module:
     inner = outputs // 2
     body = nn.Sequential(
-        conv_bn(inputs, inner, 1), conv_bn(inner, inner, 3, stride, groups),
-        *([SqueezeExcite(inner, inner // 4)] if se else []), conv_bn(inner, outputs, 1, act=nn.Identity),
-    )  # fmt: skip
+        conv_bn(inputs, inner, 1),
+        conv_bn(inner, inner, 3, stride, groups),
+        *([SqueezeExcite(inner, inner // 4)] if se else []),
+        conv_bn(inner, outputs, 1, act=nn.Identity),
+    )
     return Residual(body, _project(inputs, outputs, stride), nn.ReLU())
 
 

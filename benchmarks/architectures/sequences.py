@@ -153,10 +153,17 @@ def _m5() -> nn.Module:
 def _video() -> nn.Module:
     """C3D (Tran et al. 2015): three-dimensional convolutions, the frames made from one image's rows."""
     return nn.Sequential(
-        nn.Unflatten(2, (4, 8)), nn.Conv3d(3, 16, 3, padding=1), nn.BatchNorm3d(16), nn.ReLU(),
-        nn.MaxPool3d(2), nn.Conv3d(16, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool3d(1), nn.Flatten(),
+        nn.Unflatten(2, (4, 8)),
+        nn.Conv3d(3, 16, 3, padding=1),
+        nn.BatchNorm3d(16),
+        nn.ReLU(),
+        nn.MaxPool3d(2),
+        nn.Conv3d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool3d(1),
+        nn.Flatten(),
         nn.Linear(32, CLASSES),
-    )  # fmt: skip
+    )
 
 
 _MODELS = {

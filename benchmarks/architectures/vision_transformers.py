@@ -51,9 +51,10 @@ class Vit(nn.Module):
         self.tokens = nn.Parameter(torch.randn(1, 1 + distilled, width))
         self.positions = nn.Parameter(torch.randn(1, 17 + distilled, width) * 0.02)
         self.blocks = nn.Sequential(*(Block(width, attention(width, 4), scale) for _ in range(2)))
-        self.norm, self.heads = nn.LayerNorm(width), nn.ModuleList(
-            nn.Linear(width, CLASSES) for _ in range(1 + distilled)
-        )  # fmt: skip
+        self.norm, self.heads = (
+            nn.LayerNorm(width),
+            nn.ModuleList(nn.Linear(width, CLASSES) for _ in range(1 + distilled)),
+        )
 
     def forward(self, x):
         x = self.patches(x).flatten(2).transpose(1, 2)
@@ -141,9 +142,10 @@ class Swin(nn.Module):
         super().__init__()
         self.patches, self.norm = nn.Conv2d(3, width, 2, 2), nn.LayerNorm(2 * width)
         self.stages = nn.Sequential(
-            *(Block(width, WindowAttention(width, 2, s)) for s in (0, 2)), PatchMerging(width),
+            *(Block(width, WindowAttention(width, 2, s)) for s in (0, 2)),
+            PatchMerging(width),
             *(Block(2 * width, WindowAttention(2 * width, 4, s)) for s in (0, 2)),
-        )  # fmt: skip
+        )
         self.head = nn.Linear(2 * width, CLASSES)
 
     def forward(self, x):

@@ -17,8 +17,9 @@ def mean_of(values: np.ndarray):
 def test_bounds_of_a_mean_agree_with_scipy():
     values = np.random.default_rng(0).exponential(size=150)
     found = bootstrap(mean_of(values), len(values), replicates=8000)
-    interval = stats.bootstrap((values,), np.mean, confidence_level=0.9, method="BCa", n_resamples=8000,
-                               rng=np.random.default_rng(1)).confidence_interval  # fmt: skip
+    interval = stats.bootstrap(
+        (values,), np.mean, confidence_level=0.9, method="BCa", n_resamples=8000, rng=np.random.default_rng(1)
+    ).confidence_interval
     assert found.value == pytest.approx(values.mean())
     assert found.quantile(0.05) == pytest.approx(interval.low, abs=0.015)
     assert found.quantile(0.95) == pytest.approx(interval.high, abs=0.015)

@@ -25,10 +25,15 @@ def runtime():
         return helper.make_tensor_value_info(name, kind, shape)
 
     grid = [value("s", TensorProto.FLOAT, []), value("z", TensorProto.UINT8, [])]
-    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
-             helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]  # fmt: skip
-    return session(nodes, [value("x", TensorProto.FLOAT, ["n"]), *grid],
-                   [value("q", TensorProto.UINT8, ["n"]), value("y", TensorProto.FLOAT, ["n"])])  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    return session(
+        nodes,
+        [value("x", TensorProto.FLOAT, ["n"]), *grid],
+        [value("q", TensorProto.UINT8, ["n"]), value("y", TensorProto.FLOAT, ["n"])],
+    )
 
 
 @settings(max_examples=200, deadline=None)

@@ -32,10 +32,13 @@ def chain(size=2, name="a"):
     """Rows and bias of `a`, a BatchNorm, columns of `b` (each unit feeds one column)."""
     units = list(range(size))
     slots = (
-        slot(name, "weight", 0, units), slot(name, "bias", 0, units),
-        slot("bn", "weight", 0, units), slot("bn", "bias", 0, units), slot("bn", "running_var", 0, units),
+        slot(name, "weight", 0, units),
+        slot(name, "bias", 0, units),
+        slot("bn", "weight", 0, units),
+        slot("bn", "bias", 0, units),
+        slot("bn", "running_var", 0, units),
         slot("b", "weight", 1, units, "in"),
-    )  # fmt: skip
+    )
     return Group(name, size, slots, (name,), np.zeros(size, np.int64))
 
 
@@ -96,8 +99,11 @@ def test_fpgm_is_the_sum_of_distances_over_all_members():
 
 def test_fpgm_by_brute_force_with_a_repeated_axis_and_a_grouped_convolution():
     rng = np.random.default_rng(0)
-    tensors = {"a": {"weight": rng.normal(size=(4, 2, 3))}, "flat": {"weight": rng.normal(size=(5, 8))},
-               "grouped": {"weight": rng.normal(size=(6, 2, 3))}}  # fmt: skip
+    tensors = {
+        "a": {"weight": rng.normal(size=(4, 2, 3))},
+        "flat": {"weight": rng.normal(size=(5, 8))},
+        "grouped": {"weight": rng.normal(size=(6, 2, 3))},
+    }
     slots = (
         slot("a", "weight", 0, [0, 1, 2, 3]),
         slot("flat", "weight", 1, [0, 0, 1, 1, 2, 2, 3, 3], "in"),
@@ -106,10 +112,16 @@ def test_fpgm_by_brute_force_with_a_repeated_axis_and_a_grouped_convolution():
     group = Group("a", 4, slots, ("a",), np.array([0, 0, 1, 1]))
     a, flat, grouped = (tensors[name]["weight"] for name in ("a", "flat", "grouped"))
     rows = [
-        np.concatenate([a[u].ravel(), flat[:, 2 * u].ravel(), flat[:, 2 * u + 1].ravel(),
-                        grouped[3 * (u // 2) : 3 * (u // 2) + 3, u % 2].ravel()])
+        np.concatenate(
+            [
+                a[u].ravel(),
+                flat[:, 2 * u].ravel(),
+                flat[:, 2 * u + 1].ravel(),
+                grouped[3 * (u // 2) : 3 * (u // 2) + 3, u % 2].ravel(),
+            ]
+        )
         for u in range(4)
-    ]  # fmt: skip
+    ]
     assert fpgm_score(group, tensors).tolist() == pytest.approx(distances(rows))
     assert l1_score(group, tensors).tolist() == pytest.approx([np.abs(row).sum() for row in rows])
 
@@ -131,11 +143,17 @@ def test_taylor_sums_before_squaring_and_averages_after():
 def test_fisher_sums_consumers_before_squaring_and_output_fisher_does_not():
     two = Group("a", 2, (*chain().slots, slot("c", "weight", 1, [1, 0], "in")), ("a",), np.zeros(2, int))
     batches = [
-        GateGradients(1, {"b": np.array([[1.0, 2.0]]), "c": np.array([[3.0, 4.0]])},
-                      {"b": np.array([[1.0, 5.0]]), "c": np.array([[9.0, 7.0]])}),
-        GateGradients(1, {"b": np.array([[0.0, -2.0]]), "c": np.array([[1.0, 0.0]])},
-                      {"b": np.array([[0.0, 4.0]]), "c": np.array([[1.0, 0.0]])}),
-    ]  # fmt: skip
+        GateGradients(
+            1,
+            {"b": np.array([[1.0, 2.0]]), "c": np.array([[3.0, 4.0]])},
+            {"b": np.array([[1.0, 5.0]]), "c": np.array([[9.0, 7.0]])},
+        ),
+        GateGradients(
+            1,
+            {"b": np.array([[0.0, -2.0]]), "c": np.array([[1.0, 0.0]])},
+            {"b": np.array([[0.0, 4.0]]), "c": np.array([[1.0, 0.0]])},
+        ),
+    ]
     assert fisher_score([two], batches)["a"].tolist() == [(5**2 + 0) / 2, (5**2 + 1) / 2]
     assert output_fisher_score([two], batches)["a"].tolist() == [(1 + 7 + 0 + 0) / 4, (5 + 9 + 4 + 1) / 4]
 

@@ -36,8 +36,10 @@ def test_value_and_slope_agree_and_the_step_is_the_best_along_it():
         rise = (quadratic.value(change + d) - quadratic.value(change - d)) / 2e-2
         assert slope == pytest.approx(rise, rel=1e-3, abs=1e-3)
     reached = quadratic.step(change)
-    assert all(quadratic.value(reached) <= quadratic.value(change + t * (reached - change)) + 1e-4
-               for t in (0.0, 0.9, 1.1))  # fmt: skip
+    assert all(
+        quadratic.value(reached) <= quadratic.value(change + t * (reached - change)) + 1e-4
+        for t in (0.0, 0.9, 1.1)
+    )
 
 
 @pytest.mark.parametrize("examples", [4, 12])

@@ -23,8 +23,12 @@ def normal(rng, *shape):
 
 
 def batchnorm(rng, width):
-    return {"weight": rng.uniform(0.5, 2, width), "bias": rng.normal(size=width),
-            "running_mean": rng.normal(size=width), "running_var": rng.uniform(0.5, 2, width)}  # fmt: skip
+    return {
+        "weight": rng.uniform(0.5, 2, width),
+        "bias": rng.normal(size=width),
+        "running_mean": rng.normal(size=width),
+        "running_var": rng.uniform(0.5, 2, width),
+    }
 
 
 class Builder:
@@ -122,8 +126,13 @@ def masked(net, groups, kept):
 
 
 @settings(max_examples=20)
-@given(seed=seeds, stride=st.integers(1, 3), padding=st.integers(0, 2), kernel=st.integers(1, 3),
-       blocks=st.sampled_from([1, 2, 4]))  # fmt: skip
+@given(
+    seed=seeds,
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 2),
+    kernel=st.integers(1, 3),
+    blocks=st.sampled_from([1, 2, 4]),
+)
 def test_convolution_equals_its_definition_in_loops(seed, stride, padding, kernel, blocks):
     rng = np.random.default_rng(seed)
     x, weight, bias = normal(rng, 2, 4, 5, 6), normal(rng, 8, 4 // blocks, kernel, kernel), normal(rng, 8)

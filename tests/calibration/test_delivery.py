@@ -134,8 +134,9 @@ def test_learned_rounding_is_what_runs(residual, images):
     learn = pj.QuantizeReconstruct("int3", "uint8", ends=False, steps=30, examples=64)
     simulation = pj.apply(residual, learn, images).model
     stored = arrays(pj.apply(residual, (learn, pj.Int8Static()), images).model)
-    nearest = arrays(pj.apply(residual, (pj.QuantizeNearest("int3", "uint8", ends=False), pj.Int8Static()),
-                              images).model)  # fmt: skip
+    nearest = arrays(
+        pj.apply(residual, (pj.QuantizeNearest("int3", "uint8", ends=False), pj.Int8Static()), images).model
+    )
     codes, _ = codes_of(simulation, "left")
     np.testing.assert_array_equal(stored["left.weight_quantized"], codes)
     assert (stored["left.weight_quantized"] != nearest["left.weight_quantized"]).any()
@@ -192,8 +193,10 @@ def test_packed_weights_are_the_codes_of_the_simulation(vectors, weights):
     assert change(applied, "*", "WeightOnly").detail["simulation_error"] < 1e-5
     bits = 4 if "8" not in weights else 8
     assert change(applied, "up", "WeightOnly").detail["stored_bits"] == bits
-    assert arrays(applied.model)["up.weight_packed"].size == 64 * -(-72 // (block := change(
-        applied, "up", "WeightOnly").detail["block"])) * block * bits // 8  # fmt: skip
+    assert (
+        arrays(applied.model)["up.weight_packed"].size
+        == 64 * -(-72 // (block := change(applied, "up", "WeightOnly").detail["block"])) * block * bits // 8
+    )
 
 
 def test_a_bias_of_its_own_belongs_to_the_layer(vectors):
@@ -213,10 +216,11 @@ def test_a_bias_of_its_own_belongs_to_the_layer(vectors):
 
 
 def test_what_packed_weights_are_not_for(vectors):
-    for step, reason in ((pj.QuantizeNearest("int8", "uint8"), "multiply float inputs"),
-                         (pj.QuantizeNearest("nf4", None, ends=False), "integers of at most 8 bits"),
-                         (pj.QuantizeNearest("int4 group 24", None, ends=False), "groups of 16"),
-                         ):  # fmt: skip
+    for step, reason in (
+        (pj.QuantizeNearest("int8", "uint8"), "multiply float inputs"),
+        (pj.QuantizeNearest("nf4", None, ends=False), "integers of at most 8 bits"),
+        (pj.QuantizeNearest("int4 group 24", None, ends=False), "groups of 16"),
+    ):
         with pytest.raises(pj.Refused, match=reason):
             pj.apply(Perceptron(), (step, pj.WeightOnly()), vectors)
 

@@ -25,14 +25,17 @@ def test_what_was_kept_is_recalled_and_counted(folder):
     assert contents()["kinds"]["recipes"]["files"] == 1
 
 
-@pytest.mark.parametrize("damage", [
-    lambda text: text[: len(text) // 2],
-    lambda text: text.replace("0.5", "0.6"),
-    lambda text: text.replace('"schema": 1', '"schema": 2'),
-    lambda text: "[]",
-    lambda text: "",
-    lambda text: json.dumps({"schema": 1, "key": "ab", "content": 3}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("0.5", "0.6"),
+        lambda text: text.replace('"schema": 1', '"schema": 2'),
+        lambda text: "[]",
+        lambda text: "",
+        lambda text: json.dumps({"schema": 1, "key": "ab", "content": 3}),
+    ],
+)
 def test_a_damaged_file_counts_as_missing_and_is_named(folder, damage):
     keep("recipes", "ab", {"rows": [1, 0.5]})
     path = folder / "recipes" / "ab.json"
@@ -67,12 +70,15 @@ def test_an_array_is_recalled_and_its_file_is_never_written_to(folder):
     assert contents()["kinds"]["teachers"]["files"] == 2
 
 
-@pytest.mark.parametrize("damage", [
-    lambda data: data[:-4],
-    lambda data: data[:-4] + b"abcd",
-    lambda data: b"",
-    lambda data: None,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: data[:-4],
+        lambda data: data[:-4] + b"abcd",
+        lambda data: b"",
+        lambda data: None,
+    ],
+)
 def test_a_damaged_array_counts_as_missing(folder, damage):
     keep_array("teachers", "ab", np.ones(5))
     path = folder / "teachers" / "ab.npy"

@@ -8,9 +8,26 @@ from pydantic import BaseModel
 from penjing.core.errors import Refused
 from penjing.core.number_format import NumberFormat, number_format
 
-NAMES = ["int8", "uint8", "int4 group 32", "uint4 symmetric channel", "int8 asymmetric narrow token", "int2",
-         "uint16 token", "nf4", "nf4 tensor", "nf4 group 32", "mxfp4", "mxfp8", "mxfp8_e5m2", "nvfp4",
-         "ternary channel", "binary group 128", "fp8_e4m3 channel", "fp8_e5m2"]  # fmt: skip
+NAMES = [
+    "int8",
+    "uint8",
+    "int4 group 32",
+    "uint4 symmetric channel",
+    "int8 asymmetric narrow token",
+    "int2",
+    "uint16 token",
+    "nf4",
+    "nf4 tensor",
+    "nf4 group 32",
+    "mxfp4",
+    "mxfp8",
+    "mxfp8_e5m2",
+    "nvfp4",
+    "ternary channel",
+    "binary group 128",
+    "fp8_e4m3 channel",
+    "fp8_e5m2",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,12 +42,21 @@ def test_a_format_prints_as_its_name_and_reads_back(name):
 
 
 @given(
-    signed=st.booleans(), bits=st.integers(2, 16), symmetric=st.booleans(), narrow=st.booleans(),
+    signed=st.booleans(),
+    bits=st.integers(2, 16),
+    symmetric=st.booleans(),
+    narrow=st.booleans(),
     where=st.sampled_from([("tensor", 0), ("channel", 0), ("token", 0), ("group", 2), ("group", 100)]),
-)  # fmt: skip
+)
 def test_every_integer_format_reads_back(signed, bits, symmetric, narrow, where):
-    format = NumberFormat(bits=bits, signed=signed, symmetric=symmetric, narrow=narrow and signed,
-                          granularity=where[0], group=where[1])  # fmt: skip
+    format = NumberFormat(
+        bits=bits,
+        signed=signed,
+        symmetric=symmetric,
+        narrow=narrow and signed,
+        granularity=where[0],
+        group=where[1],
+    )
     assert number_format(str(format)) == format
     assert format.highest - format.lowest == 2**bits - 1 - format.narrow
 

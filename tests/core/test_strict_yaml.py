@@ -9,12 +9,27 @@ from penjing.core.strict_yaml import dump_yaml, load_yaml, read_yaml
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("1e-3", 0.001), ("1E5", 1e5), ("-.5", -0.5), ("3.", 3.0), ("007", "007"), ("10", 10), ("no", "no"),
-        ("on", "on"), ("true", True), ("1:30", "1:30"), ("2024-01-01", "2024-01-01"), ("~", None), ("", None),
-        ("1_000", "1_000"), (".inf", ".inf"), (".nan", ".nan"), ("5ms", "5ms"), ("1%", "1%"),
+        ("1e-3", 0.001),
+        ("1E5", 1e5),
+        ("-.5", -0.5),
+        ("3.", 3.0),
+        ("007", "007"),
+        ("10", 10),
+        ("no", "no"),
+        ("on", "on"),
+        ("true", True),
+        ("1:30", "1:30"),
+        ("2024-01-01", "2024-01-01"),
+        ("~", None),
+        ("", None),
+        ("1_000", "1_000"),
+        (".inf", ".inf"),
+        (".nan", ".nan"),
+        ("5ms", "5ms"),
+        ("1%", "1%"),
         ("'1e-3'", "1e-3"),
     ],
-)  # fmt: skip
+)
 def test_scalars_mean_what_they_say(text, value):
     read = load_yaml(f"x: {text}", "f")["x"]
     assert read == value

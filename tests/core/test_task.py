@@ -328,8 +328,11 @@ def test_divide_draws_the_same_share_of_every_class(share: float):
 
 
 def test_a_test_split_that_the_search_sees_is_refused():
-    for same in (lambda: task(test=VALID), lambda: Task(TRAIN, VALID, TRAIN),
-                 lambda: task(test=(VALID[0].copy(), VALID[1].copy()))):  # fmt: skip
+    for same in (
+        lambda: task(test=VALID),
+        lambda: Task(TRAIN, VALID, TRAIN),
+        lambda: task(test=(VALID[0].copy(), VALID[1].copy())),
+    ):
         with pytest.raises(Refused, match="unseen by the search"):
             same().prepare()
 

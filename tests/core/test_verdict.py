@@ -16,8 +16,17 @@ def certificate(
     drop: Estimate, certified: bool, max_drop: float | None = 0.01, needed: int | None = None
 ) -> Certificate:
     step = Step(name="a", drop=drop.value, upper=drop.high, p_value=0.5, certified=certified)
-    return Certificate(candidate="a", metric="accuracy", max_drop=max_drop, n=100, confidence=0.95,
-                       method="exact", drop=drop, needed_n=needed, sequence=(step,))  # fmt: skip
+    return Certificate(
+        candidate="a",
+        metric="accuracy",
+        max_drop=max_drop,
+        n=100,
+        confidence=0.95,
+        method="exact",
+        drop=drop,
+        needed_n=needed,
+        sequence=(step,),
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,7 @@ def test_the_text_shows_each_limit_in_its_unit():
         "latency": judge_upper(5.0, estimate(4.0, 4.2, 4.4), 10.0),
         "size": LimitVerdict(status="not_reached", limit=1e6, measured=2e6, low=2e6, high=2e6, unit="bytes"),
         "memory": LimitVerdict(status="inconclusive", limit=1e6, unit="bytes", reason="was not measured"),
-    }  # fmt: skip
+    }
     lines = str(Verdict.of(limits)).splitlines()
     assert lines[0] == "Verdict: not reached"
     assert lines[2].split("  ")[1:3] == ["latency", "reached"]

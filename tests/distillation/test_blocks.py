@@ -72,8 +72,9 @@ def test_blocks_learn_apart_and_without_labels(task, teacher):
     """What one block learns depends neither on the others nor on the labels."""
     shuffled = pj.Task(
         train=(task.train.inputs[0], np.zeros(len(task.train), np.int64)),
-        valid=task.valid.arrays(), test=task.test.arrays(),
-    )  # fmt: skip
+        valid=task.valid.arrays(),
+        test=task.test.arrays(),
+    )
     how = {"epochs": 0.5, "batch_size": 32, "clip_norm": None}
     all_three = pj.distill(net(6, 3), teacher, task, pj.DistillBlocks(**how)).model
     for found in (

@@ -26,9 +26,13 @@ class Normalized(nn.Module):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self.inside = nn.Sequential(
-                nn.BatchNorm2d(1), nn.Conv2d(1, width, 3, 2), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(),
+                nn.BatchNorm2d(1),
+                nn.Conv2d(1, width, 3, 2),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
+                nn.Flatten(),
                 nn.Linear(9 * width, 4),
-            )  # fmt: skip
+            )
 
     def forward(self, x):
         return self.inside(x)

@@ -20,8 +20,10 @@ def net(width, seed, stride=2):
             parts = nn.Conv2d(a, b, 3, step, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()
             model.add_module(f"stage{number}", nn.Sequential(*parts))
         for name, part in (
-            ("pool", nn.AdaptiveAvgPool2d(1)), ("flat", nn.Flatten()), ("fc", nn.Linear(2 * width, 10)),
-        ):  # fmt: skip
+            ("pool", nn.AdaptiveAvgPool2d(1)),
+            ("flat", nn.Flatten()),
+            ("fc", nn.Linear(2 * width, 10)),
+        ):
             model.add_module(name, part)
         return model
 
@@ -86,8 +88,9 @@ def test_a_thinner_student_comes_nearer_to_the_teachers_layers(task, teacher, re
 def test_named_pairs_only_and_no_labels_at_alpha_one(task, teacher):
     shuffled = pj.Task(
         train=(task.train.inputs[0], np.random.default_rng(0).permutation(task.train.targets)),
-        valid=task.valid.arrays(), test=task.test.arrays(),
-    )  # fmt: skip
+        valid=task.valid.arrays(),
+        test=task.test.arrays(),
+    )
     method = pj.DistillFeatures(pairs={"stage1.0": "stage1.0"}, alpha=1, epochs=0.5, batch_size=32)
     found = [pj.distill(net(4, 1), teacher, t, method) for t in (task, shuffled)]
     assert found[0].changes[0].detail["pairs"] == "stage1.0 to stage1.0"
@@ -139,7 +142,7 @@ def test_blocks_of_transformers_are_mapped_in_order(task, tiny_transformer):
         (net(4, 1), {"pairs": {"stage1": "stage9"}}, "the layer is in the model"),
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {}, "name them: pairs="),
     ],
-)  # fmt: skip
+)
 def test_layers_that_do_not_belong_together_are_refused(task, teacher, student, how, words):
     with pytest.raises(pj.Refused, match=words):
         pj.distill(student, teacher, task, pj.DistillFeatures(**how))

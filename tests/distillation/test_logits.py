@@ -189,8 +189,11 @@ def test_a_teacher_sees_the_examples_as_training_changes_them(task, teacher, fol
 
 
 def test_labels_are_smoothed_in_the_tasks_own_share_of_the_loss(task, teacher):
-    weights = [trained_through_the_cache(task, teacher, label_smoothing=s, alpha=a)[0]
-               for a in (0.5, 1.0) for s in (0.0, 0.3)]  # fmt: skip
+    weights = [
+        trained_through_the_cache(task, teacher, label_smoothing=s, alpha=a)[0]
+        for a in (0.5, 1.0)
+        for s in (0.0, 0.3)
+    ]
     assert not torch.equal(weights[0], weights[1])
     assert torch.equal(weights[2], weights[3])
 

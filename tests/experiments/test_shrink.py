@@ -80,8 +80,10 @@ def test_it_learns_from_its_teacher(teacher):
         student, teacher, task, pj.Distill(epochs=20, optimizer="adam", lr=0.01, batch_size=20)
     )
     with torch.no_grad():
-        alike = [(net(torch.from_numpy(x[250:])).argmax(1).numpy() == y[250:]).mean()
-                 for net in (student, found.model)]  # fmt: skip
+        alike = [
+            (net(torch.from_numpy(x[250:])).argmax(1).numpy() == y[250:]).mean()
+            for net in (student, found.model)
+        ]
     assert alike[1] > max(alike[0], 0.8)
 
 

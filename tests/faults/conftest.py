@@ -62,9 +62,13 @@ def optimize(tiny, quick, tmp_path):
     def run(model=None, task=None, out="run", said=None, **options):
         budget = pj.Budget(**options.pop("budget", {"size": "40%", "trials": 2}))
         return pj.optimize(
-            tiny["model"]() if model is None else model, tiny["task"]() if task is None else task, budget,
-            out=tmp_path / out, say=None if said is None else said.append, **options,
-        )  # fmt: skip
+            tiny["model"]() if model is None else model,
+            tiny["task"]() if task is None else task,
+            budget,
+            out=tmp_path / out,
+            say=None if said is None else said.append,
+            **options,
+        )
 
     return run
 
@@ -75,8 +79,13 @@ def command():
 
     def run(*arguments, env=None, cwd=None):
         return subprocess.run(
-            [PENJING, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, timeout=120,
-            env={**os.environ, **(env or {})}, check=False,
-        )  # fmt: skip
+            [PENJING, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=cwd,
+            timeout=120,
+            env={**os.environ, **(env or {})},
+            check=False,
+        )
 
     return run

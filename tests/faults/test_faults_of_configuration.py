@@ -110,8 +110,10 @@ def test_a_reader_that_goes_away_is_no_error(unreachable, verb):
     )
     done = subprocess.run(
         [sys.executable, "-c", code, verb, str(unreachable[0].folder)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stderr == ""
     assert done.returncode == 0
 
@@ -136,8 +138,11 @@ def test_a_missing_extra_is_one_line_with_the_command_to_type(task_file, tmp_pat
     filled = [part.format(task=task_file) for part in arguments]
     done = subprocess.run(
         [sys.executable, "-c", code, *filled, "--out", str(tmp_path / "run")],
-        capture_output=True, text=True, cwd=tmp_path, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
     assert done.returncode == Exit.ENVIRONMENT, done.stderr
     assert f'pip install "{line}' in done.stderr
     assert module in done.stderr

@@ -66,9 +66,21 @@ def object_array(marker):
 
 @pytest.fixture
 def corpus(payload, marker):
-    files = {f"model{suffix}": payload for suffix in (
-        ".pt", ".pth", ".bin", ".pkl", ".joblib", ".ckpt", ".safetensors", ".onnx", ".json", ".txt",
-    )}  # fmt: skip
+    files = {
+        f"model{suffix}": payload
+        for suffix in (
+            ".pt",
+            ".pth",
+            ".bin",
+            ".pkl",
+            ".joblib",
+            ".ckpt",
+            ".safetensors",
+            ".onnx",
+            ".json",
+            ".txt",
+        )
+    }
     files |= {f"zip{suffix}": zipped(payload) for suffix in (".pt", ".pt2", ".nemo", ".onnx", ".safetensors")}
     files |= {"model.npz": zipped(object_array(marker), "a.npy"), "target.safetensors": safetensors(payload)}
     return files

@@ -22,8 +22,14 @@ from penjing.backends.torch.decoder.decoder import Decoder  # noqa: E402
 from penjing.cli.main import run  # noqa: E402
 from penjing.core.errors import Exit  # noqa: E402
 
-SIZES = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-         "intermediate_size": 44, "max_position_embeddings": 64}  # fmt: skip
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 44,
+    "max_position_embeddings": 64,
+}
 CONFIGS = {
     "llama": lambda: transformers.LlamaConfig(**SIZES, num_key_value_heads=2),
     "qwen2": lambda: transformers.Qwen2Config(**SIZES, num_key_value_heads=2, tie_word_embeddings=True),
@@ -124,10 +130,13 @@ def test_block_by_block_is_what_the_whole_model_gives(method, saved, tmp_path):
     pj.quantize_checkpoint(saved("llama"), method, TOKENS, tmp_path / "out")
     found = loaded(tmp_path / "out").state_dict()
     inside = method.method if hasattr(method, "method") else method
-    whole = inside.model_copy(update={
-        "ends": False, "skip": ("*lm_head",),
-        "by_layer": tuple((f"model.{pattern}", option) for pattern, option in inside.by_layer),
-    })  # fmt: skip
+    whole = inside.model_copy(
+        update={
+            "ends": False,
+            "skip": ("*lm_head",),
+            "by_layer": tuple((f"model.{pattern}", option) for pattern, option in inside.by_layer),
+        }
+    )
     plan = pj.only(method.pattern, whole) if hasattr(method, "pattern") else whole
     applied = pj.apply(Logits(model_of("llama")), plan, task()).model
     for name, layer in applied.model.named_modules():
@@ -446,8 +455,18 @@ def test_from_a_shell(saved, tmp_path, capsys):
     folder, out = str(saved()), str(tmp_path / "out")
     np.save(tmp_path / "tokens.npy", TOKENS)
     np.save(tmp_path / "judged.npy", JUDGED)
-    command = ["quantize-lm", folder, "--tokens", str(tmp_path / "tokens.npy"), "--out", out,
-               "--judged", str(tmp_path / "judged.npy"), "--weights", "uint4 group 16"]  # fmt: skip
+    command = [
+        "quantize-lm",
+        folder,
+        "--tokens",
+        str(tmp_path / "tokens.npy"),
+        "--out",
+        out,
+        "--judged",
+        str(tmp_path / "judged.npy"),
+        "--weights",
+        "uint4 group 16",
+    ]
     assert run([*command, "--method", "QuantizeAWQ"]) == 0
     printed = capsys.readouterr()
     assert "block 3 of 3" in printed.err

@@ -133,8 +133,11 @@ def test_directions():
 def test_nan_outputs_never_become_a_class(bad: float):
     outputs = OUTPUTS.copy()
     outputs[[7, 9], 2] = bad
-    for call in (lambda: metric_value(task(), outputs, TARGETS), lambda: all_metrics(outputs, TARGETS),
-                 lambda: per_example(task(), outputs, TARGETS)):  # fmt: skip
+    for call in (
+        lambda: metric_value(task(), outputs, TARGETS),
+        lambda: all_metrics(outputs, TARGETS),
+        lambda: per_example(task(), outputs, TARGETS),
+    ):
         with pytest.raises(Refused, match=r"2 of 300 examples.*example 7"):
             call()
 

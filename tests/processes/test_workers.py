@@ -125,8 +125,12 @@ def test_in_process_tells_the_same(in_process):
         assert refused.status == "refused"
         assert str(refused_from(refused.refusal)) == refused.reason
         assert refused.refusal.model_dump() == {
-            "rule": "channels stay", "value": "3", "place": "conv", "fix": "prune less", "code": 2,
-        }  # fmt: skip
+            "rule": "channels stay",
+            "value": "3",
+            "place": "conv",
+            "fix": "prune less",
+            "code": 2,
+        }
         crashed = executor.run(fail, "raise", limits=ENOUGH)
         assert (crashed.status, crashed.reason) == ("crashed", "ZeroDivisionError: by nothing")
         assert 'raise ZeroDivisionError("by nothing")' in crashed.detail

@@ -15,9 +15,16 @@ torch.set_num_threads(1)
 def small_net():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 16, 3), nn.ReLU(),
-        nn.Flatten(), nn.Linear(16 * 16, 24), nn.ReLU(), nn.Linear(24, 3),
-    )  # fmt: skip
+        nn.Conv2d(1, 32, 3, padding=1),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.Conv2d(32, 16, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 16, 24),
+        nn.ReLU(),
+        nn.Linear(24, 3),
+    )
 
 
 @pytest.fixture
@@ -32,8 +39,11 @@ def test_half_of_every_group_goes_and_every_layer_is_reported(task):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     applied = pj.apply(model, pj.PruneChannels(0.5), task)
     assert [tuple(m.weight.shape) for m in applied.model if hasattr(m, "weight") and m.weight.ndim > 1] == [
-        (16, 1, 3, 3), (8, 16, 3, 3), (16, 128), (3, 16),
-    ]  # fmt: skip
+        (16, 1, 3, 3),
+        (8, 16, 3, 3),
+        (16, 128),
+        (3, 16),
+    ]
     assert [(c.layer, c.done) for c in applied.changes] == [
         ("0", True),
         ("3", True),
@@ -117,8 +127,13 @@ def test_pruned_twice(task):
 
 
 def test_bad_values_fail_at_construction():
-    for bad in ({"ratio": 0.0}, {"ratio": 1.0}, {"ratio": 0.5, "score": "l3"}, {"ratio": 0.5, "round_to": 0},
-                {"ratio": 0.5, "rounding": 8}):  # fmt: skip
+    for bad in (
+        {"ratio": 0.0},
+        {"ratio": 1.0},
+        {"ratio": 0.5, "score": "l3"},
+        {"ratio": 0.5, "round_to": 0},
+        {"ratio": 0.5, "rounding": 8},
+    ):
         with pytest.raises(pj.Refused):
             pj.PruneChannels(**bad)
     assert repr(pj.PruneChannels(0.3, score="taylor")) == "PruneChannels(ratio=0.3, score='taylor')"

@@ -312,8 +312,12 @@ class Encoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(16, 24),
-                                          nn.Linear(24, 16))  # fmt: skip
+        self.q, self.k, self.v, self.o = (
+            nn.Linear(16, 24),
+            nn.Linear(16, 24),
+            nn.Linear(16, 24),
+            nn.Linear(24, 16),
+        )
         self.embed, self.norm, self.up, self.down = (
             nn.Linear(6, 16),
             nn.LayerNorm(16),
@@ -391,9 +395,13 @@ def test_a_model_that_was_cut_before_is_noted(net, task):
 def test_multiply_adds_by_layer_are_those_of_the_model(net):
     counted = BACKEND.operations(net, EXAMPLE)
     assert counted.by_layer == {
-        "stem": 36 * 16 * 9, "one.a": 36 * 24 * 16 * 9, "one.b": 36 * 16 * 24 * 9,
-        "two.a": 36 * 40 * 16 * 9, "two.b": 36 * 16 * 40 * 9, "fc": 48,
-    }  # fmt: skip
+        "stem": 36 * 16 * 9,
+        "one.a": 36 * 24 * 16 * 9,
+        "one.b": 36 * 16 * 24 * 9,
+        "two.a": 36 * 40 * 16 * 9,
+        "two.b": 36 * 16 * 40 * 9,
+        "fc": 48,
+    }
     assert sum(counted.by_layer.values()) == counted.multiply_adds
     attention = nn.Sequential(
         nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Flatten(), nn.Linear(40, 3)

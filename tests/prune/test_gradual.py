@@ -37,9 +37,14 @@ def task():
 def net(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 64), nn.ReLU(),
+        nn.Conv2d(1, 8, 3, 2, 1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 64),
+        nn.ReLU(),
         nn.Linear(64, 10),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +113,7 @@ def test_masks_of_weights_have_their_shapes_and_counts(pattern, scope):
         PruneGradually(0.5, pattern="block:2x4", epochs=1, optimizer="adamw"),
     ],
     ids=lambda m: f"{m.ramp}-{m.criterion}-{m.rewind}-{m.pattern}",
-)  # fmt: skip
+)
 def test_the_share_of_zeros_is_the_wanted_one_and_quality_holds(trained_net, task, method):
     small, changes = pruned(trained_net, task, method)
     assert sparsity_of(small) == pytest.approx(method.share, abs=0.005)
@@ -164,8 +169,14 @@ def test_masks_change_between_begin_and_end_only_and_weights_can_come_back(train
     model, masks = copy.deepcopy(trained_net), {}
     choice = Choice("magnitude", pattern_of("unstructured"), "global", 0.0)
     moments = [0.2 + 0.05 * i for i in range(9)]
-    watched(model, task, choice, lambda p: ramp_at("constant", p, 0.2, 0.6, 0.5), moments,
-            lambda p: masks.update({p: masks_of(model).get("4.weight")}))  # fmt: skip
+    watched(
+        model,
+        task,
+        choice,
+        lambda p: ramp_at("constant", p, 0.2, 0.6, 0.5),
+        moments,
+        lambda p: masks.update({p: masks_of(model).get("4.weight")}),
+    )
     shares = {p: 0.0 if m is None else 1 - m.mean() for p, m in masks.items()}
     assert all(share == (0.0 if p < 0.2 else pytest.approx(0.5, abs=1e-3)) for p, share in shares.items())
     early, late = (next(m for p, m in masks.items() if p >= at) for at in (0.2, 0.62))

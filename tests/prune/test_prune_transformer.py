@@ -163,8 +163,10 @@ def test_latency_is_what_the_clock_says(trained, task, monkeypatch):
     @contextmanager
     def beside(reference, target, split):
         def ratio_of(model):
-            heads, neurons = (sum(getattr(layer, name).weight.shape[0] for layer in model.body) / whole
-                              for name, whole in (("query", 64), ("up", 128)))  # fmt: skip
+            heads, neurons = (
+                sum(getattr(layer, name).weight.shape[0] for layer in model.body) / whole
+                for name, whole in (("query", 64), ("up", 128))
+            )
             timed.append((heads, neurons))
             value = 0.2 + 0.1 * heads + 0.7 * max(neurons, 0.25) ** 0.8
             return Estimate(value=value, low=value, high=value, n=15)
@@ -212,8 +214,12 @@ def test_what_cannot_be_done_is_refused(trained, task):
     assert "ask for at most about 0." in words
     few = Task(train=task.train.take(np.arange(31), "train"), valid=task.valid, test=task.test)
     assert "`masks have at least 32 examples`" in refusal(trained, pj.PruneTransformer(0.3, **FEW), few)
-    infinite = Task(train=task.train, valid=task.valid, test=task.test,
-                    loss=lambda outputs, targets: (outputs * torch.inf).mean())  # fmt: skip
+    infinite = Task(
+        train=task.train,
+        valid=task.valid,
+        test=task.test,
+        loss=lambda outputs, targets: (outputs * torch.inf).mean(),
+    )
     assert "`gradients of masks are finite`" in refusal(trained, pj.PruneTransformer(0.3, **FEW), infinite)
 
 

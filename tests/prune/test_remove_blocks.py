@@ -104,10 +104,13 @@ def test_a_network_without_blocks_is_refused_with_the_reasons(task):
 
 def test_a_regression_is_judged_by_its_error(task):
     task = pj.Task(
-        train=(task.train[0], task.train[0][:, :3]), valid=(task.valid[0], task.valid[0][:, :3]),
-        test=(task.test[0], task.test[0][:, :3]), loss=nn.functional.mse_loss, direction="minimize",
+        train=(task.train[0], task.train[0][:, :3]),
+        valid=(task.valid[0], task.valid[0][:, :3]),
+        test=(task.test[0], task.test[0][:, :3]),
+        loss=nn.functional.mse_loss,
+        direction="minimize",
         metric=lambda outputs, targets: float(((outputs - targets) ** 2).mean()),
-    )  # fmt: skip
+    )
     applied = pj.apply(pair_net(), pj.RemoveBlocks(count=2), task)
     assert removed(applied) == ["0.0", "0.3"]
     alone = next(c.detail["divergence_alone"] for c in applied.changes if c.layer == "0.1")
@@ -134,10 +137,19 @@ def test_depth_then_width_then_integers_is_delivered(tmp_path):
     x, y = rng.normal(size=(96, 1, 8, 8)).astype("float32"), rng.integers(0, 3, 96)
     task = pj.Task(train=(x, y), valid=(x[:32], y[:32]), test=(x[32:64], y[32:64]))
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.Sequential(*[Residual(16) for _ in range(3)]),
-                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 3))  # fmt: skip
-    plan = pj.chain(pj.RemoveBlocks(count=1), pj.PruneChannels(0.5), pj.ReestimateBatchNorm(batches=1),
-                    pj.Int8Static(calibration=32))  # fmt: skip
+    model = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.Sequential(*[Residual(16) for _ in range(3)]),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+    plan = pj.chain(
+        pj.RemoveBlocks(count=1),
+        pj.PruneChannels(0.5),
+        pj.ReestimateBatchNorm(batches=1),
+        pj.Int8Static(calibration=32),
+    )
     float_model = pj.apply(model, plan[:-1], task).model
     convolutions = [m for m in float_model.modules() if isinstance(m, nn.Conv2d)]
     assert [m.weight.shape[0] for m in convolutions] == [8] * 5

@@ -33,10 +33,16 @@ def task():
 def net(task):
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.ReLU(),
-        nn.Conv2d(16, 16, 3, 2, 1, groups=2), nn.ReLU(), nn.Flatten(),
-        nn.Linear(256, 32), nn.ReLU(), nn.Linear(32, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 16, 3, 1, 1),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, 2, 1, groups=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(256, 32),
+        nn.ReLU(),
+        nn.Linear(32, 10),
+    )
     fine_tune_torch(model, FineTune(epochs=4, batch_size=40), Context(task, BACKEND, model))
     return model.eval()
 

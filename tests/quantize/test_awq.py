@@ -107,8 +107,10 @@ def test_what_cannot_be_scaled_says_so():
     done = pj.apply(head.eval(), pj.QuantizeAWQ("int4 channel", "int8 token", ends=False), task())
     reasons = {c.layer: c.detail["nearest"] for c in done.changes}
     assert reasons == {
-        "0": "it is no linear layer", "2": "its weight is 3.weight too", "3": "its weight is 2.weight too",
-    }  # fmt: skip
+        "0": "it is no linear layer",
+        "2": "its weight is 3.weight too",
+        "3": "its weight is 2.weight too",
+    }
     x, y = np.ones((40, 5, 16), np.float32), np.zeros(40, np.int64)
     flat = pj.Task(train=(x, y), valid=(inputs(8).numpy(), y[:8]))
     with pytest.raises(pj.Refused, match="calibration data vary"):

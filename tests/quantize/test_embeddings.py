@@ -38,8 +38,17 @@ def lookup(net):
     return make
 
 
-NAMES = ["int8", "uint8", "int4", "uint4", "int4 group 16", "uint4 group 16", "uint4 group 32",
-         "int8 group 16", "uint8 group 32"]  # fmt: skip
+NAMES = [
+    "int8",
+    "uint8",
+    "int4",
+    "uint4",
+    "int4 group 16",
+    "uint4 group 16",
+    "uint4 group 32",
+    "int8 group 16",
+    "uint8 group 32",
+]
 
 
 @pytest.mark.parametrize("width", [24, 64])

@@ -67,8 +67,12 @@ def test_the_model_computes_the_same_and_one_grid_serves_every_weight(separable,
     assert np.linalg.norm(new - old) <= 1e-5 * np.linalg.norm(old)
     changes = {change.layer: change for change in applied.changes}
     assert [name for name, change in changes.items() if change.done] == [
-        "first", "depthwise", "grouped", "hidden", "head",
-    ]  # fmt: skip
+        "first",
+        "depthwise",
+        "grouped",
+        "hidden",
+        "head",
+    ]
     assert changes["depthwise"].detail["with"] == "first, grouped"
     first = changes["first"].detail
     assert first["precision_after"] > 1.2 * first["precision_before"]
@@ -139,8 +143,10 @@ def test_weights_that_two_layers_share_stay(net, task_of):
 def test_equalized_chains_compute_the_same_and_never_use_less_of_the_grid(widths, seed, zeros):
     rng = np.random.default_rng(seed)
     names = [str(number) for number in range(len(widths) - 1)]
-    old = {n: rng.normal(size=(widths[i + 1], widths[i])) * np.exp(rng.uniform(-3, 3, (widths[i + 1], 1)))
-           for i, n in enumerate(names)}  # fmt: skip
+    old = {
+        n: rng.normal(size=(widths[i + 1], widths[i])) * np.exp(rng.uniform(-3, 3, (widths[i + 1], 1)))
+        for i, n in enumerate(names)
+    }
     if zeros:
         old["0"][0] = 0
     pairs = [Pair(a, (b,)) for a, b in itertools.pairwise(names)]

@@ -110,8 +110,11 @@ def test_what_a_layer_shares_or_a_group_leaves_over_is_said():
     detail = {c.layer: c.detail for c in done.changes}
     assert detail["head"]["nearest"] == "its weight is table.weight too"
     assert {name: d.get("last_group") for name, d in detail.items()} == {
-        "up": 4, "down": 8, "mix": 14, "head": 4,
-    }  # fmt: skip
+        "up": 4,
+        "down": 8,
+        "mix": 14,
+        "head": 4,
+    }
     assert torch.equal(done.model.table.weight, net().table.weight)
     few = pj.apply(net(), pj.QuantizeGPTQ("int4 group 16", calibration=3, ends=False), task())
     observed = {c.layer: c.detail.get("nearest", "") for c in few.changes}

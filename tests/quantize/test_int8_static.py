@@ -42,8 +42,16 @@ def test_residual_network_runs_on_integer_kernels_only(resnet, task_of, tmp_path
     assert not {"Conv", "Add", "Relu", "Gemm", "Concat", "DequantizeLinear"} & set(kinds)
     assert kinds["QuantizeLinear"] == 1
     assert cosine(applied.model.run((x,))[0], model.run((x,))[0]) > 0.999
-    assert done(applied) == ["stem", "block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "side",
-                             "last", "fc"]  # fmt: skip
+    assert done(applied) == [
+        "stem",
+        "block1.conv1",
+        "block1.conv2",
+        "block2.conv1",
+        "block2.conv2",
+        "side",
+        "last",
+        "fc",
+    ]
     assert all(0 < c.detail["weight_error"] < 0.01 for c in applied.changes if c.done and c.layer != "*")
 
 
@@ -120,8 +128,11 @@ def test_one_convolution_equals_the_simulation(net, task_of):
     grid = q.grid_of_range(x.min(), x.max())
     scales = q.weight_scales(weight)
     steps = grid.scale * scales
-    total = np.einsum("nchw,oc->nohw", q.quantize(x, grid).astype(np.int64) - grid.zero_point,
-                      q.quantize_weight(weight, scales)[:, :, 0, 0].astype(np.int64))  # fmt: skip
+    total = np.einsum(
+        "nchw,oc->nohw",
+        q.quantize(x, grid).astype(np.int64) - grid.zero_point,
+        q.quantize_weight(weight, scales)[:, :, 0, 0].astype(np.int64),
+    )
     y = ((total + q.quantize_bias(bias, steps).reshape(-1, 1, 1)) * steps.reshape(-1, 1, 1)).astype(
         np.float32
     )

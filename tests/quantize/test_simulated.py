@@ -113,8 +113,10 @@ def test_training_helps_formats_that_are_no_integers(trained, task, weights, inp
     nearest = after(trained, task, plan[0]).model
     found = after(trained, task, *plan).model
     assert right(found, task) > min(right(nearest, task) + 0.05, right(trained, task) - 0.02)
-    formats = {q.format.kind: bool((a.scale != q.scale).any()) for a, q in
-               zip(quantizers_of(nearest), quantizers_of(found), strict=True)}  # fmt: skip
+    formats = {
+        q.format.kind: bool((a.scale != q.scale).any())
+        for a, q in zip(quantizers_of(nearest), quantizers_of(found), strict=True)
+    }
     assert formats[weights] is learned
     assert all(torch.isfinite(q.scale).all() for q in quantizers_of(found))
 
@@ -201,9 +203,14 @@ def test_what_mixed_bits_cannot_be_is_refused(trained, task):
         after(trained, task, pj.QuantizeNearest(by_layer={"nothing.*": "int4"}))
     with pytest.raises(pj.Refused, match="weights or mixed"):
         pj.QuantizeNearest("int4", mixed=pj.MixedBits(4))
-    for wrong in ({"bits": 0}, {"bits": 4, "options": ("int4",)}, {"bits": 4, "options": ("int4", "int4")},
-                  {"bits": 4, "options": "int4"}, {"bits": 4, "options": ("int4", "int8 token")},
-                  {"bits": 4, "option": ()}):  # fmt: skip
+    for wrong in (
+        {"bits": 0},
+        {"bits": 4, "options": ("int4",)},
+        {"bits": 4, "options": ("int4", "int4")},
+        {"bits": 4, "options": "int4"},
+        {"bits": 4, "options": ("int4", "int8 token")},
+        {"bits": 4, "option": ()},
+    ):
         with pytest.raises(pj.Refused):
             pj.MixedBits(**wrong)
 
@@ -234,5 +241,7 @@ def test_blocks_that_take_arguments_by_name_are_learned_in_parts():
     learn = pj.QuantizeReconstruct("int4", "uint8", ends=False, steps=20, examples=64, calibration=64)
     done = pj.apply(Outer(), learn, small)
     assert {c.layer: c.detail["block"] for c in done.changes} == {
-        "inner.a": "inner.a", "inner.b": "inner.b", "head": "head",
-    }  # fmt: skip
+        "inner.a": "inner.a",
+        "inner.b": "inner.b",
+        "head": "head",
+    }

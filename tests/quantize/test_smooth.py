@@ -42,8 +42,12 @@ def normed(net):
     made = net((32,))
     scale = np.ones(32, np.float32)
     scale[LOUD] = 60
-    y = made.node("LayerNormalization", "x", made.constant("norm.weight", scale),
-                  made.constant("norm.bias", np.linspace(-1, 1, 32, dtype=np.float32)))  # fmt: skip
+    y = made.node(
+        "LayerNormalization",
+        "x",
+        made.constant("norm.weight", scale),
+        made.constant("norm.bias", np.linspace(-1, 1, 32, dtype=np.float32)),
+    )
     return made.model(made.linear(y, "up", 24, 32))
 
 

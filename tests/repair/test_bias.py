@@ -14,26 +14,42 @@ from penjing.core.task import Task
 
 def network(seed=0):
     rng = np.random.default_rng(seed)
-    shapes = {"a.weight": (8, 3, 3, 3), "b.weight": (8, 1, 3, 3), "b.bias": (8,), "c.weight": (8, 8, 1, 1),
-              "fc.weight": (5, 8), "fc.bias": (5,)}  # fmt: skip
-    arrays = {name: (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
-              for name, shape in shapes.items()}  # fmt: skip
+    shapes = {
+        "a.weight": (8, 3, 3, 3),
+        "b.weight": (8, 1, 3, 3),
+        "b.bias": (8,),
+        "c.weight": (8, 8, 1, 1),
+        "fc.weight": (5, 8),
+        "fc.bias": (5,),
+    }
+    arrays = {
+        name: (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        for name, shape in shapes.items()
+    }
 
     def node(kind, inputs, out, **attributes):
         return helper.make_node(kind, inputs.split(), [out], name=f"n_{out}", **attributes)
 
     same = {"pads": [1, 1, 1, 1]}
-    nodes = [node("Conv", "x a.weight", "t0", **same), node("Relu", "t0", "t1"),
-             node("Conv", "t1 b.weight b.bias", "t2", group=8, **same), node("Relu", "t2", "t3"),
-             node("Conv", "t3 c.weight", "t4"), node("Add", "t4 t1", "t5"), node("Relu", "t5", "t6"),
-             node("GlobalAveragePool", "t6", "t7"), node("Flatten", "t7", "t8"),
-             node("Gemm", "t8 fc.weight fc.bias", "y", transB=1)]  # fmt: skip
+    nodes = [
+        node("Conv", "x a.weight", "t0", **same),
+        node("Relu", "t0", "t1"),
+        node("Conv", "t1 b.weight b.bias", "t2", group=8, **same),
+        node("Relu", "t2", "t3"),
+        node("Conv", "t3 c.weight", "t4"),
+        node("Add", "t4 t1", "t5"),
+        node("Relu", "t5", "t6"),
+        node("GlobalAveragePool", "t6", "t7"),
+        node("Flatten", "t7", "t8"),
+        node("Gemm", "t8 fc.weight fc.bias", "y", transB=1),
+    ]
     graph = helper.make_graph(
-        nodes, "net",
+        nodes,
+        "net",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 3, 8, 8])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 5])],
         [numpy_helper.from_array(v, k) for k, v in arrays.items()],
-    )  # fmt: skip
+    )
     return OnnxModel(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
 
 

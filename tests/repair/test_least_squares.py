@@ -94,8 +94,9 @@ def test_features_that_are_combinations_of_the_kept_ones_are_no_loss_in_sequence
 
 def test_a_depthwise_layer_is_refitted_channel_by_channel():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), nn.Conv2d(4, 8, 3, groups=4), nn.Flatten(),
-                          nn.Linear(8 * 9, 2)).eval()  # fmt: skip
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 1, bias=False), nn.Conv2d(4, 8, 3, groups=4), nn.Flatten(), nn.Linear(8 * 9, 2)
+    ).eval()
     task = task_of((2, 5, 5))
     changed = copy.deepcopy(model)
     with torch.no_grad():
@@ -127,9 +128,15 @@ def test_each_layer_is_fitted_to_what_the_layers_before_it_now_give():
 def with_batchnorm():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 8, 3), nn.Conv2d(8, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 1),
-        nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2),
-    )  # fmt: skip
+        nn.Conv2d(2, 8, 3),
+        nn.Conv2d(8, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 1),
+        nn.BatchNorm2d(4),
+        nn.Flatten(),
+        nn.Linear(36, 2),
+    )
 
 
 def test_batchnorm_behind_a_refitted_layer_gets_the_statistics_of_its_output():
@@ -183,8 +190,9 @@ def test_batchnorm_behind_a_sum_gets_the_statistics_of_what_it_takes():
 
 def test_batchnorm_takes_up_a_shift_that_leaves_nothing_to_fit():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Flatten(),
-                          nn.Linear(36, 2))  # fmt: skip
+    model = nn.Sequential(
+        nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2)
+    )
     task = task_of((2, 3, 3))
     model = pj.apply(model, pj.ReestimateBatchNorm(size=96), task).model.eval()
     shifted = copy.deepcopy(model)

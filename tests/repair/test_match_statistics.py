@@ -27,9 +27,15 @@ def task():
 def net():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(2, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.ReLU(),
-        nn.Conv2d(16, 8, 1, bias=False), nn.Flatten(), nn.Linear(32, 6),
-    )  # fmt: skip
+        nn.Conv2d(2, 16, 3),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3),
+        nn.ReLU(),
+        nn.Conv2d(16, 8, 1, bias=False),
+        nn.Flatten(),
+        nn.Linear(32, 6),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +135,15 @@ def test_it_is_repeatable_and_leaves_the_original_alone(models, task):
 def test_nothing_to_match_and_too_little_data_are_refused(models, task):
     with pytest.raises(pj.Refused, match="statistics are those of the original"):
         matched((models[0], models[0]), task)
-    few = pj.Task(train=(X[:20], np.arange(20) % 2), valid=(X[20:40], np.arange(20) % 2),
-                  test=(X[40:60], np.arange(20) % 2)).prepare()  # fmt: skip
+    few = pj.Task(
+        train=(X[:20], np.arange(20) % 2),
+        valid=(X[20:40], np.arange(20) % 2),
+        test=(X[40:60], np.arange(20) % 2),
+    ).prepare()
     with pytest.raises(pj.Refused, match="at least 32 training examples"):
         matched(models, few)
-    plain = nn.Sequential(nn.BatchNorm2d(2, affine=False), nn.BatchNorm2d(2, track_running_stats=False),
-                          nn.Flatten())  # fmt: skip
+    plain = nn.Sequential(
+        nn.BatchNorm2d(2, affine=False), nn.BatchNorm2d(2, track_running_stats=False), nn.Flatten()
+    )
     with pytest.raises(pj.Refused, match="no affine parameters; 1: it keeps no running statistics"):
         matched((plain, plain), task)

@@ -30,11 +30,23 @@ def chromium(page: Path, profile: Path, *flags: str) -> tuple[str, str]:
     """Open a file and return the DOM after its scripts ran, and what the console said."""
     assert CHROMIUM is not None
     command = [
-        CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--disable-dev-shm-usage", "--enable-logging=stderr", f"--user-data-dir={profile}",
-        "--virtual-time-budget=4000", *flags, "--dump-dom", page.as_uri(),
-    ]  # fmt: skip
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--hide-scrollbars",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        "--enable-logging=stderr",
+        f"--user-data-dir={profile}",
+        "--virtual-time-budget=4000",
+        *flags,
+        "--dump-dom",
+        page.as_uri(),
+    ]
     done = subprocess.run(command, capture_output=True, timeout=120, check=True)
     console = [line for line in done.stderr.decode(errors="replace").splitlines() if "CONSOLE" in line]
     return done.stdout.decode(), "\n".join(console)
@@ -89,8 +101,11 @@ def test_nothing_is_wider_than_the_page(record: dict[str, Any], tmp_path: Path, 
         "utf-8",
     )
     dom, console = chromium(frame, tmp_path / "profile", "--window-size=1500,1000")
-    found = re.search(r"data-probe=\"\{&quot;inner&quot;:(\d+),&quot;scroll&quot;:(\d+),"
-                      r"&quot;charts&quot;:&quot;(\d)&quot;,&quot;wide&quot;:(\d+)", dom)  # fmt: skip
+    found = re.search(
+        r"data-probe=\"\{&quot;inner&quot;:(\d+),&quot;scroll&quot;:(\d+),"
+        r"&quot;charts&quot;:&quot;(\d)&quot;,&quot;wide&quot;:(\d+)",
+        dom,
+    )
     assert found is not None, dom[:500]
     inner, scroll, charts, wide = map(int, found.groups())
     assert (inner, charts, wide) == (width, 5, 0)

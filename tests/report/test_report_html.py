@@ -71,16 +71,31 @@ class Page(HTMLParser):
 def test_every_part_of_the_record_is_shown(record: dict[str, Any]) -> None:
     page = Page(render(record))
     for words in (
-        "All 3 limits are reached", "Quality drop", "measured 0.34 points (-0.21 to 0.89 points)",
-        "float model in PyTorch eager", "float model in the target", "runner-up",
-        "5.0 times faster than PyTorch eager", "On 899 test examples that the search never saw",
-        "A drop of more than 1.00 points is ruled out", "11: 7 from right to wrong, 4 from wrong to right",
-        "the worker was killed (signal 9, probably out of memory)", "What each step bought",
-        "Every method is a step of its own, repair too", "ReestimateBatchNorm() 93.00",
-        "Int8Static() on conv*", "the classes are the output", "Example CPU", "Time spent: 54 s",
-        "import penjing as pj", "trials/5/artefact')", "test was made from half of valid",
-        "not measured", "the process ended before its peak was read", "0.87× (slower)",
-    ):  # fmt: skip
+        "All 3 limits are reached",
+        "Quality drop",
+        "measured 0.34 points (-0.21 to 0.89 points)",
+        "float model in PyTorch eager",
+        "float model in the target",
+        "runner-up",
+        "5.0 times faster than PyTorch eager",
+        "On 899 test examples that the search never saw",
+        "A drop of more than 1.00 points is ruled out",
+        "11: 7 from right to wrong, 4 from wrong to right",
+        "the worker was killed (signal 9, probably out of memory)",
+        "What each step bought",
+        "Every method is a step of its own, repair too",
+        "ReestimateBatchNorm() 93.00",
+        "Int8Static() on conv*",
+        "the classes are the output",
+        "Example CPU",
+        "Time spent: 54 s",
+        "import penjing as pj",
+        "trials/5/artefact')",
+        "test was made from half of valid",
+        "not measured",
+        "the process ended before its peak was read",
+        "0.87× (slower)",
+    ):
         assert words in page.text, words
 
 
@@ -158,8 +173,9 @@ def test_script_json_survives_the_parser() -> None:
     assert json.loads(text) == {"</script>": "<!-- & ]]>", "nan": None, "deep": [{"x": [1, 2.5, None]}]}
 
 
-@pytest.mark.parametrize(("status", "word", "mark"), [("not_reached", "not reached", "✗"),
-                                                      ("inconclusive", "inconclusive", "?")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("status", "word", "mark"), [("not_reached", "not reached", "✗"), ("inconclusive", "inconclusive", "?")]
+)
 def test_status_is_said_in_words_and_with_a_mark(
     record: dict[str, Any], status: str, word: str, mark: str
 ) -> None:
@@ -171,9 +187,15 @@ def test_status_is_said_in_words_and_with_a_mark(
 
 def test_a_limit_that_was_not_measured_says_so(record: dict[str, Any]) -> None:
     record["verdict"]["limits"]["memory"] = {
-        "status": "inconclusive", "limit": 1e6, "measured": None, "low": None, "high": None, "baseline": None,
-        "unit": "bytes", "reason": "the worker has no peak",
-    }  # fmt: skip
+        "status": "inconclusive",
+        "limit": 1e6,
+        "measured": None,
+        "low": None,
+        "high": None,
+        "baseline": None,
+        "unit": "bytes",
+        "reason": "the worker has no peak",
+    }
     text = Page(render(record)).text
     assert "not measured; the limit is 1 MB" in text
     assert "the worker has no peak" in text

@@ -42,11 +42,27 @@ def table(record: dict[str, Any], on: Console) -> str:
 def test_the_table_has_every_model_limit_and_the_way_on(record: dict[str, Any]) -> None:
     text = OURS.sub("", table(record, terminal(100)))
     for words in (
-        "torch eager", "onnxruntime", "97.83%", "96.73 to 98.93%", "0.081 ms", "0.0972 ms", "31.3 kB",
-        "48 MB", "1.19 M", "runner-up 2", "slower", "✓ reached", "Quality drop", "Latency", "Size on disk",
-        "All 3 limits are reached", "report: runs/digits-1/report.html", "import penjing as pj",
-        "predict = pj.load('runs/digits-1/trials/5/artefact')", "failed trials: 2 ×",
-    ):  # fmt: skip
+        "torch eager",
+        "onnxruntime",
+        "97.83%",
+        "96.73 to 98.93%",
+        "0.081 ms",
+        "0.0972 ms",
+        "31.3 kB",
+        "48 MB",
+        "1.19 M",
+        "runner-up 2",
+        "slower",
+        "✓ reached",
+        "Quality drop",
+        "Latency",
+        "Size on disk",
+        "All 3 limits are reached",
+        "report: runs/digits-1/report.html",
+        "import penjing as pj",
+        "predict = pj.load('runs/digits-1/trials/5/artefact')",
+        "failed trials: 2 ×",
+    ):
         assert words in text, words
     assert re.search(r"not +\S* +4\.63 M|not measured", text)
 

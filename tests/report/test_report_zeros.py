@@ -15,8 +15,15 @@ def masked(record):
     data["result"]["operations"] |= {"parameters": 1000, "zeros": 800}
     data["result"]["compressed_bytes"] = 30_000
     data["baselines"]["target"]["compressed_bytes"] = 90_000
-    data["changes"] = [{"method": "PruneMagnitude", "layer": "conv", "status": "done", "reason": "",
-                        "detail": {"sparsity": 0.8}}]  # fmt: skip
+    data["changes"] = [
+        {
+            "method": "PruneMagnitude",
+            "layer": "conv",
+            "status": "done",
+            "reason": "",
+            "detail": {"sparsity": 0.8},
+        }
+    ]
     return data
 
 

@@ -16,25 +16,45 @@ def estimate(value, spread=0.0, unit=""):
 def latency(ms, spread=0.0, ratio=None):
     p = estimate(ms, spread, "ms")
     return Latency(
-        p50_ms=p, p95_ms=p, p99_ms=p, throughput_per_s=estimate(1000 / ms), ratio=ratio, reference="float",
-        batch=1, threads=1, calls=100, rounds=10,
-    )  # fmt: skip
+        p50_ms=p,
+        p95_ms=p,
+        p99_ms=p,
+        throughput_per_s=estimate(1000 / ms),
+        ratio=ratio,
+        reference="float",
+        batch=1,
+        threads=1,
+        calls=100,
+        rounds=10,
+    )
 
 
 def measurement(ms=1.0, spread=0.0, quality=0.9, size=1000, ratio=None, macs=100, memory=10**8):
     return Measurement(
-        name="m", target="onnxruntime", split="test", metric="accuracy", quality=estimate(quality),
+        name="m",
+        target="onnxruntime",
+        split="test",
+        metric="accuracy",
+        quality=estimate(quality),
         latency=latency(ms, spread, ratio) if ms is not None else NotMeasured(reason="the clock broke"),
         memory_bytes=estimate(memory) if memory else NotMeasured(reason="no /proc here"),
-        size_bytes=size, operations=Operations(parameters=10, multiply_adds=macs),
-    )  # fmt: skip
+        size_bytes=size,
+        operations=Operations(parameters=10, multiply_adds=macs),
+    )
 
 
 def trial(name, ms, drop, breaks=None, plan=({"method": "Int8Static"},), status="done"):
     return Trial(
-        key=name, name=name, plan=list(plan), status=status, drop=drop, flips=abs(drop),
-        measurement=measurement(ms), breaks=breaks or {}, folder=name,
-    )  # fmt: skip
+        key=name,
+        name=name,
+        plan=list(plan),
+        status=status,
+        drop=drop,
+        flips=abs(drop),
+        measurement=measurement(ms),
+        breaks=breaks or {},
+        folder=name,
+    )
 
 
 BASE = trial("float", 1.0, 0.0, plan=())
@@ -141,9 +161,14 @@ def test_sizes_operations_time_and_trials_are_exact():
 
 def test_quality_is_judged_by_the_certificate():
     certificate = Certificate(
-        candidate="m", metric="accuracy", max_drop=0.01, n=1000, confidence=0.95, method="exact",
+        candidate="m",
+        metric="accuracy",
+        max_drop=0.01,
+        n=1000,
+        confidence=0.95,
+        method="exact",
         drop=Estimate(value=0.02, low=0.015, high=0.03, n=1000),
-    )  # fmt: skip
+    )
     found = verdict(pj.Budget(max_drop="1%"), measurement(), measurement(), certificate, (1.0, 1))
     assert found.limits["max_drop"].status == "not_reached"
     assert found.limits["max_drop"].baseline == pytest.approx(0.9)

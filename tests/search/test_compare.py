@@ -13,13 +13,27 @@ def estimate(value):
 
 def record(ms, processor):
     latency = Latency(
-        p50_ms=estimate(ms), p95_ms=estimate(ms), p99_ms=estimate(ms), throughput_per_s=estimate(1000 / ms),
-        ratio=estimate(ms / 4), reference="float", batch=1, threads=1, calls=100, rounds=10,
-    )  # fmt: skip
+        p50_ms=estimate(ms),
+        p95_ms=estimate(ms),
+        p99_ms=estimate(ms),
+        throughput_per_s=estimate(1000 / ms),
+        ratio=estimate(ms / 4),
+        reference="float",
+        batch=1,
+        threads=1,
+        calls=100,
+        rounds=10,
+    )
     result = Measurement(
-        name="m", target="onnxruntime", split="test", metric="accuracy", quality=estimate(0.9),
-        latency=latency, memory_bytes=NotMeasured(reason="no /proc here"), size_bytes=1000,
-    )  # fmt: skip
+        name="m",
+        target="onnxruntime",
+        split="test",
+        metric="accuracy",
+        quality=estimate(0.9),
+        latency=latency,
+        memory_bytes=NotMeasured(reason="no /proc here"),
+        size_bytes=1000,
+    )
     return {
         "result": result.model_dump(mode="json"),
         "environment": {"processor": processor},

@@ -68,11 +68,28 @@ def estimate(value, spread=0.0):
 
 
 def trial(label, ratio, spread=0.01, drop=0.0):
-    latency = Latency(p50_ms=estimate(ratio), p95_ms=estimate(ratio), p99_ms=estimate(ratio),
-                      throughput_per_s=estimate(1.0), ratio=estimate(ratio, spread), reference="float",
-                      batch=1, threads=1, calls=100, rounds=15)  # fmt: skip
-    found = Measurement(name=label, target=label, split="valid", metric="accuracy", quality=estimate(0.9),
-                        latency=latency, memory_bytes=estimate(1e8), size_bytes=1)  # fmt: skip
+    latency = Latency(
+        p50_ms=estimate(ratio),
+        p95_ms=estimate(ratio),
+        p99_ms=estimate(ratio),
+        throughput_per_s=estimate(1.0),
+        ratio=estimate(ratio, spread),
+        reference="float",
+        batch=1,
+        threads=1,
+        calls=100,
+        rounds=15,
+    )
+    found = Measurement(
+        name=label,
+        target=label,
+        split="valid",
+        metric="accuracy",
+        quality=estimate(0.9),
+        latency=latency,
+        memory_bytes=estimate(1e8),
+        size_bytes=1,
+    )
     return Trial(key=label, name=label, plan=[], status="done", drop=drop, measurement=found)
 
 
@@ -92,8 +109,10 @@ def test_the_fastest_that_is_faster_with_certainty_is_chosen():
 
 def test_what_the_runtime_alone_gains_is_said():
     lines = runtimes._words(Asked(Target("auto")), {"a": trial("a", 0.5, drop=0.002)}, "a")
-    assert lines == ["a: 0.5 ms, 2.00 times faster than onnxruntime, +0.20 points lost",
-                     "a alone is 2.00 times faster than onnxruntime"]  # fmt: skip
+    assert lines == [
+        "a: 0.5 ms, 2.00 times faster than onnxruntime, +0.20 points lost",
+        "a alone is 2.00 times faster than onnxruntime",
+    ]
     record = {
         "runtimes": {"chosen": "a", "rows": {"a": {"measurement": trial("a", 0.5).measurement.model_dump()}}},
         "baselines": {"target": {"target": "onnxruntime"}},
@@ -155,5 +174,6 @@ def test_a_run_in_openvino_keeps_integers_and_is_verified(parts, tmp_path, quick
     assert result.load()(x).shape == (5, 10)
     again = pj.verify(tmp_path / "run", task, budget).limits["size"]
     assert (again.status, again.measured) == (
-        result.verdict.limits["size"].status, result.verdict.limits["size"].measured,
-    )  # fmt: skip
+        result.verdict.limits["size"].status,
+        result.verdict.limits["size"].measured,
+    )

@@ -125,8 +125,14 @@ def test_the_loaded_module_has_real_layers_and_goes_on(tmp_path):
     assert set(kinds.values()) == {nn.Conv2d, nn.Linear}
     assert type(net.get_submodule("body.0.norm")) is nn.BatchNorm2d
     assert [layer.kind for layer in BACKEND.layers(net) if layer.name] == [
-        "conv", "conv", "batchnorm", "conv", "batchnorm", "depthwise", "linear",
-    ]  # fmt: skip
+        "conv",
+        "conv",
+        "batchnorm",
+        "conv",
+        "batchnorm",
+        "depthwise",
+        "linear",
+    ]
     np.testing.assert_array_equal(BACKEND.run(copy.deepcopy(net), X), BACKEND.run(net, X))
 
     mean = net.get_submodule("body.0.norm").running_mean.clone()
@@ -173,9 +179,13 @@ def test_masks_come_back_without_the_class(tmp_path):
 def language_models():
     transformers = pytest.importorskip("transformers")
     sizes = {
-        "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "intermediate_size": 24, "max_position_embeddings": 16,
-    }  # fmt: skip
+        "vocab_size": 30,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 16,
+    }
     torch.manual_seed(0)
     return {
         "Bert": lambda: transformers.BertForSequenceClassification(transformers.BertConfig(**sizes)),
@@ -225,13 +235,28 @@ def test_the_graph_is_small_plain_data(stored):
 @pytest.mark.parametrize(
     "name",
     [
-        "os.system", "builtins.exec", "aten.from_file.default", "aten.__class__.default", "aten.add",
-        "aten.add.__class__", "aten..default", "aten.set_.source_Storage", "prims.add.default", "torch.load",
-        "operator.attrgetter", "operator.methodcaller", "aten.rand.generator", "aten.add.Tensor.more",
-        "aten.add.Tensor\n", "aten.nothing.default", "aten._debug_has_internal_overlap.default", None, 7,
+        "os.system",
+        "builtins.exec",
+        "aten.from_file.default",
+        "aten.__class__.default",
+        "aten.add",
+        "aten.add.__class__",
+        "aten..default",
+        "aten.set_.source_Storage",
+        "prims.add.default",
+        "torch.load",
+        "operator.attrgetter",
+        "operator.methodcaller",
+        "aten.rand.generator",
+        "aten.add.Tensor.more",
+        "aten.add.Tensor\n",
+        "aten.nothing.default",
+        "aten._debug_has_internal_overlap.default",
+        None,
+        7,
         ["aten.add.Tensor"],
     ],
-)  # fmt: skip
+)
 def test_other_operators_are_never_looked_up(name):
     with pytest.raises(pj.Refused, match="known operators of aten"):
         operator_named(name)
@@ -280,10 +305,25 @@ def test_a_hostile_graph_is_refused(case, stored):
 @pytest.mark.parametrize(
     "name",
     [
-        "__class__", "a.__init__", "forward", "_modules", "training", "../up", "/etc/passwd", "a/b", "a b",
-        "stem.weight.x", "_parameters.x", CODE, "", "a..b", "head.forward", "_penjing_code.weight", "Ａ",
+        "__class__",
+        "a.__init__",
+        "forward",
+        "_modules",
+        "training",
+        "../up",
+        "/etc/passwd",
+        "a/b",
+        "a b",
+        "stem.weight.x",
+        "_parameters.x",
+        CODE,
+        "",
+        "a..b",
+        "head.forward",
+        "_penjing_code.weight",
+        "Ａ",
     ],
-)  # fmt: skip
+)
 def test_hostile_names_of_tensors_are_refused(name, stored):
     data = copy.deepcopy(stored)
     data["tensors"][name] = {"shape": [1], "dtype": "float32", "role": "parameter"}
@@ -293,8 +333,13 @@ def test_hostile_names_of_tensors_are_refused(name, stored):
 
 def test_text_in_arguments_stays_text(stored):
     data = copy.deepcopy(stored)
-    data["nodes"].append({"op": "aten.gelu.default", "args": [{"node": 0}],
-                          "kwargs": {"approximate": "'); __import__('os').abort() #"}})  # fmt: skip
+    data["nodes"].append(
+        {
+            "op": "aten.gelu.default",
+            "args": [{"node": 0}],
+            "kwargs": {"approximate": "'); __import__('os').abort() #"},
+        }
+    )
     data["outputs"] = [{"node": len(data["nodes"]) - 1}]
     net = net_of(data, constants_of(stored))
     with pytest.raises(RuntimeError, match="approximate"):

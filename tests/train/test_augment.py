@@ -38,9 +38,11 @@ def test_shift_moves_each_image_as_a_padded_crop_does():
     found = set()
     for image, source in zip(got, wide, strict=True):
         places = [
-            (i, j) for i in range(5) for j in range(5)
+            (i, j)
+            for i in range(5)
+            for j in range(5)
             if torch.equal(image, source[:, i : i + 16, j : j + 16])
-        ]  # fmt: skip
+        ]
         assert len(places) == 1
         found.update(places)
     assert len(found) > 15
@@ -55,8 +57,9 @@ def test_images_grow_to_their_own_size(progress, side):
 def test_mixup_blends_by_the_share_of_the_labels():
     x, y = images()
     batch = augmented(Strategy(mixup=1.0), (x,), y, 0.0)
-    order = torch.stack([(batch.share * x + (1 - batch.share) * other - batch.inputs[0]).abs().amax((1, 2, 3))
-                         for other in x]).argmin(0)  # fmt: skip
+    order = torch.stack(
+        [(batch.share * x + (1 - batch.share) * other - batch.inputs[0]).abs().amax((1, 2, 3)) for other in x]
+    ).argmin(0)
     torch.testing.assert_close(batch.inputs[0], batch.share * x + (1 - batch.share) * x[order])
     assert torch.equal(batch.others, y[order])
     assert 0 < batch.share < 1

@@ -118,9 +118,14 @@ def on_two(arguments, folder):
     """Launch two processes in a folder and return what they write to stdout."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, *arguments], capture_output=True, text=True, check=False, timeout=150, cwd=folder,
+        [*launch, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=150,
+        cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

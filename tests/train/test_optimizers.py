@@ -225,9 +225,23 @@ def muon(x, decay, rates):
 
 REFERENCES = {
     reference.__name__: reference
-    for reference in (sgd, adam, adamw, nadam, radam, adamax, rmsprop, adagrad, adadelta, adafactor, lion,
-                      soap, prodigy, schedule_free)
-}  # fmt: skip
+    for reference in (
+        sgd,
+        adam,
+        adamw,
+        nadam,
+        radam,
+        adamax,
+        rmsprop,
+        adagrad,
+        adadelta,
+        adafactor,
+        lion,
+        soap,
+        prodigy,
+        schedule_free,
+    )
+}
 
 
 def test_every_optimizer_has_a_reference():

@@ -17,8 +17,12 @@ Strategy = pj.Strategy
 def _values(info):
     """Return values that a field may have: of its type, within its bounds."""
     kinds = get_args(info.annotation) if type(None) in get_args(info.annotation) else (info.annotation,)
-    bounds = {name: getattr(rule, name) for rule in info.metadata for name in ("gt", "ge", "lt", "le")
-              if hasattr(rule, name)}  # fmt: skip
+    bounds = {
+        name: getattr(rule, name)
+        for rule in info.metadata
+        for name in ("gt", "ge", "lt", "le")
+        if hasattr(rule, name)
+    }
     low, high = bounds.get("gt", bounds.get("ge")), bounds.get("lt", bounds.get("le", 1e9))
     made = []
     for kind in kinds:

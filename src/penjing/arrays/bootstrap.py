@@ -74,9 +74,12 @@ def bootstrap(statistic: Statistic, n: int, replicates: int = REPLICATES, seed: 
     drawn = np.concatenate(parts)
     drawn = np.sort(drawn[~np.isnan(drawn)])
     if np.isnan(value) or len(drawn) < 0.95 * replicates:
-        raise Refused("the metric is defined on resamples of the data",
-                      value=f"undefined on {replicates - len(drawn)} of {replicates}", place="bootstrap",
-                      fix="use a larger test split, or a metric that needs no rare class")  # fmt: skip
+        raise Refused(
+            "the metric is defined on resamples of the data",
+            value=f"undefined on {replicates - len(drawn)} of {replicates}",
+            place="bootstrap",
+            fix="use a larger test split, or a metric that needs no rare class",
+        )
     return Resampled(value, drawn, _bias(drawn, value), _acceleration(statistic, n, rng))
 
 

@@ -108,8 +108,12 @@ def corrupt(x: Array, name: str, severity: int, seed: int = 0) -> Array:
         Refused: an unknown name, one that does not fit these inputs, or another severity.
     """
     if name not in fitting(x):
-        raise Refused(f"the corruption fits inputs {x.dtype} {x.shape}", value=name, place="corruptions",
-                      fix=nearest(name, fitting(x)))  # fmt: skip
+        raise Refused(
+            f"the corruption fits inputs {x.dtype} {x.shape}",
+            value=name,
+            place="corruptions",
+            fix=nearest(name, fitting(x)),
+        )
     if severity not in SEVERITIES:
         raise Refused("a severity is 1 to 5", value=severity, place="corruptions")
     return KINDS[name](x, severity, np.random.default_rng(seed))

@@ -61,8 +61,12 @@ def choose_options(costs: Sequence[Floats], weights: Sequence[Counts], budget: i
     """
     least = sum(int(w.min()) for w in weights)
     if least > budget:
-        raise Refused("the lightest option of every part fits", value=f"they weigh {least} of {budget}",
-                      place="budget", fix=f"allow at least {least}")  # fmt: skip
+        raise Refused(
+            "the lightest option of every part fits",
+            value=f"they weigh {least} of {budget}",
+            place="budget",
+            fix=f"allow at least {least}",
+        )
     order = sorted(range(len(costs)), key=lambda part: -int(np.ptp(weights[part])))
     hulls = [_hull(costs[part], weights[part]) for part in order]
     scale = max((float(np.abs(c).max()) for c in costs), default=0.0) * max(len(costs), 1)

@@ -39,10 +39,12 @@ def rounds_interval(
     """
     rounds = check_rounds(samples)
     rng = np.random.default_rng(seed)
-    draws = np.array([
-        statistic(np.concatenate([rounds[i] for i in rng.integers(len(rounds), size=len(rounds))]))
-        for _ in range(resamples)
-    ])  # fmt: skip
+    draws = np.array(
+        [
+            statistic(np.concatenate([rounds[i] for i in rng.integers(len(rounds), size=len(rounds))]))
+            for _ in range(resamples)
+        ]
+    )
     low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     value = statistic(np.concatenate(rounds))
     # A skewed statistic can leave its own percentile interval; the interval always holds the value.

@@ -164,8 +164,13 @@ def cross_checked(
     errors = [relative_error(check, *refit(fit, weight, bias, ridge, support)) for ridge in ridges]
     best = int(np.argmin(errors))
     if errors[best] >= before:
-        return Fit(weight.astype(np.float64), None if bias is None else bias.astype(np.float64),
-                   ridges[best], before, errors[best])  # fmt: skip
+        return Fit(
+            weight.astype(np.float64),
+            None if bias is None else bias.astype(np.float64),
+            ridges[best],
+            before,
+            errors[best],
+        )
     new, shift = refit(fit + check, weight, bias, ridges[best], support)
     return Fit(new, shift, ridges[best], before, errors[best])
 

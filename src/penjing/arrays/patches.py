@@ -70,16 +70,20 @@ def windows(
     """
     rank = x.ndim - 2
     if len(kernel) != rank:
-        raise Refused("a kernel has one size for each spatial axis", value=f"{tuple(kernel)} for {x.shape}",
-                      place="patches")  # fmt: skip
+        raise Refused(
+            "a kernel has one size for each spatial axis",
+            value=f"{tuple(kernel)} for {x.shape}",
+            place="patches",
+        )
     strides, spread = _each(stride, rank), _each(dilation, rank)
     sides = padding_pairs(padding, rank)
     if any(side != (0, 0) for side in sides):
         x = np.pad(x, ((0, 0), (0, 0), *sides), mode=mode)  # type: ignore[call-overload]
     extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, spread, strict=True))
     if any(e > size for e, size in zip(extent, x.shape[2:], strict=True)):
-        raise Refused("the kernel fits into the padded input", value=f"{extent} for {x.shape[2:]}",
-                      place="patches")  # fmt: skip
+        raise Refused(
+            "the kernel fits into the padded input", value=f"{extent} for {x.shape[2:]}", place="patches"
+        )
     seen = sliding_window_view(x, extent, axis=tuple(range(2, x.ndim)))
     steps = tuple(slice(None, None, s) for s in strides) + tuple(slice(None, None, d) for d in spread)
     seen = seen[(slice(None), slice(None), *steps)]
@@ -102,6 +106,9 @@ def padding_pairs(padding: Padding, rank: int) -> tuple[tuple[int, int], ...]:
 def _each(sizes: Sizes, rank: int) -> tuple[int, ...]:
     values = (sizes,) * rank if isinstance(sizes, int) else tuple(sizes)
     if len(values) != rank or min(values, default=1) < 1:
-        raise Refused("strides and dilations are at least 1, one for each spatial axis", value=repr(sizes),
-                      place="patches")  # fmt: skip
+        raise Refused(
+            "strides and dilations are at least 1, one for each spatial axis",
+            value=repr(sizes),
+            place="patches",
+        )
     return values

@@ -89,6 +89,9 @@ def difference_interval(
         Refused: fewer than two runs, or another number of them on each side.
     """
     if len(first) != len(second):
-        raise Refused("both recipes ran with the same seeds", value=f"{len(first)} and {len(second)} runs",
-                      place="difference_interval")  # fmt: skip
+        raise Refused(
+            "both recipes ran with the same seeds",
+            value=f"{len(first)} and {len(second)} runs",
+            place="difference_interval",
+        )
     return mean_interval([b - a for a, b in zip(first, second, strict=True)], confidence)

@@ -209,8 +209,12 @@ def median_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
 
     x = np.sort(np.asarray(values, float).ravel())
     if len(x) < 2 or not np.isfinite(x).all():
-        raise Refused("at least 2 finite values", value=f"{len(x)} values", place="median_interval",
-                      fix="measure more rounds")  # fmt: skip
+        raise Refused(
+            "at least 2 finite values",
+            value=f"{len(x)} values",
+            place="median_interval",
+            fix="measure more rounds",
+        )
     tail, n = (1 - confidence) / 2, len(x)
     below = bdtr(np.arange(n // 2 + 1), n, 0.5)
     rank = int(np.searchsorted(below, tail, side="right"))
@@ -233,16 +237,22 @@ def paired_ratio_interval(values: ArrayLike, reference: ArrayLike, confidence: f
     """
     x, y = np.asarray(values, float), np.asarray(reference, float)
     if x.shape != y.shape or not ((x > 0).all() and (y > 0).all()):
-        raise Refused("the series are positive, one pair a round", value=f"shapes {x.shape} and {y.shape}",
-                      place="paired_ratio_interval")  # fmt: skip
+        raise Refused(
+            "the series are positive, one pair a round",
+            value=f"shapes {x.shape} and {y.shape}",
+            place="paired_ratio_interval",
+        )
     middle, low, high = median_interval(np.log(x / y), confidence)
     return Interval(math.exp(middle), math.exp(low), math.exp(high))
 
 
 def _check_counts(lost: int, gained: int, n: int) -> None:
     if n < 1 or lost < 0 or gained < 0 or lost + gained > n:
-        raise Refused("lost and gained are counts among n >= 1 pairs", value=f"{lost}, {gained} of {n}",
-                      place="paired proportions")  # fmt: skip
+        raise Refused(
+            "lost and gained are counts among n >= 1 pairs",
+            value=f"{lost}, {gained} of {n}",
+            place="paired proportions",
+        )
 
 
 def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:

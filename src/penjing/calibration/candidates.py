@@ -117,9 +117,10 @@ def skipped(method: Method, layer: str, reason: str) -> Change:
 def done(method: Method, layer: str, mask: NDArray[np.bool_], **detail: float) -> Change:
     """Return the change of a layer that became sparse, with its share of zeros and number of weights."""
     numbers: dict[str, float | int | str] = {
-        "sparsity": round(1 - float(mask.mean()), 6), "weights": mask.size,
+        "sparsity": round(1 - float(mask.mean()), 6),
+        "weights": mask.size,
         **{name: round(value, 6) for name, value in detail.items()},
-    }  # fmt: skip
+    }
     return Change(method=type(method).__name__, layer=layer, status="done", detail=numbers)
 
 

@@ -84,12 +84,20 @@ def refuse_dull(batches: Sequence[Batch]) -> None:
     for inputs, _ in batches:
         for number, x in enumerate(inputs):
             if not np.isfinite(x).all():
-                raise Refused("calibration data are finite", value="NaN or infinite",
-                              place=f"task.train, input {number}", fix="look at the data")  # fmt: skip
+                raise Refused(
+                    "calibration data are finite",
+                    value="NaN or infinite",
+                    place=f"task.train, input {number}",
+                    fix="look at the data",
+                )
             ends |= {x.min().item(), x.max().item()} if x.size else set()
     if len(ends) < 2:
-        raise Refused("calibration data vary", value=f"all values are {next(iter(ends), 'missing')}",
-                      place="task.train", fix="give examples as the model will see them")  # fmt: skip
+        raise Refused(
+            "calibration data vary",
+            value=f"all values are {next(iter(ends), 'missing')}",
+            place="task.train",
+            fix="give examples as the model will see them",
+        )
 
 
 def unobservable(layer: Layer) -> str:
@@ -206,8 +214,12 @@ def input_grams(
             add_rows(grams[layer.name], layer, inputs, ROWS // examples, rng)
     for name, gram in grams.items():
         if not np.isfinite(gram.total).all():
-            raise Refused("inputs of layers are finite", value="NaN or infinite", place=name,
-                          fix="look for overflow in the layers before it")  # fmt: skip
+            raise Refused(
+                "inputs of layers are finite",
+                value="NaN or infinite",
+                place=name,
+                fix="look for overflow in the layers before it",
+            )
     return grams
 
 

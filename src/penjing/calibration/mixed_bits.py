@@ -57,20 +57,26 @@ def choose_formats(
     }
     budget, least = int(mixed.bits * sum(counts.values())), sum(int(b.min()) for b in bits.values())
     if least > budget:
-        raise Refused("the smallest options fit into the bits", place="MixedBits.bits",
-                      value=f"{mixed.bits:g}; the smallest options take {least / sum(counts.values()):.4g}",
-                      fix="raise bits, or add a smaller option; scales and ends at 8 bits count")  # fmt: skip
+        raise Refused(
+            "the smallest options fit into the bits",
+            place="MixedBits.bits",
+            value=f"{mixed.bits:g}; the smallest options take {least / sum(counts.values()):.4g}",
+            fix="raise bits, or add a smaller option; scales and ends at 8 bits count",
+        )
     losses = _losses(model, pairs, mixed, context)
     chosen = choose_options([losses[name] for name in pairs], list(bits.values()), budget)
     total = sum(int(b[i]) for b, i in zip(bits.values(), chosen, strict=True))
     return {
-        name: Choice(int(i), {
-            "expected_loss": float(losses[name][i]),
-            "bits_per_weight": float(bits[name][i] / counts[name]),
-            "share_of_bits": float(bits[name][i] / total),
-        })
+        name: Choice(
+            int(i),
+            {
+                "expected_loss": float(losses[name][i]),
+                "bits_per_weight": float(bits[name][i] / counts[name]),
+                "share_of_bits": float(bits[name][i] / total),
+            },
+        )
         for name, i in zip(pairs, chosen, strict=True)
-    }  # fmt: skip
+    }
 
 
 def _losses(
@@ -85,6 +91,10 @@ def _losses(
     losses = rounding_losses(model, pairs, sample)
     for name, found in losses.items():
         if not np.isfinite(found).all():
-            raise Refused("losses of rounded layers are finite", value="NaN or infinite", place=name,
-                          fix="look for overflow in the model, or skip the layer")  # fmt: skip
+            raise Refused(
+                "losses of rounded layers are finite",
+                value="NaN or infinite",
+                place=name,
+                fix="look for overflow in the model, or skip the layer",
+            )
     return losses

@@ -53,16 +53,23 @@ def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
     from penjing.backends.torch.tensors import to_inputs
 
     if next(quantized_layers(model), None) is not None:
-        raise Refused("the model is not quantized yet", value=next(quantized_layers(model))[0],
-                      place=type(method).__name__, fix="start from the float model")  # fmt: skip
+        raise Refused(
+            "the model is not quantized yet",
+            value=next(quantized_layers(model))[0],
+            place=type(method).__name__,
+            fix="start from the float model",
+        )
     example = context.task.train.example()
     layers, skipped = _choose(model, method, context)
     folded = fold_batchnorm(model, example, context.covers)
     changes = [_skipped(method, name, reason) for name, reason in skipped.items()]
     seen = calls(model, list(layers), to_inputs(model, example))
     order = [name for name, call in seen.items() if call.times]
-    changes += [_skipped(method, name, "the model does not call it as a module") for name in layers
-                if name not in order]  # fmt: skip
+    changes += [
+        _skipped(method, name, "the model does not call it as a module")
+        for name in layers
+        if name not in order
+    ]
     reference = copy.deepcopy(model)
     ends = {order[0], order[-1]} if method.ends and order else set[str]()
     _refuse_unmatched(method, order)
@@ -110,8 +117,12 @@ def _refuse_unmatched(method: Rounded, layers: Sequence[str]) -> None:
     for pattern, _ in method.by_layer:
         if not any(fnmatchcase(name, pattern) for name in layers):
             place = f"{type(method).__name__}.by_layer"
-            raise Refused("the pattern matches a layer that is rounded", value=repr(pattern), place=place,
-                          fix=nearest(pattern, layers))  # fmt: skip
+            raise Refused(
+                "the pattern matches a layer that is rounded",
+                value=repr(pattern),
+                place=place,
+                fix=nearest(pattern, layers),
+            )
 
 
 def _options(method: Rounded, name: str, end: bool) -> list[Option]:
@@ -191,9 +202,12 @@ def wider(format: NumberFormat) -> NumberFormat:
     if format.bits >= 8:
         return format
     return NumberFormat(
-        bits=8, signed=format.signed, symmetric=format.symmetric, granularity=format.granularity,
+        bits=8,
+        signed=format.signed,
+        symmetric=format.symmetric,
+        granularity=format.granularity,
         group=format.group,
-    )  # fmt: skip
+    )
 
 
 def quantizer_of(format: NumberFormat, parameters: Parameters | None) -> Any:

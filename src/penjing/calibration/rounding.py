@@ -86,9 +86,11 @@ class Rounded(Method):
     mixed: MixedBits | None = None
 
     def __init__(
-        self, weights: NumberFormat | str = "int8 channel", inputs: NumberFormat | str | None = "uint8",
+        self,
+        weights: NumberFormat | str = "int8 channel",
+        inputs: NumberFormat | str | None = "uint8",
         **fields: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(**{"weights": weights, "inputs": inputs, **fields})
 
     @field_validator("weights", "inputs", mode="before")
@@ -184,7 +186,9 @@ class RoundedWeights(Rounded):
     inputs: NumberFormat | None = None
 
     def __init__(
-        self, weights: NumberFormat | str = "int4 group 32", inputs: NumberFormat | str | None = None,
+        self,
+        weights: NumberFormat | str = "int4 group 32",
+        inputs: NumberFormat | str | None = None,
         **fields: Any,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(weights, inputs, **fields)

@@ -90,6 +90,8 @@ def _with(context: Context, made: Arrays) -> Context:
 def no_gradients(method: Method) -> Refused:
     """Return the refusal of a backend on which inputs cannot be made."""
     return Refused(
-        "inputs are made through a PyTorch model with BatchNorm", value="a graph in which it is folded",
-        place=f"{name_of(method)}.data", fix="give the PyTorch model, or calibrate with data='train'",
-    )  # fmt: skip
+        "inputs are made through a PyTorch model with BatchNorm",
+        value="a graph in which it is folded",
+        place=f"{name_of(method)}.data",
+        fix="give the PyTorch model, or calibrate with data='train'",
+    )

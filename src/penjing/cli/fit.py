@@ -32,9 +32,14 @@ def fit(
     file = load_task_file(task_file)
     strategy = strategy_of(file, settings)
     fitted = run(
-        call(file.model, file), call(file.task, file), strategy, goal=goal, seed=seed, out=out,
+        call(file.model, file),
+        call(file.task, file),
+        strategy,
+        goal=goal,
+        seed=seed,
+        out=out,
         say=silent if json else say,
-    )  # fmt: skip
+    )
     if processes().first:
         emit(fitted.record.model_dump(mode="json") | {"folder": str(fitted.folder)}, json, _show)
     return 0 if goal is None or fitted.record.reached is not None else 3

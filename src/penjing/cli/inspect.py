@@ -33,8 +33,13 @@ def _show(data: dict[str, Any]) -> None:
         table.add_column(head)
     for layer in data["layers"]:
         shape = " × ".join(map(str, layer["shapes"].get("weight", [])))
-        table.add_row(clean(layer["name"]), layer["kind"], shape, "yes" if layer["group"] else "no",
-                      clean(layer["frozen"]))  # fmt: skip
+        table.add_row(
+            clean(layer["name"]),
+            layer["kind"],
+            shape,
+            "yes" if layer["group"] else "no",
+            clean(layer["frozen"]),
+        )
     console().print(table)
     if data["uncounted"]:
         typer.echo(f"not counted: {', '.join(data['uncounted'])} (the multiply-adds are a lower bound)")

@@ -141,8 +141,13 @@ def _interrupt(number: int, frame: Any) -> None:
 def _refused(refusal: Refused, as_json: bool) -> int:
     typer.echo(f"penjing: {refusal}", err=True)
     if as_json:
-        error = {"rule": refusal.rule, "value": None if refusal.value is None else str(refusal.value),
-                 "place": refusal.place, "fix": refusal.fix, "code": int(refusal.code)}  # fmt: skip
+        error = {
+            "rule": refusal.rule,
+            "value": None if refusal.value is None else str(refusal.value),
+            "place": refusal.place,
+            "fix": refusal.fix,
+            "code": int(refusal.code),
+        }
         typer.echo(json.dumps({"error": error}))
     return int(refusal.code)
 

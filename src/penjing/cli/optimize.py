@@ -31,8 +31,16 @@ def optimize(
     dry_run: o.DryRun = False,
 ) -> int:
     """Find the fastest artefact that keeps to the budget, and certify it on unseen data."""
-    budget = o.budget_from(confidence, max_drop=max_drop, latency=latency, size=size, memory=memory,
-                           operations=operations, time=time, trials=trials)  # fmt: skip
+    budget = o.budget_from(
+        confidence,
+        max_drop=max_drop,
+        latency=latency,
+        size=size,
+        memory=memory,
+        operations=operations,
+        time=time,
+        trials=trials,
+    )
     where = o.target_from(target, threads, batch)
     return run_task_file(task_file, budget, where, out, seed, json=json, dry_run=dry_run)
 
@@ -56,15 +64,28 @@ def run_task_file(
 
     check_budget(budget)
     file = load_task_file(path)
-    config = {"task_file": str(file.path), "budget": budget.model_dump(mode="json"),
-              "target": target.model_dump(mode="json"), "seed": seed}  # fmt: skip
+    config = {
+        "task_file": str(file.path),
+        "budget": budget.model_dump(mode="json"),
+        "target": target.model_dump(mode="json"),
+        "seed": seed,
+    }
     task = call(file.task, file).prepare(seed)
     if dry_run:
         emit(_dry(task, config), json, _say_dry)
         return 0
     with Reporter(quiet=json) as reporter:
-        result = run(call(file.model, file), task, budget, target=target, out=out, seed=seed,
-                     say=reporter, name=file.path.stem, config=config)  # fmt: skip
+        result = run(
+            call(file.model, file),
+            task,
+            budget,
+            target=target,
+            out=out,
+            seed=seed,
+            say=reporter,
+            name=file.path.stem,
+            config=config,
+        )
     emit(result.record, json, lambda record: show_record(record, result.report))
     return exit_code(result.record)
 

@@ -64,7 +64,12 @@ def target_from(runtime: str, threads: int, batch: int) -> Target:
         "torch-compiled": ("torch", {"mode": "compiled"}),
     }
     if runtime not in known:
-        raise Refused("the target is known", value=runtime, place="--target", fix=nearest(runtime, known),
-                      code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the target is known",
+            value=runtime,
+            place="--target",
+            fix=nearest(runtime, known),
+            code=Exit.USAGE,
+        )
     name, fields = known[runtime]
     return Target(name, threads=threads, batch=batch, **fields)

@@ -42,9 +42,14 @@ def quantize_lm(
 
     fields = {"method": method, "weights": weights, "inputs": None, "calibration": calibration}
     result = quantize_checkpoint(
-        folder, method_from_json(fields), _array(tokens), out, seed=seed,
-        judged=None if judged is None else _array(judged), say=silent if json else say,
-    )  # fmt: skip
+        folder,
+        method_from_json(fields),
+        _array(tokens),
+        out,
+        seed=seed,
+        judged=None if judged is None else _array(judged),
+        say=silent if json else say,
+    )
     emit(result.model_dump(mode="json"), json, _show)
     return 0
 
@@ -64,8 +69,12 @@ def _array(path: Path) -> Any:
         with refusing(path, "read"):
             return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise Refused("tokens are a .npy file of whole numbers", value=error, place=str(path),
-                      fix="write them with numpy.save") from error  # fmt: skip
+        raise Refused(
+            "tokens are a .npy file of whole numbers",
+            value=error,
+            place=str(path),
+            fix="write them with numpy.save",
+        ) from error
 
 
 def _show(data: dict[str, Any]) -> None:
@@ -84,9 +93,11 @@ def _show(data: dict[str, Any]) -> None:
     console().print(table)
     found = data["perplexity"]
     if found is not None:
-        typer.echo(f"perplexity {found['before']:.3f} before, {found['after']:.3f} after "
-                   f"({found['ratio']:.3f} times, 95% {found['low']:.3f} to {found['high']:.3f}), "
-                   f"on {found['tokens']:,} tokens")  # fmt: skip
+        typer.echo(
+            f"perplexity {found['before']:.3f} before, {found['after']:.3f} after "
+            f"({found['ratio']:.3f} times, 95% {found['low']:.3f} to {found['high']:.3f}), "
+            f"on {found['tokens']:,} tokens"
+        )
     typer.echo(
         f"{data['weight_bytes']:,} bytes of weights as before; {data['packed_bytes']:,} with the packed codes"
     )

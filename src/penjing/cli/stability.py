@@ -34,9 +34,14 @@ def stability(
     file = load_task_file(task_file)
     strategy = strategy_of(file, settings)
     found = run(
-        (file.model, strategy), call(file.task, file), seeds=seeds,
-        splits="fresh" if fresh_splits else "fixed", out=out, workers=workers, say=silent if json else say,
-    )  # fmt: skip
+        (file.model, strategy),
+        call(file.task, file),
+        seeds=seeds,
+        splits="fresh" if fresh_splits else "fixed",
+        out=out,
+        workers=workers,
+        say=silent if json else say,
+    )
     emit(found.model_dump(mode="json"), json, _show)
     return 0
 

@@ -52,8 +52,12 @@ def load_task_file(path: Path) -> TaskFile:
     module = _import(path)
     for name in ("model", "task"):
         if not callable(getattr(module, name, None)):
-            raise Refused(f"the task file has a function {name}()", place=str(path),
-                          fix=f"define `def {name}(): ...` at the top level", code=Exit.USAGE)  # fmt: skip
+            raise Refused(
+                f"the task file has a function {name}()",
+                place=str(path),
+                fix=f"define `def {name}(): ...` at the top level",
+                code=Exit.USAGE,
+            )
     return TaskFile(path, module, module.model, module.task)
 
 
@@ -92,9 +96,12 @@ def call(function: Callable[[], Any], file: TaskFile) -> Any:
     except Refused:
         raise
     except Exception as error:
-        raise Refused(f"{function.__name__}() returns", value=f"{type(error).__name__}: {error}",
-                      place=f"{file.path}{_line(error, file.path)}",
-                      fix="run it with python to see the whole traceback") from error  # fmt: skip
+        raise Refused(
+            f"{function.__name__}() returns",
+            value=f"{type(error).__name__}: {error}",
+            place=f"{file.path}{_line(error, file.path)}",
+            fix="run it with python to see the whole traceback",
+        ) from error
     if function.__name__ == "task" and not isinstance(value, Task):
         raise Refused("task() returns a penjing.Task", value=type(value).__name__, place=str(file.path))
     if value is None:

@@ -29,14 +29,23 @@ def strategy_of(file: TaskFile, settings: list[str] | None) -> Strategy:
     own = getattr(file.module, "strategy", None)
     own = own() if callable(own) else own
     if own is not None and not isinstance(own, Strategy):
-        raise Refused("the task file's strategy is a penjing.Strategy", value=type(own).__name__,
-                      place=f"{file.path}, strategy", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the task file's strategy is a penjing.Strategy",
+            value=type(own).__name__,
+            place=f"{file.path}, strategy",
+            code=Exit.USAGE,
+        )
     fields: dict[str, Any] = {} if own is None else own.model_dump()
     for setting in settings or ():
         name, sign, text = setting.partition("=")
         if not sign or not name.strip():
-            raise Refused("a setting reads as field=value", value=setting, place="--set",
-                          fix="write --set epochs=10", code=Exit.USAGE)  # fmt: skip
+            raise Refused(
+                "a setting reads as field=value",
+                value=setting,
+                place="--set",
+                fix="write --set epochs=10",
+                code=Exit.USAGE,
+            )
         fields[name.strip()] = _value(text.strip())
     return Strategy(**fields)
 

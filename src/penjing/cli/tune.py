@@ -39,9 +39,17 @@ def tune(
     file = load_task_file(task_file)
     strategy, names = strategy_of(file, settings), optimizer or None
     tuned = run(
-        file.model, call(file.task, file), goal=goal, time=time, out=out, strategy=strategy,
-        optimizers=names, first=first, seed=seed, say=silent if json else say,  # type: ignore[arg-type]
-    )  # fmt: skip
+        file.model,
+        call(file.task, file),
+        goal=goal,
+        time=time,
+        out=out,
+        strategy=strategy,
+        optimizers=names,
+        first=first,
+        seed=seed,
+        say=silent if json else say,  # type: ignore[arg-type]
+    )
     data = tuned.record.model_dump(mode="json") | {
         "report": str(tuned.report),
         "printed": repr(tuned.strategy),

@@ -47,8 +47,13 @@ def verify(
     chosen = any(value is not None for value in given.values())
     budget = o.budget_from(confidence, **given) if chosen else asked
     if path is None:
-        raise Refused("the data are known", value="the run was started from Python", place=str(run),
-                      fix="give the task file with --task", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the data are known",
+            value="the run was started from Python",
+            place=str(run),
+            fix="give the task file with --task",
+            code=Exit.USAGE,
+        )
     file = load_task_file(path)
     data = call(file.task, file).prepare(seed)
     model = call(file.model, file) if "torch" in (target.runtime, target.mode) else None

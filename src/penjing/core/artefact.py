@@ -106,8 +106,13 @@ def deliver(
     steps = plan_to_json(plan)
     folder = Path(folder).expanduser().absolute()
     if os.path.lexists(folder):
-        raise Refused("the artefact's folder does not exist yet", value=str(folder), place="deliver",
-                      fix="choose another folder; nothing is ever overwritten", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the artefact's folder does not exist yet",
+            value=str(folder),
+            place="deliver",
+            fix="choose another folder; nothing is ever overwritten",
+            code=Exit.USAGE,
+        )
     with refusing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
     runtime = runtime_for(target)
@@ -117,16 +122,24 @@ def deliver(
         noticed = [*changes, *facts.pop("changes", ())]
         model_files = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
         if not model_files or _OWN_FILES & set(model_files):
-            raise Refused("a runtime writes model files under names of its own", value=model_files,
-                          place=f"deliver ({target.label})", code=Exit.INTERNAL)  # fmt: skip
+            raise Refused(
+                "a runtime writes model files under names of its own",
+                value=model_files,
+                place=f"deliver ({target.label})",
+                code=Exit.INTERNAL,
+            )
         _refuse_pickles(temporary, model_files)
         write_json(temporary / "plan.json", steps)
         write_json(temporary / "changes.json", [change.model_dump(mode="json") for change in noticed])
         if record is not None:
             write_json(temporary / "record.json", dict(record))
-        return {"target": target.model_dump(mode="json"), "plan": steps, "model_files": model_files,
-                "compressed_bytes": sum(compressed_bytes(temporary / name) for name in model_files),
-                "runtime": facts}  # fmt: skip
+        return {
+            "target": target.model_dump(mode="json"),
+            "plan": steps,
+            "model_files": model_files,
+            "compressed_bytes": sum(compressed_bytes(temporary / name) for name in model_files),
+            "runtime": facts,
+        }
 
     return _artefact(folder, write_folder(folder, build))
 
@@ -141,10 +154,13 @@ def open_artefact(folder: Path | str) -> Artefact:
     folder = Path(folder).expanduser().absolute()
     if folder.is_file():
         raise Refused(
-            "an artefact is a folder that Penjing delivered", value=folder.name, place=str(folder.parent),
+            "an artefact is a folder that Penjing delivered",
+            value=folder.name,
+            place=str(folder.parent),
             fix="a pickled model can run any code and is never read; load it in your own program"
-            if folder.suffix.lower() in PICKLES else "give the folder, not one of its files",
-        )  # fmt: skip
+            if folder.suffix.lower() in PICKLES
+            else "give the folder, not one of its files",
+        )
     content = verify_manifest(folder)
     _refuse_pickles(folder, [entry["name"] for entry in content["files"]])
     return _artefact(folder, content)
@@ -178,8 +194,12 @@ def _artefact(folder: Path, content: Mapping[str, Any]) -> Artefact:
             facts=facts["runtime"],
         )
     except (KeyError, TypeError, ValidationError, Refused) as error:
-        raise Refused("the manifest describes a delivered model", value=error, place=str(folder),
-                      fix="choose a folder that `deliver` wrote") from error  # fmt: skip
+        raise Refused(
+            "the manifest describes a delivered model",
+            value=error,
+            place=str(folder),
+            fix="choose a folder that `deliver` wrote",
+        ) from error
 
 
 def compressed_bytes(path: Path) -> int:
@@ -200,8 +220,12 @@ def _refuse_pickles(folder: Path, names: Iterable[str]) -> None:
             file.seek(0)
             pickled = _looks_pickled(name, head) and not (raw and not _is_pickle(file))
         if pickled or (Path(name).suffix.lower() in PICKLES and not raw):
-            raise Refused("no file of an artefact may carry a pickle", value=name, place=str(folder),
-                          fix="a pickle can run any code: use ONNX or safetensors")  # fmt: skip
+            raise Refused(
+                "no file of an artefact may carry a pickle",
+                value=name,
+                place=str(folder),
+                fix="a pickle can run any code: use ONNX or safetensors",
+            )
 
 
 def _looks_pickled(name: str, head: bytes) -> bool:

@@ -288,8 +288,12 @@ def without_choice(model: Model, output: Any) -> Model:
         Refused: the task names an output.
     """
     if output is not None:
-        raise Refused("a model of this framework has one output", value=repr(output), place="task.output",
-                      fix="leave task.output out")  # fmt: skip
+        raise Refused(
+            "a model of this framework has one output",
+            value=repr(output),
+            place="task.output",
+            fix="leave task.output out",
+        )
     return model
 
 

@@ -18,8 +18,12 @@ def attempt(call: Callable[[], Any], place: str) -> Any:
     except Refused:
         raise
     except Exception as error:  # the user's data may raise anything; where it did is what helps
-        raise Refused("every example can be read", value=f"{type(error).__name__}: {error}", place=place,
-                      fix="repair or leave out this example") from error  # fmt: skip
+        raise Refused(
+            "every example can be read",
+            value=f"{type(error).__name__}: {error}",
+            place=place,
+            fix="repair or leave out this example",
+        ) from error
 
 
 def as_array(value: Any, place: str) -> NDArray[Any]:
@@ -31,9 +35,12 @@ def as_array(value: Any, place: str) -> NDArray[Any]:
     except ValueError:
         array = np.empty(0, object)
     if array.dtype.kind not in "biufUS":
-        raise Refused("data are arrays of numbers of one shape", place=place,
-                      value=f"{type(value).__name__} {array.dtype}",
-                      fix="convert it to a NumPy array or tensor first")  # fmt: skip
+        raise Refused(
+            "data are arrays of numbers of one shape",
+            place=place,
+            value=f"{type(value).__name__} {array.dtype}",
+            fix="convert it to a NumPy array or tensor first",
+        )
     return array
 
 
@@ -41,8 +48,12 @@ def as_input(value: Any, place: str) -> NDArray[Any]:
     """Return a batch of numbers; float64 becomes float32, which models compute in."""
     array = as_array(value, place)
     if array.dtype.kind in "US" or array.ndim == 0:
-        raise Refused("an input is an array of numbers with a batch axis", place=place,
-                      value=f"{array.dtype} {array.shape}", fix="encode text as numbers first")  # fmt: skip
+        raise Refused(
+            "an input is an array of numbers with a batch axis",
+            place=place,
+            value=f"{array.dtype} {array.shape}",
+            fix="encode text as numbers first",
+        )
     return array.astype(np.float32) if array.dtype == np.float64 else array
 
 
@@ -80,5 +91,9 @@ def refuse_not_finite(x: NDArray[Any], place: str) -> None:
         return
     bad = ~finite.reshape(len(x), -1).all(axis=1)
     count = f"{int((~finite).sum())} values NaN or infinite in {int(bad.sum())} of {len(x)} examples"
-    raise Refused("data are finite", value=count, place=f"{place}, first in example {int(bad.argmax())}",
-                  fix="repair or leave out these examples")  # fmt: skip
+    raise Refused(
+        "data are finite",
+        value=count,
+        place=f"{place}, first in example {int(bad.argmax())}",
+        fix="repair or leave out these examples",
+    )

@@ -127,8 +127,12 @@ class LiveSplit:
         raise self._used_up()
 
     def _used_up(self) -> Refused:
-        return Refused("the data can be walked again", value="0 examples", place=f"task.{self.name}",
-                       fix="pass a function that makes a new iterator each time")  # fmt: skip
+        return Refused(
+            "the data can be walked again",
+            value="0 examples",
+            place=f"task.{self.name}",
+            fix="pass a function that makes a new iterator each time",
+        )
 
 
 def divide(targets: NDArray[Any], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

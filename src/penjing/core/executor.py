@@ -82,8 +82,9 @@ def refusal_of(error: Refused) -> Refusal:
 
 def refused_from(refusal: Refusal) -> Refused:
     """Rebuild the exception that `refusal_of` wrote down."""
-    return Refused(refusal.rule, value=refusal.value, place=refusal.place, fix=refusal.fix,
-                   code=Exit(refusal.code))  # fmt: skip
+    return Refused(
+        refusal.rule, value=refusal.value, place=refusal.place, fix=refusal.fix, code=Exit(refusal.code)
+    )
 
 
 def candidate_seed(seed: int, key: str) -> int:

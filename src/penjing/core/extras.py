@@ -42,9 +42,12 @@ def need(extra: str, what: str) -> None:
     absent = missing(extra)
     if absent:
         raise Refused(
-            f"{what} has the packages it needs", value=f"no module {', '.join(absent)}", place="environment",
-            fix=f'pip install "penjing[{extra}]"', code=Exit.ENVIRONMENT,
-        )  # fmt: skip
+            f"{what} has the packages it needs",
+            value=f"no module {', '.join(absent)}",
+            place="environment",
+            fix=f'pip install "penjing[{extra}]"',
+            code=Exit.ENVIRONMENT,
+        )
 
 
 def bring(module: str) -> ModuleType:

@@ -99,8 +99,12 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise Refused("the file holds JSON", value=error, place=str(path),
-                      fix="the file is damaged or foreign: restore it from a copy") from error  # fmt: skip
+        raise Refused(
+            "the file holds JSON",
+            value=error,
+            place=str(path),
+            fix="the file is damaged or foreign: restore it from a copy",
+        ) from error
 
 
 def write_folder(path: Path | str, build: Build) -> dict[str, Any]:
@@ -117,8 +121,13 @@ def write_folder(path: Path | str, build: Build) -> dict[str, Any]:
     """
     path = Path(path)
     if os.path.lexists(path):
-        raise Refused("the folder does not exist yet", value=str(path), place="write",
-                      fix="choose another folder; nothing is ever overwritten", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the folder does not exist yet",
+            value=str(path),
+            place="write",
+            fix="choose another folder; nothing is ever overwritten",
+            code=Exit.USAGE,
+        )
     temporary = path.parent / _temporary_name()
     with refusing(path):
         try:
@@ -203,16 +212,23 @@ def verify_manifest(folder: Path | str) -> dict[str, Any]:
     for name in sorted(listed.keys() - present):
         raise Refused("every file of the manifest is there", value=f"{name} is missing", place=str(folder))
     for name in sorted(present - listed.keys()):
-        raise Refused("every file is listed in the manifest", value=f"{name} is foreign", place=str(folder),
-                      fix="remove it if you put it there")  # fmt: skip
+        raise Refused(
+            "every file is listed in the manifest",
+            value=f"{name} is foreign",
+            place=str(folder),
+            fix="remove it if you put it there",
+        )
     for name, entry in listed.items():
         with refusing(folder / name, "read"):
             size = (folder / name).stat().st_size
             same = size == entry["bytes"] and sha256_file(folder / name) == entry["sha256"]
         if not same:
-            raise Refused("every file is as it was written", value=f"{name} is damaged ({size} bytes, "
-                          f"{entry['bytes']} written)", place=str(folder),
-                          fix="restore the folder from a copy, or make it again")  # fmt: skip
+            raise Refused(
+                "every file is as it was written",
+                value=f"{name} is damaged ({size} bytes, {entry['bytes']} written)",
+                place=str(folder),
+                fix="restore the folder from a copy, or make it again",
+            )
     return content
 
 
@@ -323,16 +339,24 @@ def _names(folder: Path) -> list[str]:
                 elif stat.S_ISREG(mode):
                     names.append(name)
                 else:
-                    raise Refused("a folder holds only plain files, no links", value=name, place=str(folder),
-                                  fix="replace it by the file itself")  # fmt: skip
+                    raise Refused(
+                        "a folder holds only plain files, no links",
+                        value=name,
+                        place=str(folder),
+                        fix="replace it by the file itself",
+                    )
     return sorted(names)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
-        raise Refused("the folder has a manifest", value=f"no file {MANIFEST}", place=str(folder),
-                      fix="choose a folder that Penjing delivered")  # fmt: skip
+        raise Refused(
+            "the folder has a manifest",
+            value=f"no file {MANIFEST}",
+            place=str(folder),
+            fix="choose a folder that Penjing delivered",
+        )
     read = read_json(path)
     content: dict[str, Any] = read if isinstance(read, dict) else {}
     schema = content.get("schema")
@@ -340,12 +364,19 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         raise Refused("the manifest is Penjing's", value=f"schema {schema!r}", place=str(path))
     if schema > SCHEMA:
         raise Refused(
-            f"the manifest's schema is at most {SCHEMA}", place=str(path), code=Exit.ENVIRONMENT,
-            value=f"{schema}, written by penjing {content.get('penjing')}", fix="upgrade penjing",
-        )  # fmt: skip
+            f"the manifest's schema is at most {SCHEMA}",
+            place=str(path),
+            code=Exit.ENVIRONMENT,
+            value=f"{schema}, written by penjing {content.get('penjing')}",
+            fix="upgrade penjing",
+        )
     if content.pop("sha256", None) != (own := _own_digest(content)) or not _listed(content):
-        raise Refused("every file is as it was written", value=f"{MANIFEST} is damaged", place=str(folder),
-                      fix="restore the folder from a copy, or make it again")  # fmt: skip
+        raise Refused(
+            "every file is as it was written",
+            value=f"{MANIFEST} is damaged",
+            place=str(folder),
+            fix="restore the folder from a copy, or make it again",
+        )
     return content | {"sha256": own}
 
 

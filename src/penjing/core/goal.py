@@ -42,7 +42,12 @@ def parse_goal(text: str | Goal) -> Goal:
         return text
     match = _TEXT.match(text) if isinstance(text, str) else None
     if match is None or not math.isfinite(float(match[3])):
-        raise Refused("a goal reads as metric, >= or <=, and a number", value=repr(text)[:80], place="goal",
-                      fix='write for example "accuracy >= 92%"', code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a goal reads as metric, >= or <=, and a number",
+            value=repr(text)[:80],
+            place="goal",
+            fix='write for example "accuracy >= 92%"',
+            code=Exit.USAGE,
+        )
     value = float(match[3]) / (100 if match[4] else 1)
     return Goal(metric=match[1], at_least=match[2] in (">=", "≥"), value=value)

@@ -22,8 +22,17 @@ Granularity = Literal["tensor", "channel", "group", "token"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 GRANULARITIES: tuple[Granularity, ...] = get_args(Granularity)
 
-_BITS = {"fp8_e4m3": 8, "fp8_e5m2": 8, "nf4": 4, "mxfp4": 4, "mxfp8": 8, "mxfp8_e5m2": 8, "nvfp4": 4,
-         "ternary": 2, "binary": 1}  # fmt: skip
+_BITS = {
+    "fp8_e4m3": 8,
+    "fp8_e5m2": 8,
+    "nf4": 4,
+    "mxfp4": 4,
+    "mxfp8": 8,
+    "mxfp8_e5m2": 8,
+    "nvfp4": 4,
+    "ternary": 2,
+    "binary": 1,
+}
 _BLOCKS = {"mxfp4": 32, "mxfp8": 32, "mxfp8_e5m2": 32, "nvfp4": 16}
 _DEFAULT_GROUPS = {**_BLOCKS, "nf4": 64}
 _INTEGER = re.compile(r"(u?)int([1-9]\d?)")
@@ -135,9 +144,12 @@ class NumberFormat(Value):
         """
         axes = {"tensor": 0, "channel": 1, "group": 2, "token": 1}[self.granularity]
         if len(shape) < axes or 0 in shape:
-            raise Refused(f"a tensor with a scale for each {self.granularity} has {axes} axes and values",
-                          value=f"shape {tuple(shape)}", place=str(self),
-                          fix="reshape it, or choose another granularity")  # fmt: skip
+            raise Refused(
+                f"a tensor with a scale for each {self.granularity} has {axes} axes and values",
+                value=f"shape {tuple(shape)}",
+                place=str(self),
+                fix="reshape it, or choose another granularity",
+            )
         if self.granularity == "channel":
             return (shape[0],)
         if self.granularity == "group":
@@ -184,8 +196,13 @@ def _fields_of(name: str) -> dict[str, Any]:
     elif words and words[0] in KINDS and words[0] != "integer":
         fields["kind"] = words[0]
     else:
-        raise Refused("the number format is known", value=repr(name), place="number format", code=Exit.USAGE,
-                      fix=nearest(words[0] if words else "", ["int8", "uint8", *KINDS[1:]]))  # fmt: skip
+        raise Refused(
+            "the number format is known",
+            value=repr(name),
+            place="number format",
+            code=Exit.USAGE,
+            fix=nearest(words[0] if words else "", ["int8", "uint8", *KINDS[1:]]),
+        )
     rest = words[1:]
     while rest:
         word = rest.pop(0)
@@ -200,11 +217,21 @@ def _fields_of(name: str) -> dict[str, Any]:
             new = {"granularity": word}
         else:
             known = [*_FLAGS, "tensor", "channel", "group 32", "token"]
-            raise Refused("the words of a number format are known", value=repr(word), code=Exit.USAGE,
-                          place=f"number format {name!r}", fix=nearest(word, known))  # fmt: skip
+            raise Refused(
+                "the words of a number format are known",
+                value=repr(word),
+                code=Exit.USAGE,
+                place=f"number format {name!r}",
+                fix=nearest(word, known),
+            )
         if new.keys() & fields.keys():
-            raise Refused("a number format says each thing once", value=repr(word), code=Exit.USAGE,
-                          place=f"number format {name!r}", fix=_EXAMPLE)  # fmt: skip
+            raise Refused(
+                "a number format says each thing once",
+                value=repr(word),
+                code=Exit.USAGE,
+                place=f"number format {name!r}",
+                fix=_EXAMPLE,
+            )
         fields |= new
     return fields
 

@@ -30,8 +30,13 @@ def chain(*parts: Method | Iterable[Method]) -> Plan:
         flat.extend(part if isinstance(part, Iterable) and not isinstance(part, Method) else [part])
     for method in flat:
         if not isinstance(method, Method):
-            raise Refused("a plan consists of methods", value=repr(method)[:80], place="chain",
-                          fix="write for example PruneChannels(ratio=0.5)", code=Exit.USAGE)  # fmt: skip
+            raise Refused(
+                "a plan consists of methods",
+                value=repr(method)[:80],
+                place="chain",
+                fix="write for example PruneChannels(ratio=0.5)",
+                code=Exit.USAGE,
+            )
     for first, second in itertools.pairwise(flat):
         if stage_of(second) < stage_of(first):
             raise Refused(
@@ -55,9 +60,13 @@ def only(pattern: str, method: Method) -> Method:
     True
     """
     if not isinstance(pattern, str) or not pattern.strip() or not isinstance(method, Method):
-        raise Refused("only takes a pattern that is not empty, and a method", place="only",
-                      value=f"{pattern!r}, {method!r}"[:160], fix="write only('layer1.*', method)",
-                      code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "only takes a pattern that is not empty, and a method",
+            place="only",
+            value=f"{pattern!r}, {method!r}"[:160],
+            fix="write only('layer1.*', method)",
+            code=Exit.USAGE,
+        )
     return Only(pattern=pattern, method=method)
 
 
@@ -73,8 +82,13 @@ def plan_from_json(data: Any) -> Plan:
         Refused: it is no list, an entry is wrong, or stages descend.
     """
     if not isinstance(data, list | tuple):
-        raise Refused("a plan is a list of methods", value=repr(data)[:80], place="plan",
-                      fix="write it as [{method: PruneChannels, ratio: 0.5}]", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a plan is a list of methods",
+            value=repr(data)[:80],
+            place="plan",
+            fix="write it as [{method: PruneChannels, ratio: 0.5}]",
+            code=Exit.USAGE,
+        )
     return chain(*[method_from_json(entry) for entry in data])
 
 

@@ -97,8 +97,12 @@ class Reader:
             if self.limit is not None and seen >= self.limit:
                 return
             if self.limit is None and seen > WITHOUT_LENGTH:
-                raise Refused("data without a length end", value=f"more than {WITHOUT_LENGTH:,} examples",
-                              place=self.place, fix="set Task(max_examples=...)")  # fmt: skip
+                raise Refused(
+                    "data without a length end",
+                    value=f"more than {WITHOUT_LENGTH:,} examples",
+                    place=self.place,
+                    fix="set Task(max_examples=...)",
+                )
 
     def _together(self, batches: list[Batch]) -> Split:
         if sum(len(targets) for _, targets in batches) == 0:
@@ -109,8 +113,12 @@ class Reader:
         return Split(*whole, self.name)
 
     def _empty(self) -> Refused:
-        return Refused("the split has examples", value="0 examples", place=self.place,
-                       fix="pass data; instead of a used iterator a function that makes it")  # fmt: skip
+        return Refused(
+            "the split has examples",
+            value="0 examples",
+            place=self.place,
+            fix="pass data; instead of a used iterator a function that makes it",
+        )
 
     def _limited(self, split: Split) -> Split:
         if self.limit is None or len(split) <= self.limit:
@@ -133,9 +141,12 @@ class Reader:
         if batch[1].dtype.kind == "f":
             refuse_not_finite(batch[1], f"{place}, targets")
         if self.labels and len(batch[1]) and batch[1].min() < 0:
-            raise Refused("labels are class indices from 0", place=f"{place}, targets",
-                          value=f"{int((batch[1] < 0).sum())} negative, {batch[1].min()}..{batch[1].max()}",
-                          fix="drop these examples or number the classes from 0")  # fmt: skip
+            raise Refused(
+                "labels are class indices from 0",
+                place=f"{place}, targets",
+                value=f"{int((batch[1] < 0).sum())} negative, {batch[1].min()}..{batch[1].max()}",
+                fix="drop these examples or number the classes from 0",
+            )
 
 
 def _examples(data: Any, place: str, seed: int | None) -> Iterator[tuple[str, Any]]:
@@ -149,8 +160,11 @@ def _examples(data: Any, place: str, seed: int | None) -> Iterator[tuple[str, An
             shapes = [a.shape for a in column]
             odd = next((k for k, s in enumerate(shapes) if s != shapes[0]), None)
             if odd is not None:
-                raise Refused("all examples have one shape", value=f"{shapes[odd]} after {shapes[0]}",
-                              place=f"{place}, example {order[start + odd]}")  # fmt: skip
+                raise Refused(
+                    "all examples have one shape",
+                    value=f"{shapes[odd]} after {shapes[0]}",
+                    place=f"{place}, example {order[start + odd]}",
+                )
             columns.append(np.stack(column))
         yield where, (tuple(columns[:-1]), columns[-1])
 
@@ -181,15 +195,22 @@ def _is_indexed(data: Any, place: str) -> bool:
     A list may hold either: examples have targets without an axis.
     """
     if hasattr(data, "__next__"):
-        raise Refused("the data can be walked more than once", value=type(data).__name__, place=place,
-                      fix="the iterator is one-shot: pass a function that makes it")  # fmt: skip
+        raise Refused(
+            "the data can be walked more than once",
+            value=type(data).__name__,
+            place=place,
+            fix="the iterator is one-shot: pass a function that makes it",
+        )
     if _is_factory(data):
         return False
     if isinstance(data, dict | str | bytes) or not (
         hasattr(data, "__iter__") or hasattr(data, "__getitem__")
     ):
-        raise Refused("the data is (inputs, targets), a data set, a loader or a function that makes batches",
-                      value=type(data).__name__, place=place)  # fmt: skip
+        raise Refused(
+            "the data is (inputs, targets), a data set, a loader or a function that makes batches",
+            value=type(data).__name__,
+            place=place,
+        )
     if isinstance(data, list | tuple) and len(data) > 0:
         return as_array(_pair(data[0], place)[1], place).ndim == 0
     return hasattr(data, "__getitem__") and hasattr(data, "__len__")
@@ -206,8 +227,12 @@ def _is_pair_of_arrays(data: Any) -> bool:
 
 def _pair(batch: Any, place: str) -> tuple[tuple[Any, ...], Any]:
     if not isinstance(batch, tuple | list) or len(batch) < 2:
-        raise Refused("a batch is (inputs, targets)", value=type(batch).__name__, place=place,
-                      fix="let the data give a tuple, targets last")  # fmt: skip
+        raise Refused(
+            "a batch is (inputs, targets)",
+            value=type(batch).__name__,
+            place=place,
+            fix="let the data give a tuple, targets last",
+        )
     inputs = batch[:-1] if len(batch) > 2 else batch[0]
     return (
         tuple(inputs) if isinstance(inputs, tuple | list) and _holds_arrays(inputs) else (inputs,)
@@ -231,8 +256,11 @@ def _length(data: Any, place: str) -> int | None:
 def _refuse_another_kind(first: Batch, batch: Batch, place: str) -> None:
     for a, b in zip((*first[0], first[1]), (*batch[0], batch[1]), strict=False):
         if a.dtype != b.dtype or a.shape[1:] != b.shape[1:] or len(first[0]) != len(batch[0]):
-            raise Refused("all batches have one shape and type", place=place,
-                          value=f"{b.dtype} {b.shape[1:]} after {a.dtype} {a.shape[1:]}")  # fmt: skip
+            raise Refused(
+                "all batches have one shape and type",
+                place=place,
+                value=f"{b.dtype} {b.shape[1:]} after {a.dtype} {a.shape[1:]}",
+            )
 
 
 def _cast(given: tuple[Any, ...], read: Arrays) -> tuple[str, ...]:

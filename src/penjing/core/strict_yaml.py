@@ -79,8 +79,9 @@ def load_yaml(text: str, place: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = place if mark is None else f"{place}:{mark.line + 1}:{mark.column + 1}"
         what = getattr(error, "problem", None) or error
-        raise Refused("the file holds YAML", value=what, place=where, fix="correct that line",
-                      code=Exit.USAGE) from error  # fmt: skip
+        raise Refused(
+            "the file holds YAML", value=what, place=where, fix="correct that line", code=Exit.USAGE
+        ) from error
 
 
 def read_yaml(path: Path | str) -> Any:

@@ -116,8 +116,13 @@ def runtime_for(target: Target) -> Runtime:
         Refused: the runtime's packages are not installed (the message has the line to type), or it is `auto`.
     """
     if target.runtime == "auto":
-        raise Refused("the target names a runtime", value="auto", place="target.runtime",
-                      fix="let `optimize` choose, or name one", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the target names a runtime",
+            value="auto",
+            place="target.runtime",
+            fix="let `optimize` choose, or name one",
+            code=Exit.USAGE,
+        )
     need(_EXTRAS[target.runtime][0], f"the target {target.label}")
     runtime: Runtime = importlib.import_module(f"penjing.targets.{target.runtime}").RUNTIME
     return runtime

@@ -87,12 +87,18 @@ class Task:
             split = getattr(self, name)
             targets = split.targets if isinstance(split, Split) else next(split.batches(self.batch_size))[1]
             if targets.max() >= outputs:
-                raise Refused(f"labels lie in 0..{outputs - 1}, the model has {outputs} outputs",
-                              value=f"{targets.min()}..{targets.max()}", place=f"task.{name}, targets",
-                              fix="give the model one output for each class")  # fmt: skip
+                raise Refused(
+                    f"labels lie in 0..{outputs - 1}, the model has {outputs} outputs",
+                    value=f"{targets.min()}..{targets.max()}",
+                    place=f"task.{name}, targets",
+                    fix="give the model one output for each class",
+                )
         if self.class_names and len(self.class_names) != outputs:
-            raise Refused(f"one name for each of {outputs} outputs", value=len(self.class_names),
-                          place="task.class_names")  # fmt: skip
+            raise Refused(
+                f"one name for each of {outputs} outputs",
+                value=len(self.class_names),
+                place="task.class_names",
+            )
 
     def fingerprint(self) -> str:
         """Return a SHA-256 over the three splits; the order of examples counts."""
@@ -105,13 +111,18 @@ class Task:
 
     def _check_settings(self) -> None:
         if callable(self.metric) and self.direction is None:
-            raise Refused("a metric that is a function states its direction", place="task.direction",
-                          value=getattr(self.metric, "__name__", "a function"), code=Exit.USAGE,
-                          fix='pass direction="maximize" or "minimize"')  # fmt: skip
+            raise Refused(
+                "a metric that is a function states its direction",
+                place="task.direction",
+                value=getattr(self.metric, "__name__", "a function"),
+                code=Exit.USAGE,
+                fix='pass direction="maximize" or "minimize"',
+            )
         for name, value in (("batch_size", self.batch_size), ("max_examples", self.max_examples)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise Refused("a whole number of at least 1", value=repr(value), place=f"task.{name}",
-                              code=Exit.USAGE)  # fmt: skip
+                raise Refused(
+                    "a whole number of at least 1", value=repr(value), place=f"task.{name}", code=Exit.USAGE
+                )
 
     def _refuse_same_data(self) -> None:
         for other in ("valid", "train"):
@@ -152,8 +163,12 @@ def _complete(splits: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[s
 def _halves(split: Split, names: tuple[str, str], share: float, seed: int) -> tuple[Split, Split]:
     rest, drawn = divide(split.targets, share, seed)
     if len(rest) == 0 or len(drawn) == 0:
-        raise Refused(f"{names[0]} has enough examples to take {names[1]} from", value=len(split),
-                      place=f"task.{names[0]}", fix=f"pass {names[1]}")  # fmt: skip
+        raise Refused(
+            f"{names[0]} has enough examples to take {names[1]} from",
+            value=len(split),
+            place=f"task.{names[0]}",
+            fix=f"pass {names[1]}",
+        )
     return split.take(rest, names[0]), split.take(drawn, names[1])
 
 
@@ -177,8 +192,12 @@ def _refuse_equal_content(valid: Split, test: Split) -> None:
 
 
 def _seen_test(other: str) -> Refused:
-    return Refused("the test split is unseen by the search", value=f"test is {other}", place="task.test",
-                   fix="leave test out: half of valid is then held back for it")  # fmt: skip
+    return Refused(
+        "the test split is unseen by the search",
+        value=f"test is {other}",
+        place="task.test",
+        fix="leave test out: half of valid is then held back for it",
+    )
 
 
 def _observations(splits: dict[str, Any]) -> list[str]:

@@ -161,8 +161,16 @@ def judge_upper(
     elif estimate.low > limit:
         status = "not_reached"
     reason = "the interval contains the limit; measure more rounds" if status == "inconclusive" else ""
-    return LimitVerdict(status=status, limit=limit, measured=estimate.value, low=estimate.low, reason=reason,
-                        high=estimate.high, baseline=baseline, unit=unit or estimate.unit)  # fmt: skip
+    return LimitVerdict(
+        status=status,
+        limit=limit,
+        measured=estimate.value,
+        low=estimate.low,
+        reason=reason,
+        high=estimate.high,
+        baseline=baseline,
+        unit=unit or estimate.unit,
+    )
 
 
 def judge_drop(certificate: Certificate, max_drop: float, baseline: float | None = None) -> LimitVerdict:
@@ -180,8 +188,16 @@ def judge_drop(certificate: Certificate, max_drop: float, baseline: float | None
         status = "not_reached"
     reason = _missing(certificate, max_drop) if status == "inconclusive" else ""
     unit = "share" if is_share(certificate.metric) else ""
-    return LimitVerdict(status=status, limit=max_drop, measured=drop.value, low=drop.low, high=drop.high,
-                        baseline=baseline, unit=unit, reason=reason)  # fmt: skip
+    return LimitVerdict(
+        status=status,
+        limit=max_drop,
+        measured=drop.value,
+        low=drop.low,
+        high=drop.high,
+        baseline=baseline,
+        unit=unit,
+        reason=reason,
+    )
 
 
 def is_share(metric: str) -> bool:

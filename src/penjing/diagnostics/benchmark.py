@@ -53,8 +53,11 @@ def benchmark(
             entries[str(path)] = (artefact.path, artefact.target, factory)
         found = measure_all(entries, task, split, next(iter(entries)), counts)
     measurements: dict[str, Measurement] = {name: measured.measurement for name, measured in found.items()}
-    return {"split": split, "reference": next(iter(entries)),
-            "rows": {name: m.model_dump(mode="json") for name, m in measurements.items()}}  # fmt: skip
+    return {
+        "split": split,
+        "reference": next(iter(entries)),
+        "rows": {name: m.model_dump(mode="json") for name, m in measurements.items()},
+    }
 
 
 def _targets(backend: str, threads: int, batch: int) -> list[Target]:

@@ -25,8 +25,13 @@ def examine() -> dict[str, Any]:
     problems = [*_old(), *(f"{name}: {e['reason']}" for name, e in extras.items() if e["broken"])]
     usable = extras["torch"]["usable"] or extras["onnx"]["usable"]
     code = Exit.ENVIRONMENT if problems or not usable else Exit.DONE
-    return {"environment": environment(), "extras": extras, "cache": contents(), "problems": problems,
-            "code": int(code)}  # fmt: skip
+    return {
+        "environment": environment(),
+        "extras": extras,
+        "cache": contents(),
+        "problems": problems,
+        "code": int(code),
+    }
 
 
 def _extra(name: str) -> dict[str, Any]:

@@ -33,14 +33,19 @@ def inspect_model(model: Model, task: Task) -> dict[str, Any]:
         "multiply_adds": operations.multiply_adds,
         "uncounted": list(operations.uncounted),
         "layers": [
-            {"name": layer.name, "kind": layer.kind, "shapes": {k: list(v) for k, v in layer.shapes.items()},
-             "group": made_by.get(layer.name, ""), "frozen": groups.frozen.get(layer.name, "")}
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "shapes": {k: list(v) for k, v in layer.shapes.items()},
+                "group": made_by.get(layer.name, ""),
+                "frozen": groups.frozen.get(layer.name, ""),
+            }
             for layer in backend.layers(model)
         ],
         "whole": whole,
         "groups": [{"name": g.name, "size": g.size, "layers": list(g.layers)} for g in groups.groups],
         "methods": sorted(backends_of_any(backend.name) | onnx),
-    }  # fmt: skip
+    }
 
 
 def _groups(backend: Backend, model: Model, example: Arrays) -> tuple[Groups, str]:

@@ -57,8 +57,12 @@ def distill_blocks(model: Model, method: DistillBlocks, context: Context) -> Out
     skipped = [_change(name, "skipped", reason) for name, reason in found.reasons.items()]
     if method.blocks and found.reasons:
         name, reason = next(iter(found.reasons.items()))
-        raise Refused("a block of the student fits the teacher's", value=reason, place=f"blocks, {name}",
-                      fix="leave it out, or use Distill")  # fmt: skip
+        raise Refused(
+            "a block of the student fits the teacher's",
+            value=reason,
+            place=f"blocks, {name}",
+            fix="leave it out, or use Distill",
+        )
     if not chosen:
         return Outcome(model, skipped or [_change("*", "skipped", "no modules in a row in both networks")])
     start = time.perf_counter()
@@ -67,11 +71,14 @@ def distill_blocks(model: Model, method: DistillBlocks, context: Context) -> Out
         size = method.batch_size or context.task.batch_size
         before = _errors(local, context, size)
         done = fit(
-            local, context.task.train, lambda outputs, inputs, targets: sum(outputs),
-            method.sized(context.task), seed=context.seed,
+            local,
+            context.task.train,
+            lambda outputs, inputs, targets: sum(outputs),
+            method.sized(context.task),
+            seed=context.seed,
             covers=lambda layer: context.covers(local.layer(layer)),
             hooks=replace(Hooks(), say=lambda line: context.say(f"DistillBlocks: {line}")),
-        )  # fmt: skip
+        )
         after = _errors(local, context, size)
     notes = context.notes
     notes["training_s"] = notes.get("training_s", 0.0) + time.perf_counter() - start

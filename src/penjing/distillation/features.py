@@ -143,8 +143,12 @@ def _guided(model: Model, method: DistillFeatures, context: Context, pairs: list
         if method.relation != "features" or (shapes[0] == shapes[1] and method.projection != "always"):
             continue
         if method.projection == "none":
-            raise Refused("paired layers have one shape", value=_words(*shapes), place=place,
-                          fix=f"projection='auto' puts {_fitting(*shapes)} between them")  # fmt: skip
+            raise Refused(
+                "paired layers have one shape",
+                value=_words(*shapes),
+                place=place,
+                fix=f"projection='auto' puts {_fitting(*shapes)} between them",
+            )
         projections[number] = projection(*shapes, next(iter(model.parameters())))
     return Guided(model, projections)
 
@@ -154,9 +158,12 @@ def _refuse_positions(student: Shape, teacher: Shape, place: str) -> None:
     sizes = [shape[1:] if len(shape) > 2 else shape[:-1] for shape in (student, teacher)]
     if sizes[0] == sizes[1] and len(student) == len(teacher) <= 3:
         return
-    raise Refused("paired layers have one number of positions", value=_words(student, teacher), place=place,
-                  fix=f"{_fitting(student, teacher)} would fit; pair layers of one size, or use "
-                  "relation='relational'")  # fmt: skip
+    raise Refused(
+        "paired layers have one number of positions",
+        value=_words(student, teacher),
+        place=place,
+        fix=f"{_fitting(student, teacher)} would fit; pair layers of one size, or use relation='relational'",
+    )
 
 
 def _words(student: Shape, teacher: Shape) -> str:

@@ -105,9 +105,12 @@ def _labelled(targets: Any, like: Any) -> Any:
     if targets.is_floating_point() or targets.ndim != 2:
         return like | True
     if targets.shape != like.shape:
-        raise Refused("each position of the outputs has a label", place="task.train",
-                      value=f"tokens {list(like.shape)}, labels {list(targets.shape)}",
-                      fix="give labels of the outputs' positions, -100 where none counts")  # fmt: skip
+        raise Refused(
+            "each position of the outputs has a label",
+            place="task.train",
+            value=f"tokens {list(like.shape)}, labels {list(targets.shape)}",
+            fix="give labels of the outputs' positions, -100 where none counts",
+        )
     return targets != IGNORED_TARGET
 
 
@@ -119,9 +122,12 @@ def _check(model: Model, method: DistillOnPolicy, context: Context) -> None:
     example = context.task.valid.example()
     ids, given = example[0], ", ".join(f"{x.dtype}{list(x.shape)}" for x in example)
     if len(example) != 1 or ids.dtype.kind not in "iu" or ids.ndim != 2 or ids.shape[1] <= method.prompt:
-        raise Refused("an example is one row of token ids, longer than the prompt", value=given,
-                      place=f"prompt={method.prompt}",
-                      fix="pack texts to rows of one length without padding or masks")  # fmt: skip
+        raise Refused(
+            "an example is one row of token ids, longer than the prompt",
+            value=given,
+            place=f"prompt={method.prompt}",
+            fix="pack texts to rows of one length without padding or masks",
+        )
     networks = [("student", model), *(("teacher", other) for other in teachers_of(context))]
     shapes = {}
     for whose, network in networks:
@@ -129,13 +135,22 @@ def _check(model: Model, method: DistillOnPolicy, context: Context) -> None:
         shapes[whose] = context.backend.run(network, (ids,)).shape
     if shapes["student"] != shapes["teacher"] or shapes["student"][:-1] != ids.shape:
         words = ", ".join(f"{whose} {list(shape)}" for whose, shape in shapes.items())
-        raise Refused("student and teacher give logits [n, t, vocabulary] of one vocabulary", value=words,
-                      place="teacher", fix="take models with one tokenizer")  # fmt: skip
+        raise Refused(
+            "student and teacher give logits [n, t, vocabulary] of one vocabulary",
+            value=words,
+            place="teacher",
+            fix="take models with one tokenizer",
+        )
     vocabulary = shapes["student"][-1]
     if method.end is not None and method.end >= vocabulary:
-        raise Refused("the end is a token of the vocabulary", value=f"{method.end} of {vocabulary}",
-                      place="end")  # fmt: skip
+        raise Refused(
+            "the end is a token of the vocabulary", value=f"{method.end} of {vocabulary}", place="end"
+        )
     for whose, network in networks:
         if sees_ahead(network, to_inputs(network, (ids,))[0], method.prompt):
-            raise Refused("logits of a token do not depend on those behind it", place=whose,
-                          value="they do", fix="give causal decoders, or use Distill")  # fmt: skip
+            raise Refused(
+                "logits of a token do not depend on those behind it",
+                place=whose,
+                value="they do",
+                fix="give causal decoders, or use Distill",
+            )

@@ -135,16 +135,20 @@ def _pairs(student: Any, teacher: Any, method: DistillRelations, context: Contex
 
     counts = []
     for network, layer, whose in (
-        (student, method.student_layer, "student"), (teacher, method.teacher_layer, "teacher"),
-    ):  # fmt: skip
+        (student, method.student_layer, "student"),
+        (teacher, method.teacher_layer, "teacher"),
+    ):
         with evaluating(network), torch.no_grad():
             network(*to_inputs(network, context.task.valid.example()))
         count, layer = len(network.calls), -1 if layer is None else layer
         if not -count <= layer < count:
-            raise Refused("the layer of attention is there", place=f"{whose}_layer",
-                          value=f"{layer} of {count} calls of scaled_dot_product_attention",
-                          fix="choose another; attention that is computed otherwise (nn.MultiheadAttention, "
-                          "attn_implementation='eager') cannot be watched")  # fmt: skip
+            raise Refused(
+                "the layer of attention is there",
+                place=f"{whose}_layer",
+                value=f"{layer} of {count} calls of scaled_dot_product_attention",
+                fix="choose another; attention that is computed otherwise (nn.MultiheadAttention, "
+                "attn_implementation='eager') cannot be watched",
+            )
         counts.append((layer % count, count))
     if method.relation == "scores" and method.student_layer is None and method.teacher_layer is None:
         return list(enumerate(uniform_mapping(counts[0][1], counts[1][1])))
@@ -155,18 +159,27 @@ def _check(student: Attention, teacher: Attention, method: DistillRelations) -> 
     """Refuse two calls of attention that cannot be compared."""
     tokens = student.query.shape[1], teacher.query.shape[1]
     if tokens[0] != tokens[1]:
-        raise Refused("student and teacher see one number of tokens", place="DistillRelations",
-                      value=f"{tokens[0]} beside {tokens[1]}")  # fmt: skip
+        raise Refused(
+            "student and teacher see one number of tokens",
+            place="DistillRelations",
+            value=f"{tokens[0]} beside {tokens[1]}",
+        )
     if method.relation == "scores":
         if student.heads != teacher.heads:
-            raise Refused("layers whose scores are compared have one number of heads",
-                          value=f"student {student.heads}, teacher {teacher.heads}", place="DistillRelations",
-                          fix="relation='self' needs no equal heads")  # fmt: skip
+            raise Refused(
+                "layers whose scores are compared have one number of heads",
+                value=f"student {student.heads}, teacher {teacher.heads}",
+                place="DistillRelations",
+                fix="relation='self' needs no equal heads",
+            )
         return
     heads = method.heads or teacher.heads
     for kind in KINDS:
         widths = [getattr(attention, kind).shape[2] for attention in (student, teacher)]
         if widths[0] % heads or widths[1] % heads:
-            raise Refused("the heads divide both widths", place="DistillRelations.heads",
-                          value=f"{heads} heads, {kind} of {widths[0]} and {widths[1]}",
-                          fix="choose a common divisor")  # fmt: skip
+            raise Refused(
+                "the heads divide both widths",
+                place="DistillRelations.heads",
+                value=f"{heads} heads, {kind} of {widths[0]} and {widths[1]}",
+                fix="choose a common divisor",
+            )

@@ -46,8 +46,13 @@ def distill(
     """
     method = Distill() if method is None else method
     if not isinstance(method, Method) or not isinstance(inner(method), Taught):
-        raise Refused("the method has a teacher", value=repr(method)[:80], place="distill", code=Exit.USAGE,
-                      fix="pass Distill or another method whose name begins so; apply takes all")  # fmt: skip
+        raise Refused(
+            "the method has a teacher",
+            value=repr(method)[:80],
+            place="distill",
+            code=Exit.USAGE,
+            fix="pass Distill or another method whose name begins so; apply takes all",
+        )
     teachers = list(teacher) if isinstance(teacher, list | tuple) else [teacher]
     shares = _shares(teachers, weights)
     task = task.prepare()
@@ -62,8 +67,12 @@ def _shares(teachers: Sequence[Model], weights: Sequence[float] | None) -> list[
         raise Refused("there is a teacher", value="an empty list", place="distill", code=Exit.USAGE)
     shares = [1.0] * len(teachers) if weights is None else [float(weight) for weight in weights]
     if len(shares) != len(teachers) or not all(math.isfinite(share) and share > 0 for share in shares):
-        raise Refused("each teacher has a weight above 0", value=f"{shares} for {len(teachers)}",
-                      place="distill.weights", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "each teacher has a weight above 0",
+            value=f"{shares} for {len(teachers)}",
+            place="distill.weights",
+            code=Exit.USAGE,
+        )
     return shares
 
 
@@ -73,14 +82,21 @@ def _together(backend: Backend, teachers: Sequence[Model], shares: list[float], 
     for number, model in enumerate(teachers):
         its, selected, _ = enter(model, task)
         if its.name != backend.name:
-            raise Refused("student and teachers are of one framework", place=f"teacher {number}",
-                          value=f"{its.name} beside {backend.name}")  # fmt: skip
+            raise Refused(
+                "student and teachers are of one framework",
+                place=f"teacher {number}",
+                value=f"{its.name} beside {backend.name}",
+            )
         its.check(selected, example)
         found.append(selected)
         shapes.append(its.run(selected, example).shape[1:])
     if len(set(shapes)) > 1:
-        raise Refused("teachers give outputs of one shape", place="distill",
-                      value=", ".join(map(str, shapes)), fix="leave those out that differ")  # fmt: skip
+        raise Refused(
+            "teachers give outputs of one shape",
+            place="distill",
+            value=", ".join(map(str, shapes)),
+            fix="leave those out that differ",
+        )
     if len(found) == 1:
         return found[0]
     from penjing.backends.torch.distill.committee import Committee

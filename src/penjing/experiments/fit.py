@@ -196,12 +196,21 @@ def fit(
     """
     strategy, wanted = strategy or Strategy(), None if goal is None else parse_goal(goal)
     if not isinstance(strategy, Strategy):
-        raise Refused("the strategy is a penjing.Strategy", value=repr(strategy)[:80], place="strategy",
-                      fix="write Strategy(epochs=10)", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the strategy is a penjing.Strategy",
+            value=repr(strategy)[:80],
+            place="strategy",
+            fix="write Strategy(epochs=10)",
+            code=Exit.USAGE,
+        )
     task, backend = task.prepare(seed), backend_for(model)
     if backend.name != "torch":
-        raise Refused("a model that trains is a torch.nn.Module", value=backend.name, place="model",
-                      fix="train in torch, then export")  # fmt: skip
+        raise Refused(
+            "a model that trains is a torch.nn.Module",
+            value=backend.name,
+            place="model",
+            fix="train in torch, then export",
+        )
     task_objective(task, strategy.label_smoothing)
     check_goal(wanted, task)
     judged = backend.select(model, task.output)
@@ -232,18 +241,32 @@ def check_goal(goal: Goal | None, task: Task) -> None:
     if goal is None:
         return
     if goal.metric != name:
-        raise Refused("the goal is of the task's metric", value=goal.metric, place="goal",
-                      fix=f"write {name}, or give the task this metric", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the goal is of the task's metric",
+            value=goal.metric,
+            place="goal",
+            fix=f"write {name}, or give the task this metric",
+            code=Exit.USAGE,
+        )
     if goal.at_least != up:
-        raise Refused(f"{name} is to be {'maximized' if up else 'minimized'}", value=str(goal), place="goal",
-                      fix=f"write {name} {'>=' if up else '<='} {goal.value:g}", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            f"{name} is to be {'maximized' if up else 'minimized'}",
+            value=str(goal),
+            place="goal",
+            fix=f"write {name} {'>=' if up else '<='} {goal.value:g}",
+            code=Exit.USAGE,
+        )
 
 
 def _key(backend: Backend, model: Model, task: Task, strategy: Strategy, goal: Goal | None, seed: int) -> str:
     asked = [
-        backend.fingerprint(model), task.train.fingerprint(), task.valid.fingerprint(),
-        strategy.model_dump_json(), str(goal), seed,
-    ]  # fmt: skip
+        backend.fingerprint(model),
+        task.train.fingerprint(),
+        task.valid.fingerprint(),
+        strategy.model_dump_json(),
+        str(goal),
+        seed,
+    ]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
@@ -258,8 +281,13 @@ def _finished(folder: Path, key: str) -> FitRecord | None:
         return None
     content = read_json(path)
     if not isinstance(content, dict) or content.get("key") != key:
-        raise Refused("a folder holds one training run", value="another model, data, strategy, goal or seed",
-                      place=str(folder), fix="give another folder", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a folder holds one training run",
+            value="another model, data, strategy, goal or seed",
+            place=str(folder),
+            fix="give another folder",
+            code=Exit.USAGE,
+        )
     try:
         return FitRecord.model_validate(content.get("record"))
     except ValidationError as error:
@@ -298,9 +326,13 @@ def read_weights(model: Model, path: Path) -> None:
         with refusing(path, "read"):
             model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
-        raise Refused("saved weights are whole", value=str(error)[:80], place=str(path),
-                      fix="delete the folder: training begins anew", code=Exit.ENVIRONMENT,
-                      ) from error  # fmt: skip
+        raise Refused(
+            "saved weights are whole",
+            value=str(error)[:80],
+            place=str(path),
+            fix="delete the folder: training begins anew",
+            code=Exit.ENVIRONMENT,
+        ) from error
 
 
 def _peak_memory(model: Model) -> int:

@@ -40,8 +40,9 @@ def range_test(
         Refused: bad arguments; no rate at which the loss falls.
     """
     if not LEAST <= steps <= MOST:
-        raise Refused(f"a range test takes {LEAST} to {MOST:,} steps", value=steps, place="steps",
-                      code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            f"a range test takes {LEAST} to {MOST:,} steps", value=steps, place="steps", code=Exit.USAGE
+        )
     strategy, task, backend = strategy or Strategy(), task.prepare(seed), backend_for(model)
     if backend.name != "torch":
         raise Refused("a model that trains is a torch.nn.Module", value=backend.name, place="model")

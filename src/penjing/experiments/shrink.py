@@ -41,12 +41,17 @@ def shrunk(
     import torch
 
     if not isinstance(teacher, torch.nn.Module) or not hasattr(teacher, "config"):
-        raise Refused("the model has a configuration that its class is made from", place="shrunk",
-                      value=type(teacher).__name__, code=Exit.USAGE,
-                      fix="cut it with PruneChannels, or give a student of your own")  # fmt: skip
+        raise Refused(
+            "the model has a configuration that its class is made from",
+            place="shrunk",
+            value=type(teacher).__name__,
+            code=Exit.USAGE,
+            fix="cut it with PruneChannels, or give a student of your own",
+        )
     if start not in ("teacher", "drawn"):
-        raise Refused("a student starts from teacher or drawn", value=start, place="shrunk.start",
-                      code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a student starts from teacher or drawn", value=start, place="shrunk.start", code=Exit.USAGE
+        )
     config = _changed(teacher.config, changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -54,9 +59,13 @@ def shrunk(
             student = type(teacher)(config)
         except Exception as error:
             # The user's own class runs here and may raise anything.
-            raise Refused("the class is made from the changed configuration", place="shrunk",
-                          value=f"{type(error).__name__}: {str(error)[:200]}", code=Exit.USAGE,
-                          fix="change other values too: heads divide widths") from error  # fmt: skip
+            raise Refused(
+                "the class is made from the changed configuration",
+                place="shrunk",
+                value=f"{type(error).__name__}: {str(error)[:200]}",
+                code=Exit.USAGE,
+                fix="change other values too: heads divide widths",
+            ) from error
     like = next(teacher.parameters())
     student = student.to(like.device, like.dtype).train(teacher.training)
     if start == "teacher":
@@ -66,15 +75,25 @@ def shrunk(
 
 def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
     if not changes:
-        raise Refused("something changes", value="nothing", place="shrunk", code=Exit.USAGE,
-                      fix=f"give values of the configuration, for example {DEPTH}=3")  # fmt: skip
+        raise Refused(
+            "something changes",
+            value="nothing",
+            place="shrunk",
+            code=Exit.USAGE,
+            fix=f"give values of the configuration, for example {DEPTH}=3",
+        )
     made = copy.deepcopy(config)
     for name, value in changes.items():
         if not hasattr(made, name):
             known = [key for key in vars(made) if not key.startswith("_")]
             close = difflib.get_close_matches(name, known, 3, 0.4) or known[:3]
-            raise Refused("the configuration has the value", value=name, place="shrunk", code=Exit.USAGE,
-                          fix=f"known are {', '.join(close)}")  # fmt: skip
+            raise Refused(
+                "the configuration has the value",
+                value=name,
+                place="shrunk",
+                code=Exit.USAGE,
+                fix=f"known are {', '.join(close)}",
+            )
         before = getattr(made, name)
         if name == DEPTH and isinstance(value, int) and 0 < value < before:
             for key, each in vars(made).items():

@@ -119,8 +119,13 @@ class Stability(Value):
         """
         mine, theirs = ((s.seeds, s.splits, sorted(s.tasks)) for s in (self, other))
         if mine != theirs:
-            raise Refused("two recipes are compared on the same seeds, splits and data sets", value=theirs,
-                          place="against", fix=f"run the other with {mine}", code=Exit.USAGE)  # fmt: skip
+            raise Refused(
+                "two recipes are compared on the same seeds, splits and data sets",
+                value=theirs,
+                place="against",
+                fix=f"run the other with {mine}",
+                code=Exit.USAGE,
+            )
         found = {}
         for name, task in self.tasks.items():
             value, low, high = difference_interval(_all(task, name), _all(other.tasks[name], name))
@@ -236,16 +241,24 @@ def _key(recipe: Recipe, tasks: dict[str, Task]) -> str:
 def _all(task: OneTask, name: str) -> tuple[float, ...]:
     values = tuple(value for value in task.values if value is not None)
     if len(values) < len(task.values):
-        raise Refused("recipes are compared where every seed has a value", value=f"none for {name}",
-                      place="against", fix="see events; a recipe that diverges is unstable")  # fmt: skip
+        raise Refused(
+            "recipes are compared where every seed has a value",
+            value=f"none for {name}",
+            place="against",
+            fix="see events; a recipe that diverges is unstable",
+        )
     return values
 
 
 def _summed(task: Task, ends: list[dict[str, Any]], events: tuple[str, ...], name: str) -> OneTask:
     done = [end for end in ends if "failed" not in end]
     if len(done) < 2 or any(end.get("broke") for end in ends):
-        raise Refused("every run ends", value="; ".join(events)[:300], place=f"stability of {name}",
-                      fix="see the logs beside the records; finished runs are kept")  # fmt: skip
+        raise Refused(
+            "every run ends",
+            value="; ".join(events)[:300],
+            place=f"stability of {name}",
+            fix="see the logs beside the records; finished runs are kept",
+        )
     values, up = [end["quality"] for end in done], maximized(task)
     worst = min if up else max
     mean, low, high = mean_interval(values)

@@ -83,8 +83,12 @@ def divided_anew(task: Task, seed: int) -> Task:
 
     train, valid = task.train, task.valid
     if getattr(train, "inputs", None) is None:
-        raise Refused("train and valid can be divided anew", value="training data that are read live",
-                      place="task.train", fix='pass arrays, or splits="fixed"')  # fmt: skip
+        raise Refused(
+            "train and valid can be divided anew",
+            value="training data that are read live",
+            place="task.train",
+            fix='pass arrays, or splits="fixed"',
+        )
     inputs = tuple(np.concatenate(pair) for pair in zip(train.inputs, valid.inputs, strict=True))
     targets = np.concatenate([train.targets, valid.targets])
     order = np.random.default_rng(seed).permutation(len(targets))

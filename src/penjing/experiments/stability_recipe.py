@@ -53,5 +53,9 @@ def recipe_of(given: object) -> Recipe:
         return Recipe(given[0], given[1])
     if callable(given):
         return Recipe(given, None)
-    raise Refused("a recipe is (a function that makes a model, a Strategy), or a function of (task, seed)",
-                  value=type(given).__name__, place="recipe", code=Exit.USAGE)  # fmt: skip
+    raise Refused(
+        "a recipe is (a function that makes a model, a Strategy), or a function of (task, seed)",
+        value=type(given).__name__,
+        place="recipe",
+        code=Exit.USAGE,
+    )

@@ -125,8 +125,12 @@ def _opened(
                 return factory()
 
     else:
-        raise Refused("the model is a torch module or a function that makes one", place="model_factory",
-                      value=type(factory).__name__, code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the model is a torch module or a function that makes one",
+            place="model_factory",
+            value=type(factory).__name__,
+            code=Exit.USAGE,
+        )
     task, wanted, model = task.prepare(seed), parse_goal(goal), make()
     backend = backend_for(model)
     if backend.name != "torch":
@@ -214,9 +218,14 @@ class _Tuning:
         objective = task_objective(search.task, base.label_smoothing)
         try:
             found: RangeTest = run_range_test(
-                search.make(), search.backend, search.task.train, objective, strategy,
-                steps=RANGE_STEPS, seed=search.seed,
-            )  # fmt: skip
+                search.make(),
+                search.backend,
+                search.task.train,
+                objective,
+                strategy,
+                steps=RANGE_STEPS,
+                seed=search.seed,
+            )
         except Refused as refused:
             return around | {"why": f"{name}: {refused}; rates around {own:g} are tried"}
         why = (
@@ -276,8 +285,12 @@ class _Tuning:
         search = self._search
         ranked = [(self._rank(run.record), i) for i, run in enumerate(self._runs) if run.record is not None]
         if not ranked:
-            raise Refused("at least one run ends", value=self._runs[-1].refused, place="tune",
-                          fix="give more time, or another optimizer")  # fmt: skip
+            raise Refused(
+                "at least one run ends",
+                value=self._runs[-1].refused,
+                place="tune",
+                fix="give more time, or another optimizer",
+            )
         best = max(ranked)[1]
         record = self._runs[best].record
         assert record is not None, "ranked runs have a record"

@@ -108,11 +108,20 @@ def _checked(
 
     rounded_method(method)
     if (folder / RECORD).exists():
-        raise Refused("the model is not quantized yet", value=f"it has {RECORD}", place=str(folder),
-                      fix="start from the float model")  # fmt: skip
+        raise Refused(
+            "the model is not quantized yet",
+            value=f"it has {RECORD}",
+            place=str(folder),
+            fix="start from the float model",
+        )
     if not out.absolute().parent.is_dir():
-        raise Refused("the parent of the output folder exists", value=str(out), place=f"{PLACE}, out",
-                      fix="make it, or correct the path", code=Exit.ENVIRONMENT)  # fmt: skip
+        raise Refused(
+            "the parent of the output folder exists",
+            value=str(out),
+            place=f"{PLACE}, out",
+            fix="make it, or correct the path",
+            code=Exit.ENVIRONMENT,
+        )
     decoder = open_decoder(folder)
     refuse_patterns(method, decoder.linear_layers())
     streams = {"calibration": read_tokens(tokens["tokens"], decoder, "tokens")}
@@ -134,9 +143,12 @@ def _calls(decoder: Decoder, streams: Mapping[str, Tokens]) -> dict[int, list[Ca
 
 def _foreign(path: Path, what: str) -> Refused:
     return Refused(
-        "the output folder is new, or of the same model, method, tokens and seed", value=what,
-        place=str(path), fix="choose another folder; nothing is ever overwritten", code=Exit.USAGE,
-    )  # fmt: skip
+        "the output folder is new, or of the same model, method, tokens and seed",
+        value=what,
+        place=str(path),
+        fix="choose another folder; nothing is ever overwritten",
+        code=Exit.USAGE,
+    )
 
 
 def _finished(job: Job) -> QuantizedCheckpoint:

@@ -133,9 +133,12 @@ def _refuse_joined(job: Job, block: Block) -> None:
     else:
         first = "outputs differ"
     if not alike:
-        raise Refused("a block computes the same for one sequence and for several", value=first,
-                      place=f"{type(job.decoder.model).__name__}, {block.name}",
-                      fix="this architecture cannot be quantized block by block")  # fmt: skip
+        raise Refused(
+            "a block computes the same for one sequence and for several",
+            value=first,
+            place=f"{type(job.decoder.model).__name__}, {block.name}",
+            fix="this architecture cannot be quantized block by block",
+        )
 
 
 def _quantize(
@@ -147,8 +150,14 @@ def _quantize(
 
     split = Split(given, np.zeros(len(given[0]), np.int64), "calibration")
     task = Task(train=split, valid=split, test=split, prepared=True)
-    context = Context(task, backend_named("torch"), block, job.seed, job.method.covers,
-                      lambda line: job.say(f"{block.name}: {line}"))  # fmt: skip
+    context = Context(
+        task,
+        backend_named("torch"),
+        block,
+        job.seed,
+        job.method.covers,
+        lambda line: job.say(f"{block.name}: {line}"),
+    )
     inside = [name for name in job.decoder.linear_layers() if name.startswith(f"{block.name}.")]
     layers, changes = rounded_layers(job.method, inside), list[Change]()
     if layers:

@@ -88,14 +88,23 @@ def deliver(job: Job, progress: dict[str, Any]) -> QuantizedCheckpoint:
             with refusing(job.result / path.name):
                 shutil.copyfile(path, job.result / path.name)
     result = QuantizedCheckpoint(
-        folder=str(job.out), changes=(*(Change(**c) for c in progress["changes"]), *_outside(job)),
-        perplexity=_perplexity(job), seconds=progress["seconds"], weight_bytes=shards.bytes,
+        folder=str(job.out),
+        changes=(*(Change(**c) for c in progress["changes"]), *_outside(job)),
+        perplexity=_perplexity(job),
+        seconds=progress["seconds"],
+        weight_bytes=shards.bytes,
         packed_bytes=_packed_bytes(job, progress["layers"]),
-    )  # fmt: skip
-    write_json(job.result / RECORD, {
-        "schema": 1, "method": method_to_json(job.method), "seed": job.seed, "layers": progress["layers"],
-        "result": result.model_dump(mode="json", exclude={"folder"}),
-    })  # fmt: skip
+    )
+    write_json(
+        job.result / RECORD,
+        {
+            "schema": 1,
+            "method": method_to_json(job.method),
+            "seed": job.seed,
+            "layers": progress["layers"],
+            "result": result.model_dump(mode="json", exclude={"folder"}),
+        },
+    )
     return result
 
 
@@ -103,11 +112,15 @@ def _outside(job: Job) -> list[Change]:
     """Return a change for each matrix outside of the blocks."""
     prefix, stored = f"{job.decoder.path}.", job.decoder.shards.stored
     return [
-        Change(method=name_of(job.method), layer=name.removesuffix(".weight"), status="skipped",
-               reason="it is outside of the blocks and stays as it is")
+        Change(
+            method=name_of(job.method),
+            layer=name.removesuffix(".weight"),
+            status="skipped",
+            reason="it is outside of the blocks and stays as it is",
+        )
         for name, source in job.decoder.sources.items()
         if not name.startswith(prefix) and len(stored[source.name].shape) > 1
-    ]  # fmt: skip
+    ]
 
 
 def _packed_bytes(job: Job, layers: dict[str, Any]) -> int:
@@ -128,8 +141,14 @@ def _perplexity(job: Job) -> Perplexity | None:
         found = bootstrap(lambda weights: weights @ change / weights.sum(1), len(change))
         low, high = (float(np.exp(found.quantile(share))) for share in (0.025, 0.975))
     examples, length = job.streams["judged"].shape
-    return Perplexity(before=float(np.exp(before.mean())), after=float(np.exp(after.mean())), ratio=ratio,
-                      low=low, high=high, tokens=examples * (length - 1))  # fmt: skip
+    return Perplexity(
+        before=float(np.exp(before.mean())),
+        after=float(np.exp(after.mean())),
+        ratio=ratio,
+        low=low,
+        high=high,
+        tokens=examples * (length - 1),
+    )
 
 
 def _losses(job: Job, kind: str) -> NDArray[np.float64]:

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from penjing.backends.torch.decoder.decoder import Decoder
 
 METHODS: tuple[type[Rounded], ...] = (
-    QuantizeNearest, QuantizeGPTQ, QuantizeAWQ, QuantizeAutoRound, QuantizeReconstruct,
-)  # fmt: skip
+    QuantizeNearest,
+    QuantizeGPTQ,
+    QuantizeAWQ,
+    QuantizeAutoRound,
+    QuantizeReconstruct,
+)
 PLACE = "quantize_checkpoint"
 Tokens = NDArray[np.int64]
 
@@ -42,8 +46,13 @@ def rounded_method(method: Method) -> Rounded:
     found = inner(method) if isinstance(method, Method) else method
     if not isinstance(found, METHODS) or handler_for(found, "torch") is None:
         names = ", ".join(kind.__name__ for kind in METHODS)
-        raise Refused("a checkpoint is quantized by a method that rounds weights", value=repr(method)[:80],
-                      place=f"{PLACE}, method", fix=f"choose one of {names}", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a checkpoint is quantized by a method that rounds weights",
+            value=repr(method)[:80],
+            place=f"{PLACE}, method",
+            fix=f"choose one of {names}",
+            code=Exit.USAGE,
+        )
     if found.inputs is not None or any(option[1] is not None for _, option in found.by_layer):
         raise Refused(
             "a checkpoint holds weights, not formats of what layers take",
@@ -90,8 +99,13 @@ def refuse_patterns(method: Method, layers: Sequence[str]) -> None:
         )
     for pattern, _ in rounded_method(method).by_layer:
         if not any(fnmatchcase(name, pattern) for name in covered):
-            raise Refused("the pattern matches a layer that is rounded", value=repr(pattern), code=Exit.USAGE,
-                          place=f"{name_of(method)}.by_layer", fix=nearest(pattern, covered[:8]))  # fmt: skip
+            raise Refused(
+                "the pattern matches a layer that is rounded",
+                value=repr(pattern),
+                code=Exit.USAGE,
+                place=f"{name_of(method)}.by_layer",
+                fix=nearest(pattern, covered[:8]),
+            )
 
 
 def read_tokens(tokens: Any, decoder: Decoder, name: str) -> Tokens:
@@ -119,12 +133,20 @@ def read_tokens(tokens: Any, decoder: Decoder, name: str) -> Tokens:
             fix="give more text",
         )
     if decoder.longest is not None and length > decoder.longest:
-        raise Refused(f"sequences have at most {decoder.longest} tokens, as the configuration says",
-                      value=length, place=place, fix="cut the text into shorter sequences")  # fmt: skip
+        raise Refused(
+            f"sequences have at most {decoder.longest} tokens, as the configuration says",
+            value=length,
+            place=place,
+            fix="cut the text into shorter sequences",
+        )
     low, high = int(found.min()), int(found.max())
     if low < 0 or high >= decoder.vocabulary:
-        raise Refused(f"tokens lie in 0..{decoder.vocabulary - 1}, the model's vocabulary",
-                      value=f"{low}..{high}", place=place, fix="use the model's own tokenizer")  # fmt: skip
+        raise Refused(
+            f"tokens lie in 0..{decoder.vocabulary - 1}, the model's vocabulary",
+            value=f"{low}..{high}",
+            place=place,
+            fix="use the model's own tokenizer",
+        )
     return found.astype(np.int64)
 
 
@@ -136,8 +158,12 @@ def refuse_seen(tokens: Tokens, judged: Tokens) -> None:
     """
     shared = len(set(row_hashes((tokens,))) & set(row_hashes((judged,))))
     if shared:
-        raise Refused("sequences that judge were not calibrated on", value=f"{shared} are in both",
-                      place=f"{PLACE}, judged", fix="judge on other text")  # fmt: skip
+        raise Refused(
+            "sequences that judge were not calibrated on",
+            value=f"{shared} are in both",
+            place=f"{PLACE}, judged",
+            fix="judge on other text",
+        )
 
 
 def refuse_full(out: Path, decoder: Decoder, method: Rounded, states: int) -> None:
@@ -157,8 +183,13 @@ def refuse_full(out: Path, decoder: Decoder, method: Rounded, states: int) -> No
     codes = sum(method.weights.bits_per_value(s) * s[0] * s[1] / 8 for s in shapes if len(s) == 2)
     need, free = int(decoder.shards.bytes + codes + states), free_bytes(out)
     if free is not None and free < need:
-        raise Refused(f"the place has room for {need:,} bytes", value=f"{free:,} bytes free", place=str(out),
-                      fix="free some space or choose another folder", code=Exit.ENVIRONMENT)  # fmt: skip
+        raise Refused(
+            f"the place has room for {need:,} bytes",
+            value=f"{free:,} bytes free",
+            place=str(out),
+            fix="free some space or choose another folder",
+            code=Exit.ENVIRONMENT,
+        )
 
 
 def identity(decoder: Decoder, method: Method, tokens: Tokens, judged: Tokens | None, seed: int) -> str:

@@ -73,14 +73,21 @@ def read_codes(folder: Path | str) -> Iterator[tuple[str, Encoded]]:
     folder = Path(folder)
     record = read_json(folder / RECORD)
     if not isinstance(record, dict) or not isinstance(record.get("layers"), dict):
-        raise Refused("the record names the layers", value=RECORD, place=str(folder),
-                      fix="give a folder that quantize_checkpoint wrote")  # fmt: skip
+        raise Refused(
+            "the record names the layers",
+            value=RECORD,
+            place=str(folder),
+            fix="give a folder that quantize_checkpoint wrote",
+        )
     for name, facts in record["layers"].items():
         format, shape = number_format(facts["format"]), tuple(facts["shape"])
         with safe_open(folder / CODES / Path(facts["file"]).name, framework="pt") as file:
             stored = set(file.keys())
-            found = {part: to_numpy(file.get_tensor(f"{name}.{part}"))
-                     for part in ("codes", *_PARTS) if f"{name}.{part}" in stored}  # fmt: skip
+            found = {
+                part: to_numpy(file.get_tensor(f"{name}.{part}"))
+                for part in ("codes", *_PARTS)
+                if f"{name}.{part}" in stored
+            }
         columns = int(np.prod(shape[1:]))
         codes = unpack(found["codes"], format.bits, columns, signed=format.lowest < 0)
         codes = codes.astype(code_type(format, np)).reshape(shape)

@@ -30,8 +30,12 @@ def write_states(path: Path, shape: tuple[int, ...], batches: Iterable[NDArray[n
         np.lib.format.write_array_header_1_0(file, facts)
         for batch in batches:
             if not np.isfinite(batch).all():
-                raise Refused("hidden states are finite", value="NaN or infinite", place=path.stem,
-                              fix="look for overflow in the blocks so far")  # fmt: skip
+                raise Refused(
+                    "hidden states are finite",
+                    value="NaN or infinite",
+                    place=path.stem,
+                    fix="look for overflow in the blocks so far",
+                )
             file.write(np.ascontiguousarray(batch, "<f4").data)
 
     write_file(path, write)
@@ -47,6 +51,10 @@ def read_states(path: Path) -> NDArray[Any]:
         try:
             found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
-            raise Refused("the file holds hidden states", value=error, place=str(path),
-                          fix="remove the output folder and start again") from error  # fmt: skip
+            raise Refused(
+                "the file holds hidden states",
+                value=error,
+                place=str(path),
+                fix="remove the output folder and start again",
+            ) from error
     return found

@@ -61,8 +61,14 @@ def certify(
     position = certified if certified is not None else (len(steps) - 1 if max_drop is None else 0)
     pair, step = pairs[position], steps[position]
     bounds = pair.bounds(confidence)
-    drop = Estimate(value=bounds.value, low=bounds.low, high=step.upper, confidence=confidence,
-                    n=len(targets), how=f"{pair.method}; both bounds one-sided")  # fmt: skip
+    drop = Estimate(
+        value=bounds.value,
+        low=bounds.low,
+        high=step.upper,
+        confidence=confidence,
+        n=len(targets),
+        how=f"{pair.method}; both bounds one-sided",
+    )
     flips, worst = _changes(baseline_outputs, candidates[position][1], targets, confidence, classes)
     certificate = Certificate(
         candidate=step.name,
@@ -98,8 +104,16 @@ def _walk(
         p = pair.p_value(max_drop, 1 - confidence)
         certified = p <= 1 - confidence and upper <= max_drop
         reason = "" if certified else f"the drop may exceed {max_drop:g}: upper bound {upper:.4g}"
-        steps.append(Step(name=name, drop=drop, upper=upper if certified else max(upper, max_drop),
-                          p_value=p, certified=certified, reason=reason))  # fmt: skip
+        steps.append(
+            Step(
+                name=name,
+                drop=drop,
+                upper=upper if certified else max(upper, max_drop),
+                p_value=p,
+                certified=certified,
+                reason=reason,
+            )
+        )
         stopped_at = "" if certified else name
     return steps
 
@@ -127,5 +141,11 @@ def _worst_class(
     k = int(np.lexsort((p, -drops))[0])
     joint = 1 - (1 - confidence) / len(labels)
     bounds = drop_bounds(int(losses[k]), int(gains[k]), int(counts[k]), joint)
-    return WorstClass(label=label_of(int(labels[k]), classes), drop=bounds.value, low=bounds.low,
-                      high=bounds.high, n=int(counts[k]), p_holm=float(holm(p)[k]))  # fmt: skip
+    return WorstClass(
+        label=label_of(int(labels[k]), classes),
+        drop=bounds.value,
+        low=bounds.low,
+        high=bounds.high,
+        n=int(counts[k]),
+        p_holm=float(holm(p)[k]),
+    )

@@ -118,8 +118,15 @@ def summarise(
     medians = round_medians(samples)
 
     def estimate(found: Interval, n: int, unit: str, how: str) -> Estimate:
-        return Estimate(value=float(found.value), low=float(found.low), high=float(found.high),
-                        confidence=confidence, n=n, unit=unit, how=how)  # fmt: skip
+        return Estimate(
+            value=float(found.value),
+            low=float(found.low),
+            high=float(found.high),
+            confidence=confidence,
+            n=n,
+            unit=unit,
+            how=how,
+        )
 
     def of_all(statistic: Callable[..., float], unit: str, how: str) -> Estimate:
         return estimate(rounds_interval(samples, statistic, confidence), len(rounds), unit, how)

@@ -108,8 +108,13 @@ def measure_all(
             that the metric cannot judge.
     """
     if reference not in candidates:
-        raise Refused("the reference is one of the candidates", value=reference, place="measure_all",
-                      fix=nearest(reference, candidates), code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the reference is one of the candidates",
+            value=reference,
+            place="measure_all",
+            fix=nearest(reference, candidates),
+            code=Exit.USAGE,
+        )
     inputs, targets = _split(task.prepare(), split_name).arrays()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penjing-")))
@@ -118,8 +123,9 @@ def measure_all(
             stage.admit(name, entry, stack)
         stage.samples = interleave(
             {name: p for name, p in stage.processes.items() if name not in stage.failures},
-            seconds=seconds, on_failure=stage.fail,
-        )  # fmt: skip
+            seconds=seconds,
+            on_failure=stage.fail,
+        )
     counts, measured = operations or {}, {}
     for name, entry in candidates.items():
         artefact, result = open_artefact(entry[0]), stage.result(name, entry[1], reference)
@@ -132,8 +138,7 @@ def measure_all(
 
 def _split(task: Task, name: str) -> Split:
     if name not in ("train", "valid", "test"):
-        raise Refused("the split is train, valid or test", value=repr(name), place="split",
-                      code=Exit.USAGE)  # fmt: skip
+        raise Refused("the split is train, valid or test", value=repr(name), place="split", code=Exit.USAGE)
     split: Split = getattr(task, name)
     return split
 
@@ -145,8 +150,11 @@ def difference(outputs: NDArray[Any], expected: NDArray[Any]) -> float:
         Refused: the shapes differ, or a value is NaN or infinite.
     """
     if outputs.shape != expected.shape:
-        raise Refused("the file's outputs have the shape of the model's", value=outputs.shape,
-                      place=f"outputs, expected {expected.shape}")  # fmt: skip
+        raise Refused(
+            "the file's outputs have the shape of the model's",
+            value=outputs.shape,
+            place=f"outputs, expected {expected.shape}",
+        )
     a, b = np.asarray(outputs, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
         raise Refused("outputs are finite", value="NaN or infinity", place="outputs")
@@ -200,8 +208,12 @@ class _Stage:
 
     def result(self, name: str, target: Target, reference: str) -> _Result:
         absent = NotMeasured(reason=self.failures.get(name, "no rounds were run"))
-        return _Result(target, self.outputs[name], self._latency(name, target, reference) or absent,
-                       self.memory.get(name, absent))  # fmt: skip
+        return _Result(
+            target,
+            self.outputs[name],
+            self._latency(name, target, reference) or absent,
+            self.memory.get(name, absent),
+        )
 
     def _latency(self, name: str, target: Target, reference: str) -> Latency | None:
         mine, other = self.samples.get(name), self.samples.get(reference)
@@ -223,8 +235,12 @@ def timed_batch(inputs: Arrays, target: Target) -> Arrays:
     """
     shapes = target.input_shapes
     if shapes is not None and len(shapes) != len(inputs):
-        raise Refused("the target has a shape for every input", value=f"{len(shapes)} for {len(inputs)}",
-                      place="target.input_shapes", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the target has a shape for every input",
+            value=f"{len(shapes)} for {len(inputs)}",
+            place="target.input_shapes",
+            code=Exit.USAGE,
+        )
     rng = np.random.default_rng(0)
     batch = []
     for i, array in enumerate(inputs):

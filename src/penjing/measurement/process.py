@@ -71,9 +71,16 @@ class RuntimeProcess:
         bounded = limit_bytes if target.runtime == "onnxruntime" else None
         self._start()
         try:
-            facts = self._ask("load", folder=str(self.folder), target=target.model_dump(mode="json"),
-                              cores=cores, verify=verify, model=sealed, path=sys.path,
-                              limit_bytes=bounded)  # fmt: skip
+            facts = self._ask(
+                "load",
+                folder=str(self.folder),
+                target=target.model_dump(mode="json"),
+                cores=cores,
+                verify=verify,
+                model=sealed,
+                path=sys.path,
+                limit_bytes=bounded,
+            )
         except BaseException:
             self.close()
             raise
@@ -131,9 +138,14 @@ class RuntimeProcess:
         command = [sys.executable, "-P", "-m", "penjing.measurement.worker", str(request_out), str(reply_in)]
         try:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-                pass_fds=(request_out, reply_in), start_new_session=True, env=environment(self.target),
-            )  # fmt: skip
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=(request_out, reply_in),
+                start_new_session=True,
+                env=environment(self.target),
+            )
         except OSError:
             for descriptor in (request_in, reply_out):
                 os.close(descriptor)
@@ -160,8 +172,13 @@ class RuntimeProcess:
             raise
         if "refused" in reply:
             fields = reply["refused"]
-            raise Refused(fields["rule"], value=fields["value"], place=fields["place"], fix=fields["fix"],
-                          code=Exit(fields["code"]))  # fmt: skip
+            raise Refused(
+                fields["rule"],
+                value=fields["value"],
+                place=fields["place"],
+                fix=fields["fix"],
+                code=Exit(fields["code"]),
+            )
         if "failed" in reply:
             raise RuntimeError(f"the runtime process failed during {action}:\n{reply['failed']}")
         answer: dict[str, Any] = reply["ok"]
@@ -204,8 +221,9 @@ class RuntimeProcess:
         with contextlib.suppress(psutil.Error):
             used = psutil.Process(self._process.pid).memory_info().rss
             if used > self.limit_bytes:
-                raise self._refusal("the artefact runs within the memory limit",
-                                    f"{used} of {self.limit_bytes} bytes")  # fmt: skip
+                raise self._refusal(
+                    "the artefact runs within the memory limit", f"{used} of {self.limit_bytes} bytes"
+                )
 
     def _died(self, action: str) -> Refused:
         code = _exit_code(self._process)
@@ -241,9 +259,13 @@ def cores_for(threads: int) -> list[int]:
     else:
         cores = list(range(os.cpu_count() or 1))
     if threads > len(cores):
-        raise Refused("there is a core for every thread", value=f"{threads} threads, {len(cores)} cores",
-                      place="target.threads", fix=f"use at most {len(cores)}",
-                      code=Exit.ENVIRONMENT)  # fmt: skip
+        raise Refused(
+            "there is a core for every thread",
+            value=f"{threads} threads, {len(cores)} cores",
+            place="target.threads",
+            fix=f"use at most {len(cores)}",
+            code=Exit.ENVIRONMENT,
+        )
     return cores[-threads:]
 
 
@@ -254,12 +276,22 @@ def environment(target: Target) -> dict[str, str]:
     eager would otherwise be a baseline that is too easy to beat.
     """
     threads = str(target.threads)
-    fixed = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": "1",
-             "OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0", "OMP_PROC_BIND": "false",
-             "PYTHONUNBUFFERED": "1", "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # fmt: skip
+    fixed = {
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "KMP_BLOCKTIME": "0",
+        "OMP_PROC_BIND": "false",
+        "PYTHONUNBUFFERED": "1",
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+    }
     if target.runtime == "torch":
-        fixed |= {"MALLOC_MMAP_THRESHOLD_": str(2**25), "MALLOC_TRIM_THRESHOLD_": str(2**30),
-                  "MALLOC_TOP_PAD_": str(2**26)}  # fmt: skip
+        fixed |= {
+            "MALLOC_MMAP_THRESHOLD_": str(2**25),
+            "MALLOC_TRIM_THRESHOLD_": str(2**30),
+            "MALLOC_TOP_PAD_": str(2**26),
+        }
     return {**os.environ, **fixed}
 
 
@@ -268,8 +300,12 @@ def save_arrays(folder: Path, arrays: Arrays, name: str) -> tuple[Path, ...]:
     paths = []
     for i, array in enumerate(arrays):
         if array.dtype.hasobject:
-            raise Refused("inputs are numbers", value=array.dtype, place=f"input {i}",
-                          fix="convert texts and objects to numbers first")  # fmt: skip
+            raise Refused(
+                "inputs are numbers",
+                value=array.dtype,
+                place=f"input {i}",
+                fix="convert texts and objects to numbers first",
+            )
         paths.append(folder / f"{name}.{i}.npy")
         np.save(paths[-1], array, allow_pickle=False)
     return tuple(paths)

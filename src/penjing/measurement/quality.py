@@ -57,17 +57,30 @@ def maximized(task: Task) -> bool:
     """
     if callable(task.metric):
         if task.direction is None:
-            raise Refused("a metric that is a function states its direction", value=metric_name(task),
-                          place="task.direction", fix='pass direction="maximize" or "minimize"',
-                          code=Exit.USAGE)  # fmt: skip
+            raise Refused(
+                "a metric that is a function states its direction",
+                value=metric_name(task),
+                place="task.direction",
+                fix='pass direction="maximize" or "minimize"',
+                code=Exit.USAGE,
+            )
         return task.direction == "maximize"
     if task.metric not in NAMED and _TOP.match(task.metric) is None:
-        raise Refused("the metric is known", value=repr(task.metric), place="task.metric",
-                      fix=f"{nearest(task.metric, NAMED)}; or pass a function with a direction",
-                      code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the metric is known",
+            value=repr(task.metric),
+            place="task.metric",
+            fix=f"{nearest(task.metric, NAMED)}; or pass a function with a direction",
+            code=Exit.USAGE,
+        )
     if task.direction == "minimize":
-        raise Refused("a named metric is maximized", value=f"{task.metric}, minimize", place="task.direction",
-                      fix="leave direction out", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a named metric is maximized",
+            value=f"{task.metric}, minimize",
+            place="task.direction",
+            fix="leave direction out",
+            code=Exit.USAGE,
+        )
     return True
 
 
@@ -89,8 +102,12 @@ def metric_value(task: Task, outputs: Array, targets: Array) -> float:
     if top is not None:
         return top_k(outputs, targets, int(top[1]))
     if len(np.unique(targets)) < 2:
-        raise Refused("the targets have at least two classes", value=f"only class {targets[0]}",
-                      place=f"metric {task.metric}", fix="judge by accuracy, or add others")  # fmt: skip
+        raise Refused(
+            "the targets have at least two classes",
+            value=f"only class {targets[0]}",
+            place=f"metric {task.metric}",
+            fix="judge by accuracy, or add others",
+        )
     return _sklearn(task.metric, outputs.argmax(axis=1), targets)
 
 
@@ -217,14 +234,20 @@ def checked_outputs(outputs: Array, targets: Array) -> Array:
     """
     outputs = np.asarray(outputs)
     if outputs.ndim == 0 or len(outputs) != len(targets) or len(targets) == 0:
-        raise Refused("one output for each of at least 1 target", value=f"{outputs.shape} for {len(targets)}",
-                      place="outputs")  # fmt: skip
+        raise Refused(
+            "one output for each of at least 1 target",
+            value=f"{outputs.shape} for {len(targets)}",
+            place="outputs",
+        )
     if outputs.dtype.kind in "fc":
         bad = ~np.asarray(np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1))
         if bad.any():
-            raise Refused("outputs are finite", value=f"NaN or infinity in {_share(bad)}",
-                          place=f"outputs, first at example {int(bad.argmax())}",
-                          fix="look for overflow or a division by zero in the model")  # fmt: skip
+            raise Refused(
+                "outputs are finite",
+                value=f"NaN or infinity in {_share(bad)}",
+                place=f"outputs, first at example {int(bad.argmax())}",
+                fix="look for overflow or a division by zero in the model",
+            )
     return outputs
 
 
@@ -238,15 +261,20 @@ def _check_classes(outputs: Array, targets: Array) -> None:
         raise Refused(
             "outputs are [n, classes] and targets [n] indices of these classes",
             value=f"outputs {outputs.shape}, targets {targets.shape} {targets.dtype} in {span}",
-            place="metric", fix="give class indices, or pass a function as metric with its direction",
-        )  # fmt: skip
+            place="metric",
+            fix="give class indices, or pass a function as metric with its direction",
+        )
 
 
 def _hits(outputs: Array, targets: Array, k: int) -> NDArray[np.bool_]:
     _check_classes(outputs, targets)
     if k > outputs.shape[1]:
-        raise Refused("k is at most the number of classes", value=f"top{k} of {outputs.shape[1]} classes",
-                      place="task.metric", fix="choose a smaller k")  # fmt: skip
+        raise Refused(
+            "k is at most the number of classes",
+            value=f"top{k} of {outputs.shape[1]} classes",
+            place="task.metric",
+            fix="choose a smaller k",
+        )
     if k == 1:
         return np.asarray(outputs.argmax(axis=1) == targets)
     order = np.argsort(-outputs.astype(float), axis=1, kind="stable")[:, :k]
@@ -257,8 +285,12 @@ def _sklearn(name: str, predictions: Array, targets: Array) -> float:
     try:
         from sklearn import metrics
     except ImportError:
-        raise Refused("scikit-learn is installed", place=f"metric {name}",
-                      fix='pip install "penjing[metrics]"', code=Exit.ENVIRONMENT) from None  # fmt: skip
+        raise Refused(
+            "scikit-learn is installed",
+            place=f"metric {name}",
+            fix='pip install "penjing[metrics]"',
+            code=Exit.ENVIRONMENT,
+        ) from None
     kind, average = name.split("_")
     score = getattr(metrics, f"{kind}_score")
     return float(score(targets, predictions, average=average, zero_division=0))
@@ -272,13 +304,25 @@ def _own(metric: Metric, outputs: Array, targets: Array) -> float:
             value = value.detach().cpu().numpy()
         array = np.asarray(value)
     except Exception as error:  # the user's code may raise anything; its message is the reason
-        raise Refused("the metric returns a number", value=f"{type(error).__name__}: {error}",
-                      place=f"metric {name}", fix="it receives NumPy arrays") from error  # fmt: skip
+        raise Refused(
+            "the metric returns a number",
+            value=f"{type(error).__name__}: {error}",
+            place=f"metric {name}",
+            fix="it receives NumPy arrays",
+        ) from error
     if array.size != 1 or array.dtype.kind not in "iuf":
-        raise Refused("the metric returns one number", value=f"{type(value).__name__} {str(value)[:60]}",
-                      place=f"metric {name}", fix="return a Python float")  # fmt: skip
+        raise Refused(
+            "the metric returns one number",
+            value=f"{type(value).__name__} {str(value)[:60]}",
+            place=f"metric {name}",
+            fix="return a Python float",
+        )
     number = float(array.reshape(()))
     if not np.isfinite(number):
-        raise Refused("the metric returns a finite number", value=number, place=f"metric {name}",
-                      fix="check the metric on the baseline's outputs")  # fmt: skip
+        raise Refused(
+            "the metric returns a finite number",
+            value=number,
+            place=f"metric {name}",
+            fix="check the metric on the baseline's outputs",
+        )
     return number

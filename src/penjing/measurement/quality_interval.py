@@ -27,16 +27,26 @@ def quality_of(task: Task, outputs: NDArray[Any], targets: NDArray[Any]) -> Esti
     hits = per_example(task, outputs, targets)
     if hits is not None:
         interval = wilson(int(hits.sum()), n)
-        return Estimate(value=value, low=min(interval.low, value), high=max(interval.high, value), n=n,
-                        how="Wilson score interval")  # fmt: skip
+        return Estimate(
+            value=value,
+            low=min(interval.low, value),
+            high=max(interval.high, value),
+            n=n,
+            how="Wilson score interval",
+        )
     draws = _resampled(task, outputs, targets)
     if len(draws) < _RESAMPLES // 2:
         return NotMeasured(
             reason=f"the metric is {value:g} but undefined on most resamples of these examples"
         )
     low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(value=value, low=min(float(low), value), high=max(float(high), value), n=n,
-                    how="percentile bootstrap of examples")  # fmt: skip
+    return Estimate(
+        value=value,
+        low=min(float(low), value),
+        high=max(float(high), value),
+        n=n,
+        how="percentile bootstrap of examples",
+    )
 
 
 def _resampled(task: Task, outputs: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:

@@ -42,9 +42,12 @@ def seal(factory: Factory) -> bytes:
         try:
             data: bytes = cloudpickle.dumps(factory)
         except (TypeError, AttributeError, ValueError, RuntimeError, ImportError) as error:
-            raise Refused("the function that makes the model can go to another process",
-                          value=str(error).splitlines()[:1], place="model()",
-                          fix="make the model inside the function, from plain values") from error  # fmt: skip
+            raise Refused(
+                "the function that makes the model can go to another process",
+                value=str(error).splitlines()[:1],
+                place="model()",
+                fix="make the model inside the function, from plain values",
+            ) from error
     return data
 
 

@@ -124,8 +124,13 @@ def answer(worker: Worker, request: Answer) -> Answer:
 
 
 def _out_of_memory() -> Answer:
-    return {"rule": "the artefact runs within the memory limit", "value": "out of memory", "place": "worker",
-            "fix": "use a smaller batch or a higher memory limit", "code": int(Exit.BAD_INPUT)}  # fmt: skip
+    return {
+        "rule": "the artefact runs within the memory limit",
+        "value": "out of memory",
+        "place": "worker",
+        "fix": "use a smaller batch or a higher memory limit",
+        "code": int(Exit.BAD_INPUT),
+    }
 
 
 def _pin(cores: list[int]) -> list[int]:
@@ -153,9 +158,12 @@ def _factory(request: Answer) -> Callable[[], Any] | None:
     try:
         factory: Callable[[], Any] = cloudpickle.loads(base64.b64decode(request["model"]))
     except (ImportError, AttributeError, TypeError) as error:
-        raise Refused("the function that makes the model arrives in the other process", value=error,
-                      place="model()",
-                      fix="make the model inside the function, from plain values") from error  # fmt: skip
+        raise Refused(
+            "the function that makes the model arrives in the other process",
+            value=error,
+            place="model()",
+            fix="make the model inside the function, from plain values",
+        ) from error
     return factory
 
 
@@ -174,8 +182,12 @@ def _run(runner: Runner, batch: tuple[NDArray[Any], ...], size: int) -> NDArray[
         batch = tuple(np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)]) for x in batch)
     output = np.asarray(runner(*batch))
     if output.ndim == 0 or len(output) < count:
-        raise Refused("the output has one row for each example", value=output.shape, place="output",
-                      fix="give the model's output the batch as its first dimension")  # fmt: skip
+        raise Refused(
+            "the output has one row for each example",
+            value=output.shape,
+            place="output",
+            fix="give the model's output the batch as its first dimension",
+        )
     return output[:count]
 
 

@@ -130,8 +130,11 @@ def _partly_float(
     counts = {share: sum(held <= share * total for held in sums) for share in _SMALL}
     for index, (share, count) in enumerate(counts.items()):
         if 0 < count < len(names) and count not in list(counts.values())[:index]:
-            yield Candidate(f"static int8 but for the smallest layers ({share:.0%} of the work)",
-                            _static_without(smallest[:count], names), 2 - index)  # fmt: skip
+            yield Candidate(
+                f"static int8 but for the smallest layers ({share:.0%} of the work)",
+                _static_without(smallest[:count], names),
+                2 - index,
+            )
     for words, left in (("convolutions", linear), ("linear layers", others)):
         share = sum(work[name] for name in left) / total
         if _WORTH <= share <= 1 - _WORTH:

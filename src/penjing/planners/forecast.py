@@ -98,15 +98,28 @@ def forecast(
             f"{say(timing.spent + cheap + reserve, 's')}"
         )
     met = bool(lines) and all(line.met for line in lines)
-    return Forecast(lines=lines, met=met, epochs=epochs, trial_seconds=trial, cheap_seconds=cheap,
-                    reserve_seconds=reserve, warnings=tuple(warnings))  # fmt: skip
+    return Forecast(
+        lines=lines,
+        met=met,
+        epochs=epochs,
+        trial_seconds=trial,
+        cheap_seconds=cheap,
+        reserve_seconds=reserve,
+        warnings=tuple(warnings),
+    )
 
 
 def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement | str) -> Line:
     limit, unit, base = budget.costs[name], COSTS[name], cost_of(baseline, name)
     if base is None and limit.relative:
-        return Line(name=name, limit=limit.value, baseline=None, unit="share", met=False,
-                    words=f"{limit}; the baseline's {name} was not measured")  # fmt: skip
+        return Line(
+            name=name,
+            limit=limit.value,
+            baseline=None,
+            unit="share",
+            met=False,
+            words=f"{limit}; the baseline's {name} was not measured",
+        )
     bound = limit.absolute(base or 0.0)
     share = "" if not base else f", {bound / base * 100:.0f}% of the baseline's {say(base, unit)}"
     met = base is not None and base <= bound

@@ -223,5 +223,9 @@ def check_optimizers(names: Sequence[str]) -> None:
     """
     unknown = [name for name in names if name not in KINDS]
     if unknown or not names:
-        raise Refused("optimizers are known by name", value=", ".join(unknown) or "none",
-                      place="optimizers", fix=f"choose among {', '.join(KINDS)}")  # fmt: skip
+        raise Refused(
+            "optimizers are known by name",
+            value=", ".join(unknown) or "none",
+            place="optimizers",
+            fix=f"choose among {', '.join(KINDS)}",
+        )

@@ -86,8 +86,13 @@ class Child:
         self, module: str, descriptors: tuple[int, ...], environment: Mapping[str, str], output: Output
     ) -> None:
         if not sys.executable:
-            raise Refused("Python can start itself", value="sys.executable is empty", place=module,
-                          fix="run with in_process=True", code=Exit.ENVIRONMENT)  # fmt: skip
+            raise Refused(
+                "Python can start itself",
+                value="sys.executable is empty",
+                place=module,
+                fix="run with in_process=True",
+                code=Exit.ENVIRONMENT,
+            )
         self.output = output
         self._replies, reply = os.pipe()
         life, self._life = os.pipe()
@@ -97,9 +102,13 @@ class Child:
                 # -P: a file of the user in the current folder must not stand in for a library's module.
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-u", "-X", "faulthandler", "-m", module, *map(str, passed)],
-                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                    pass_fds=passed, start_new_session=True, env=_environment(environment),
-                )  # fmt: skip
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=passed,
+                    start_new_session=True,
+                    env=_environment(environment),
+                )
         except BaseException:
             os.close(self._replies)
             os.close(self._life)

@@ -45,9 +45,10 @@ def pack(value: Any, place: str) -> IO[bytes]:
             part = _culprit(place, value)
             raise Refused(
                 "the model, the task and the job can be sent to a process of their own",
-                value=f"{part}: {type(error).__name__}: {error}", place=place,
+                value=f"{part}: {type(error).__name__}: {error}",
+                place=place,
                 fix="make that part where it is used (in a function), or run with in_process=True",
-            ) from error  # fmt: skip
+            ) from error
     with refusing(tempfile.gettempdir()):
         file = tempfile.TemporaryFile()  # noqa: SIM115  the caller keeps it for all children
         try:

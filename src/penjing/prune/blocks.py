@@ -98,12 +98,21 @@ def _amount(method: RemoveBlocks, covered: int, blocks: int) -> int:
         value = f"{method.ratio:g} of {covered} blocks: {count}"
     most = min(covered, blocks - 1)
     if not 1 <= count <= most:
-        raise Refused("at least one block goes and at least one stays", value=value, place=place,
-                      fix=f"of {blocks} blocks the plan covers {covered}: from 1 to {most} of them can go"
-                      if most else "the model has one block only: leave the step out")  # fmt: skip
+        raise Refused(
+            "at least one block goes and at least one stays",
+            value=value,
+            place=place,
+            fix=f"of {blocks} blocks the plan covers {covered}: from 1 to {most} of them can go"
+            if most
+            else "the model has one block only: leave the step out",
+        )
     if method.score == "joint" and method.evaluations <= covered:
-        raise Refused("more networks may be measured than there are blocks", value=method.evaluations,
-                      place="RemoveBlocks.evaluations", fix=f"allow {covered + 1} or more")  # fmt: skip
+        raise Refused(
+            "more networks may be measured than there are blocks",
+            value=method.evaluations,
+            place="RemoveBlocks.evaluations",
+            fix=f"allow {covered + 1} or more",
+        )
     return count
 
 
@@ -118,8 +127,12 @@ def _shortened(model: Model, blocks: Blocks, method: RemoveBlocks, context: Cont
     walk = islice(context.task.train.batches(method.size, context.seed), method.batches)
     batches: list[Arrays] = [inputs for inputs, targets in walk if len(targets) > 1]
     if not batches:
-        raise Refused("networks are measured on batches of 2 examples or more", place="task.train",
-                      value=len(context.task.train), fix="give more training data")  # fmt: skip
+        raise Refused(
+            "networks are measured on batches of 2 examples or more",
+            place="task.train",
+            value=len(context.task.train),
+            fix="give more training data",
+        )
     output = context.backend.run(model, context.task.valid.example())
     return Shortened(model, blocks, batches, context.original, outputs_are_logits(context.task.loss, output))
 
@@ -148,5 +161,10 @@ def _reasons(blocks: Blocks, context: Context) -> dict[str, str]:
 
 
 def _change(block: str, reason: str, detail: Mapping[str, float] | None = None) -> Change:
-    return Change(method="RemoveBlocks", layer=block, status="skipped" if reason else "done", reason=reason,
-                  detail=dict(detail or {}))  # fmt: skip
+    return Change(
+        method="RemoveBlocks",
+        layer=block,
+        status="skipped" if reason else "done",
+        reason=reason,
+        detail=dict(detail or {}),
+    )

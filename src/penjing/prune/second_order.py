@@ -115,9 +115,10 @@ class _Net:
                 "gradients of all examples fit into half of the free memory",
                 value=f"{examples} examples of {self.size} weights take {needed / 2**30:.1f} GiB of "
                 f"{free / 2**30:.1f} GiB",
-                place="PruneSecondOrder.examples", fix="take fewer examples, or only(...) some layers",
+                place="PruneSecondOrder.examples",
+                fix="take fewer examples, or only(...) some layers",
                 code=Exit.ENVIRONMENT,
-            )  # fmt: skip
+            )
 
     def prune(self, share: float, stage: int) -> dict[str, NDArray[np.bool_]]:
         """Take gradients, solve, and write weights and masks."""

@@ -138,9 +138,15 @@ class _Writer:
             self._emit("Mul", [real, scale], out)
         else:
             self._emit(
-                "GatherBlockQuantized", [table, index, *parameters], out, domain="com.microsoft",
-                bits=self.format.bits, block_size=int(facts["block"]), gather_axis=0, quantize_axis=1,
-            )  # fmt: skip
+                "GatherBlockQuantized",
+                [table, index, *parameters],
+                out,
+                domain="com.microsoft",
+                bits=self.format.bits,
+                block_size=int(facts["block"]),
+                gather_axis=0,
+                quantize_axis=1,
+            )
         return facts
 
     def _by_row(self) -> bool:
@@ -163,11 +169,14 @@ class _Writer:
         names = [self._name(f"{name}_{part}") for part in stored]
         self.arrays.update(zip(names, stored.values(), strict=True))
         facts: Facts = {
-            "format": str(self.format), "bits": self.format.bits, "rows": rows, "width": width,
+            "format": str(self.format),
+            "bits": self.format.bits,
+            "rows": rows,
+            "width": width,
             "block": self.format.group or max(SMALLEST_BLOCK, 1 << (width - 1).bit_length()),
             "bits_per_value": 8 * sum(part.nbytes for part in stored.values()) / array.size,
             "weight_error": relative_error(decode(encoded), array),
-        }  # fmt: skip
+        }
         self._tables[name] = names, facts
         return self._tables[name]
 

@@ -89,7 +89,8 @@ def _excluded(graph: Graph, entry: WeightNode, context: Context) -> str:
 
 def _done(name: str, partners: list[str], before: Any, after: Any) -> Change:
     detail: dict[str, float | int | str] = {
-        "with": ", ".join(partners), "precision_before": precision(before),
+        "with": ", ".join(partners),
+        "precision_before": precision(before),
         "precision_after": precision(after),
-    }  # fmt: skip
+    }
     return Change(method="EqualizeWeights", layer=name, status="done", detail=detail)

@@ -50,7 +50,11 @@ def quantize_reconstruct(model: Model, method: QuantizeReconstruct, context: Con
     learning = Learning(method.steps, method.size, drop=method.drop, seed=context.seed)
     arrays = next(context.task.train.batches(method.examples, context.seed))[0]
     if len(arrays[0]) < 32:
-        raise Refused("reconstruction has at least 32 training examples", value=len(arrays[0]),
-                      place="task.train", fix="give more, or use QuantizeNearest")  # fmt: skip
+        raise Refused(
+            "reconstruction has at least 32 training examples",
+            value=len(arrays[0]),
+            place="task.train",
+            fix="give more, or use QuantizeNearest",
+        )
     learn = partial(learn_up_or_down, learning=learning, learned=set())
     return learned_by_blocks(model, method, context, learn, arrays, method.block)

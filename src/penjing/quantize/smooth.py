@@ -113,8 +113,12 @@ def _observed(
         for name, value in watcher.values(inputs).items():
             rows = np.asarray(value, np.float32).reshape(-1, value.shape[-1])
             if not np.isfinite(rows).all():
-                raise Refused("activations are finite", value="NaN or infinite", place=f"tensor {name!r}",
-                              fix="check the model and the calibration data")  # fmt: skip
+                raise Refused(
+                    "activations are finite",
+                    value="NaN or infinite",
+                    place=f"tensor {name!r}",
+                    fix="check the model and the calibration data",
+                )
             widest = np.abs(rows).max(axis=0)
             largest[name] = np.maximum(largest.get(name, widest), widest)
             kept[name].append(rows[rng.permutation(len(rows))[:share]])

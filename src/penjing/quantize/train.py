@@ -38,8 +38,12 @@ def train_quantized(model: Model, method: TrainQuantized, context: Context) -> O
     from penjing.backends.torch.quantizers import quantizers_of
 
     if not quantizers_of(model):
-        raise Refused("the model is quantized", value="no layer rounds", place="TrainQuantized",
-                      fix="put it behind QuantizeNearest or QuantizeReconstruct")  # fmt: skip
+        raise Refused(
+            "the model is quantized",
+            value="no layer rounds",
+            place="TrainQuantized",
+            fix="put it behind QuantizeNearest or QuantizeReconstruct",
+        )
     quantizers = [quantizer for quantizer in quantizers_of(model) if quantizer.learnable]
     for quantizer in quantizers:
         quantizer.learned()

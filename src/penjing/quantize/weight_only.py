@@ -132,12 +132,20 @@ class _Writer:
         names, facts = self._weight(entry)
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
         product = self._name(f"{out}_product") if bias else out
-        self.nodes.append(helper.make_node(
-            "MatMulNBits", [node.input[0], *names], [product], name=f"{node.name}_nbits",
-            domain="com.microsoft",
-            K=int(facts["inputs"]), N=int(facts["outputs"]), bits=int(facts["stored_bits"]),
-            block_size=int(facts["block"]), accuracy_level=_LEVEL[self.method.compute],
-        ))  # fmt: skip
+        self.nodes.append(
+            helper.make_node(
+                "MatMulNBits",
+                [node.input[0], *names],
+                [product],
+                name=f"{node.name}_nbits",
+                domain="com.microsoft",
+                K=int(facts["inputs"]),
+                N=int(facts["outputs"]),
+                bits=int(facts["stored_bits"]),
+                block_size=int(facts["block"]),
+                accuracy_level=_LEVEL[self.method.compute],
+            )
+        )
         if bias:
             self.nodes.append(helper.make_node("Add", [product, bias], [out], name=f"{node.name}_bias"))
         return facts
@@ -167,10 +175,14 @@ class _Writer:
         names = [self._name(f"{name}_{part}") for part in stored]
         self.arrays.update(zip(names, stored.values(), strict=True))
         facts: dict[str, float | int | str] = {
-            "format": str(format), "bits": format.bits, "stored_bits": bits, "block": format.group,
-            "inputs": weight.shape[1], "outputs": len(weight),
+            "format": str(format),
+            "bits": format.bits,
+            "stored_bits": bits,
+            "block": format.group,
+            "inputs": weight.shape[1],
+            "outputs": len(weight),
             "weight_error": relative_error(decode(encoded), weight),
-        }  # fmt: skip
+        }
         self._weights[name] = names, facts
         return self._weights[name]
 

@@ -62,8 +62,12 @@ def correct_bias(model: OnnxModel, method: CorrectBias, context: Context) -> Out
     from penjing.backends.onnx.model import OnnxModel, copy_proto
 
     if model.reference is None:
-        raise Refused("the model has a float reference", value="nothing to correct", place="CorrectBias",
-                      fix="put CorrectBias after Int8Static in the same plan")  # fmt: skip
+        raise Refused(
+            "the model has a float reference",
+            value="nothing to correct",
+            place="CorrectBias",
+            fix="put CorrectBias after Int8Static in the same plan",
+        )
     proto = copy_proto(model.proto)
     arrays: dict[str, Any] = {}
     slots, changes = _slots(proto, context, arrays)
@@ -148,8 +152,10 @@ def _added(old: Any, delta: Any, scales: Any) -> Any:
 
 
 def _done(slot: _Slot, expected: Any, observed: Any, delta: Any) -> Change:
-    detail: dict[str, float | int | str] = {"mean_error_before": float(np.abs(expected - observed).mean()),
-              "mean_error_after": float(np.abs(expected - observed - delta).mean())}  # fmt: skip
+    detail: dict[str, float | int | str] = {
+        "mean_error_before": float(np.abs(expected - observed).mean()),
+        "mean_error_after": float(np.abs(expected - observed - delta).mean()),
+    }
     return Change(method="CorrectBias", layer=slot.layer.name, status="done", detail=detail)
 
 
@@ -215,8 +221,10 @@ def _own_slot(proto: Any, graph: Graph, entry: WeightNode, arrays: dict[str, Any
         if graph.only_consumer(stored) is not None:
             return _Slot(entry, node, stored, steps)
     old = None if bias is None else graph.array(graph.producer[bias].input[0])
-    stored, scale, zero, real = (unique(f"{entry.name}.bias_{part}", taken)
-                                 for part in ("quantized", "scale", "zero_point", "dequantized"))  # fmt: skip
+    stored, scale, zero, real = (
+        unique(f"{entry.name}.bias_{part}", taken)
+        for part in ("quantized", "scale", "zero_point", "dequantized")
+    )
     arrays[stored] = np.zeros(_channels(graph, entry), np.int32) if old is None else old
     arrays[scale], arrays[zero] = steps, np.zeros(steps.shape, np.int32)
     where = {"axis": 0} if steps.ndim else {}

@@ -13,11 +13,16 @@ def certificate(found: Json | None, metric: str) -> dict[str, Any] | None:
     if not found:
         return None
     rows = [
-        (step.get("name", ""), words.drop(step.get("drop"), metric, signed=True),
-         words.drop(step.get("upper"), metric, signed=True), number(step.get("p_value")),
-         "certified" if step.get("certified") else "not certified", step.get("reason") or "")
+        (
+            step.get("name", ""),
+            words.drop(step.get("drop"), metric, signed=True),
+            words.drop(step.get("upper"), metric, signed=True),
+            number(step.get("p_value")),
+            "certified" if step.get("certified") else "not certified",
+            step.get("reason") or "",
+        )
         for step in found.get("sequence") or ()
-    ]  # fmt: skip
+    ]
     return {"sentences": _sentences(found, metric), "rows": rows, "facts": _facts(found, metric)}
 
 
@@ -59,13 +64,23 @@ def _facts(found: Json, metric: str) -> list[tuple[str, str]]:
     flips, worst = found.get("flips") or {}, found.get("worst_class")
     facts = [("Examples", f"{found.get('n') or 0:,}"), ("Confidence", percent(found.get("confidence") or 0))]
     if flips:
-        facts.append(("Predictions that changed", f"{flips.get('total', 0):,}: "
-                      f"{flips.get('correct_to_wrong', 0):,} from right to wrong, "
-                      f"{flips.get('wrong_to_correct', 0):,} from wrong to right"))  # fmt: skip
+        facts.append(
+            (
+                "Predictions that changed",
+                f"{flips.get('total', 0):,}: "
+                f"{flips.get('correct_to_wrong', 0):,} from right to wrong, "
+                f"{flips.get('wrong_to_correct', 0):,} from wrong to right",
+            )
+        )
     if worst:
-        facts.append(("Worst class", f"{clean(worst.get('label'), 80)}: recall drops by "
-                      f"{words.drop(worst.get('drop'), RECALL)} ({_drop_interval(worst, RECALL)}, "
-                      f"{worst.get('n') or 0:,} examples)"))  # fmt: skip
+        facts.append(
+            (
+                "Worst class",
+                f"{clean(worst.get('label'), 80)}: recall drops by "
+                f"{words.drop(worst.get('drop'), RECALL)} ({_drop_interval(worst, RECALL)}, "
+                f"{worst.get('n') or 0:,} examples)",
+            )
+        )
     if found.get("smallest_certifiable_drop") is not None:
         smallest = words.drop(found["smallest_certifiable_drop"], metric)
         facts.append(("Smallest drop that these examples can certify", smallest))

@@ -14,8 +14,10 @@ def zeros_sentence(record: Json) -> str:
     """
     shown = dict(words.measurements(record))
     result = shown.get("result")
-    masked = any(c.get("status") == "done" and "sparsity" in (c.get("detail") or {})
-                 for c in record.get("changes") or ())  # fmt: skip
+    masked = any(
+        c.get("status") == "done" and "sparsity" in (c.get("detail") or {})
+        for c in record.get("changes") or ()
+    )
     if result is None or result.operations is None or not masked or not result.operations.zeros:
         return ""
     share = percent(round(result.operations.zeros / result.operations.parameters, 3))
@@ -31,8 +33,11 @@ def zeros_sentence(record: Json) -> str:
 def _bytes(result: Measurement, base: Measurement | None) -> str:
     if result.compressed_bytes is None:
         return "They save bytes where the files are compressed."
-    before = "" if base is None or base.compressed_bytes is None else (
-        f", those of the float model {amount(base.compressed_bytes, 'bytes')}")  # fmt: skip
+    before = (
+        ""
+        if base is None or base.compressed_bytes is None
+        else (f", those of the float model {amount(base.compressed_bytes, 'bytes')}")
+    )
     return (
         f"They save bytes where the files are compressed: as zip they have "
         f"{amount(result.compressed_bytes, 'bytes')}{before}."

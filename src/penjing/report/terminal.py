@@ -27,8 +27,15 @@ from penjing.report.words import Json, clean
 
 __all__ = ["Progress", "clean", "console", "final_table", "measurement_table", "plain_table"]
 
-HEADERS = (("model", ""), ("quality", ""), ("p50", "p95"), ("speed-up", ""), ("size", ""), ("memory", ""),
-           ("mult-", "adds"))  # fmt: skip
+HEADERS = (
+    ("model", ""),
+    ("quality", ""),
+    ("p50", "p95"),
+    ("speed-up", ""),
+    ("size", ""),
+    ("memory", ""),
+    ("mult-", "adds"),
+)
 STYLES = {"reached": "bold green", "not_reached": "bold red", "inconclusive": "bold yellow"}
 
 
@@ -116,8 +123,15 @@ def _grid(title: str, metric: str, rows: list[list[tuple[str, str]]]) -> Table:
     first, *others = ["\n".join(filter(None, h)) for h in _headers(metric)]
     columns = [Column(_text(first), no_wrap=True)]
     columns += [Column(_text(name), justify="right", no_wrap=True) for name in others]
-    table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 0, 0, 1), title_justify="left",
-                  title=_text(clean(title)), title_style="bold")  # fmt: skip
+    table = Table(
+        *columns,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 0, 0, 1),
+        title_justify="left",
+        title=_text(clean(title)),
+        title_style="bold",
+    )
     for row in rows:
         cells = [_text("\n".join(filter(None, cell))) for cell in row]
         table.add_row(*cells, style="bold" if row[0][0] == "result" else "")
@@ -207,10 +221,12 @@ def _aligned(headers: list[str], rows: list[list[str]], width: int) -> list[str]
         return []
     widths[0] = min(widths[0], left)
     return [
-        "  ".join([clean(row[0], widths[0]).ljust(widths[0])] + [
-            cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]).rstrip()
+        "  ".join(
+            [clean(row[0], widths[0]).ljust(widths[0])]
+            + [cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True)]
+        ).rstrip()
         for row in [headers, *rows]
-    ]  # fmt: skip
+    ]
 
 
 def _blocks(headers: list[str], rows: list[list[str]], width: int) -> list[str]:

@@ -30,13 +30,21 @@ class Cell:
 def check(record: Any) -> None:
     """Refuse what is not the record of a run that this version can read."""
     if not isinstance(record, dict) or "verdict" not in record:
-        raise Refused("the record has a verdict", value=type(record).__name__, place="report",
-                      fix="pass the record.json of a finished run")  # fmt: skip
+        raise Refused(
+            "the record has a verdict",
+            value=type(record).__name__,
+            place="report",
+            fix="pass the record.json of a finished run",
+        )
     schema = record.get("schema", 1)
     if not isinstance(schema, int) or schema > SCHEMA:
-        raise Refused(f"the record's schema is at most {SCHEMA}", value=schema, place="report",
-                      fix="read it with the version of Penjing that wrote it, or a newer one",
-                      code=Exit.ENVIRONMENT)  # fmt: skip
+        raise Refused(
+            f"the record's schema is at most {SCHEMA}",
+            value=schema,
+            place="report",
+            fix="read it with the version of Penjing that wrote it, or a newer one",
+            code=Exit.ENVIRONMENT,
+        )
 
 
 def view(record: Json, rows: int, folder: Path | None = None) -> dict[str, Any]:
@@ -153,8 +161,13 @@ def _measured_row(role: str, m: Measurement) -> dict[str, Any]:
         Cell(*words.estimate_of(m.memory_bytes, "bytes")),
         Cell(*words.operations_of(m)),
     ]
-    return {"role": role, "name": m.name, "where": f"{m.target}, {m.split} split", "cells": cells,
-            "result": role == "result"}  # fmt: skip
+    return {
+        "role": role,
+        "name": m.name,
+        "where": f"{m.target}, {m.split} split",
+        "cells": cells,
+        "result": role == "result",
+    }
 
 
 def _runtime_note(record: Json) -> str:
@@ -221,18 +234,26 @@ def _class_rows(
     base: Measurement | None, result: Measurement | None, rows: int
 ) -> list[tuple[str, str, str, str]]:
     return [
-        (name, quality(before, RECALL), quality(after, RECALL),
-         "—" if before is None or after is None else words.drop(after - before, RECALL, signed=True))
+        (
+            name,
+            quality(before, RECALL),
+            quality(after, RECALL),
+            "—" if before is None or after is None else words.drop(after - before, RECALL, signed=True),
+        )
         for name, before, after in class_rows(base, result)[:rows]
-    ]  # fmt: skip
+    ]
 
 
 def _change_rows(record: Json, rows: int) -> list[tuple[str, str, str, str]]:
     return [
-        (change["method"], change["layer"], change["status"],
-         "; ".join(filter(None, (change.get("reason"), _details(change.get("detail") or {})))))
+        (
+            change["method"],
+            change["layer"],
+            change["status"],
+            "; ".join(filter(None, (change.get("reason"), _details(change.get("detail") or {})))),
+        )
         for change in list(record.get("changes") or ())[:rows]
-    ]  # fmt: skip
+    ]
 
 
 def _details(detail: Json) -> str:
@@ -255,15 +276,17 @@ def _trial_rows(record: Json, rows: int) -> list[dict[str, Any]]:
         m = None if trial.get("measurement") is None else Measurement.model_validate(trial["measurement"])
         state = "keeps every limit" if trial.get("feasible") else _broken(trial)
         failed = trial.get("status") == "failed"
-        found.append({
-            "name": str(trial.get("name", "")),
-            "state": "failed" if failed else state + (", on the front" if trial.get("pareto") else ""),
-            "reason": trial.get("reason") or "",
-            "quality": Cell(*words.quality_of(m)) if m else Cell("—"),
-            "latency": Cell(*words.latency_of(m, "p50_ms")) if m else Cell("—"),
-            "size": words.size_of(m) if m else "—",
-            "seconds": amount(words.seconds_of(trial), "s"),
-        })  # fmt: skip
+        found.append(
+            {
+                "name": str(trial.get("name", "")),
+                "state": "failed" if failed else state + (", on the front" if trial.get("pareto") else ""),
+                "reason": trial.get("reason") or "",
+                "quality": Cell(*words.quality_of(m)) if m else Cell("—"),
+                "latency": Cell(*words.latency_of(m, "p50_ms")) if m else Cell("—"),
+                "size": words.size_of(m) if m else "—",
+                "seconds": amount(words.seconds_of(trial), "s"),
+            }
+        )
     return found
 
 

@@ -36,8 +36,16 @@ SCHEMA = 1
 
 _LEAST_FREE = 64 * 2**20
 _PACKAGES = (
-    "penjing", "numpy", "scipy", "torch", "onnx", "onnxruntime", "onnxscript", "openvino", "scikit-learn",
-)  # fmt: skip
+    "penjing",
+    "numpy",
+    "scipy",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxscript",
+    "openvino",
+    "scikit-learn",
+)
 _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP_WAIT_POLICY", "LD_PRELOAD")
 
 
@@ -141,8 +149,13 @@ def open_run(path: Path | str) -> RunFolder:
     if not run.path.is_dir():
         raise Refused("the run folder exists", value=str(run.path), place="run folder", code=Exit.USAGE)
     if not run.config.is_file():
-        raise Refused("the folder holds a run", value=f"no {run.config.name}", place=str(run.path),
-                      fix="give the folder that `penjing optimize` named", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "the folder holds a run",
+            value=f"no {run.config.name}",
+            place=str(run.path),
+            fix="give the folder that `penjing optimize` named",
+            code=Exit.USAGE,
+        )
     read_config(run)
     return run
 
@@ -166,14 +179,20 @@ def read_config(run: RunFolder) -> dict[str, Any]:
     config = read_yaml(run.config)
     schema = config.get("schema") if isinstance(config, dict) else None
     if not isinstance(schema, int) or schema < 1:
-        raise Refused("the configuration is Penjing's", value=f"schema {schema!r}", place=str(run.config),
-                      fix="restore the file from a copy, or start a new run")  # fmt: skip
+        raise Refused(
+            "the configuration is Penjing's",
+            value=f"schema {schema!r}",
+            place=str(run.config),
+            fix="restore the file from a copy, or start a new run",
+        )
     if schema > SCHEMA:
         raise Refused(
-            f"the run's schema is at most {SCHEMA}, that of penjing {__version__}", place=str(run.config),
-            value=f"{schema}, written by penjing {config.get('penjing')}", fix="upgrade penjing",
+            f"the run's schema is at most {SCHEMA}, that of penjing {__version__}",
+            place=str(run.config),
+            value=f"{schema}, written by penjing {config.get('penjing')}",
+            fix="upgrade penjing",
             code=Exit.ENVIRONMENT,
-        )  # fmt: skip
+        )
     return {key: value for key, value in config.items() if key not in ("schema", "penjing")}
 
 
@@ -229,14 +248,24 @@ def _refuse_used(path: Path) -> None:
     if not os.path.lexists(path):
         return
     if not path.is_dir():
-        raise Refused("the run folder is a folder", value="a file", place=str(path),
-                      fix="choose another --out", code=Exit.ENVIRONMENT)  # fmt: skip
+        raise Refused(
+            "the run folder is a folder",
+            value="a file",
+            place=str(path),
+            fix="choose another --out",
+            code=Exit.ENVIRONMENT,
+        )
     run = RunFolder(path)
     if run.config.is_file():
         state = "a finished run" if run.finished else "an unfinished run"
         verb = "report" if run.finished else "resume"
-        raise Refused("a run gets a folder of its own", value=state, place=str(path),
-                      fix=f"penjing {verb} {path}, or choose another --out", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a run gets a folder of its own",
+            value=state,
+            place=str(path),
+            fix=f"penjing {verb} {path}, or choose another --out",
+            code=Exit.USAGE,
+        )
     with refusing(path, "read"):
         # What `create` itself leaves when it is killed before the configuration is written is no obstacle.
         unborn = {run.environment.name, run.lock.name}
@@ -244,17 +273,25 @@ def _refuse_used(path: Path) -> None:
         foreign = sorted(set(os.listdir(path)) - unborn)
     if foreign:
         names = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
-        raise Refused("a run gets a folder of its own", value=names, place=str(path),
-                      fix="choose another --out, or an empty folder", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a run gets a folder of its own",
+            value=names,
+            place=str(path),
+            fix="choose another --out, or an empty folder",
+            code=Exit.USAGE,
+        )
 
 
 def _check_room(path: Path, needed_bytes: int) -> None:
     free, needed = free_bytes(path), needed_bytes + _LEAST_FREE
     if free is not None and free < needed:
         raise Refused(
-            "the disk has room for the run", value=f"{free:,} bytes free, about {needed:,} needed",
-            place=str(path), fix="free some space, or choose another --out", code=Exit.ENVIRONMENT,
-        )  # fmt: skip
+            "the disk has room for the run",
+            value=f"{free:,} bytes free, about {needed:,} needed",
+            place=str(path),
+            fix="free some space, or choose another --out",
+            code=Exit.ENVIRONMENT,
+        )
 
 
 def _remove_empty(run: RunFolder) -> None:

@@ -72,8 +72,12 @@ class Ledger:
         with refusing(self.path), FileLock(f"{self.path}.lock", timeout=_WAIT_S):
             if not self.path.exists():
                 if not create:
-                    raise Refused("the run has its ledger", value="no file", place=str(self.path),
-                                  fix="restore it from a copy, or start a new run")  # fmt: skip
+                    raise Refused(
+                        "the run has its ledger",
+                        value="no file",
+                        place=str(self.path),
+                        fix="restore it from a copy, or start a new run",
+                    )
                 _make(self.path)
             self._db = _open(self.path)
 
@@ -146,8 +150,12 @@ class Ledger:
         with self._writing() as db:
             number = self.attempts(key) + 1
             if number > most:
-                raise Refused(f"a candidate is tried at most {most} times", place=f"candidate {key}",
-                              value=f"{number - 1} without an end", fix="see its log")  # fmt: skip
+                raise Refused(
+                    f"a candidate is tried at most {most} times",
+                    place=f"candidate {key}",
+                    value=f"{number - 1} without an end",
+                    fix="see its log",
+                )
             _append(db, key, _ATTEMPT, {"number": number})
         return number
 
@@ -222,15 +230,22 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _check_kind(db: sqlite3.Connection, path: Path) -> None:
     if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-        raise Refused("the ledger is Penjing's", value="another program's SQLite file, or a damaged one",
-                      place=str(path), fix="restore the ledger from a copy, or start a new run")  # fmt: skip
+        raise Refused(
+            "the ledger is Penjing's",
+            value="another program's SQLite file, or a damaged one",
+            place=str(path),
+            fix="restore the ledger from a copy, or start a new run",
+        )
     if _version(db) > len(MIGRATIONS):
         from penjing import __version__
 
         raise Refused(
             f"the ledger's schema is at most {len(MIGRATIONS)}, that of penjing {__version__}",
-            value=_version(db), place=str(path), fix="upgrade penjing", code=Exit.ENVIRONMENT,
-        )  # fmt: skip
+            value=_version(db),
+            place=str(path),
+            fix="upgrade penjing",
+            code=Exit.ENVIRONMENT,
+        )
 
 
 def _version(db: sqlite3.Connection) -> int:
@@ -301,13 +316,22 @@ def _quarantine(path: Path) -> Path:
 
 def _damaged(error: object, path: Path, kept: Path | None) -> Refused:
     where = f"; the damaged file is kept as {kept.name}" if kept else ""
-    return Refused("the ledger is as it was written", value=f"{error}{where}", place=str(path),
-                   fix="put back a copy of the ledger, or resume to try the candidates again")  # fmt: skip
+    return Refused(
+        "the ledger is as it was written",
+        value=f"{error}{where}",
+        place=str(path),
+        fix="put back a copy of the ledger, or resume to try the candidates again",
+    )
 
 
 def _refusal(error: Exception, path: Path) -> Refused:
     if _is_damage(error):
         return _damaged(error, path, None)
     room = f"{path} ({free_bytes(path) or 0:,} bytes free)"
-    return Refused("the ledger can be read and written", value=error, place=room,
-                   fix="free some space, or wait for the other process", code=Exit.ENVIRONMENT)  # fmt: skip
+    return Refused(
+        "the ledger can be read and written",
+        value=error,
+        place=room,
+        fix="free some space, or wait for the other process",
+        code=Exit.ENVIRONMENT,
+    )

@@ -102,9 +102,12 @@ def _take(descriptor: int, path: Path) -> None:
             raise _busy(_named(descriptor), path) from None
         if error.errno in _NO_LOCKS:
             raise Refused(
-                "the file system can lock files", value=os.strerror(error.errno), place=str(path),
-                fix="put the run folder on a local disk", code=Exit.ENVIRONMENT,
-            ) from error  # fmt: skip
+                "the file system can lock files",
+                value=os.strerror(error.errno),
+                place=str(path),
+                fix="put the run folder on a local disk",
+                code=Exit.ENVIRONMENT,
+            ) from error
         raise
 
 
@@ -117,6 +120,9 @@ def _named(descriptor: int) -> Owner:
 
 def _busy(owner: Owner, path: Path) -> Refused:
     return Refused(
-        "one process drives a run", value=f"PID {owner.pid} on {owner.host}", place=str(path.parent),
-        fix="wait for it, end it, or choose another folder with --out", code=Exit.ENVIRONMENT,
-    )  # fmt: skip
+        "one process drives a run",
+        value=f"PID {owner.pid} on {owner.host}",
+        place=str(path.parent),
+        fix="wait for it, end it, or choose another folder with --out",
+        code=Exit.ENVIRONMENT,
+    )

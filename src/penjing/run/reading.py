@@ -151,8 +151,12 @@ def best_of(folder: Path) -> Path:
     """
     content = read_json(folder / "best.json")
     if not isinstance(content, dict) or not isinstance(content.get("artefact"), str):
-        raise Refused("best.json names an artefact", value=str(content)[:80], place=str(folder / "best.json"),
-                      fix="restore the file from a copy")  # fmt: skip
+        raise Refused(
+            "best.json names an artefact",
+            value=str(content)[:80],
+            place=str(folder / "best.json"),
+            fix="restore the file from a copy",
+        )
     return artefact_in(folder, content["artefact"])
 
 
@@ -188,10 +192,13 @@ def settings_of(run: RunFolder, task: Path | None = None) -> tuple[Path | None, 
     path = settings.task_file if task is None else task
     if task is None and path is not None and path.resolve().is_relative_to(run.path.resolve()):
         raise Refused(
-            "a run directory does not carry the code that goes on with it", value=str(path),
-            place=str(run.config), fix="read that file, and copy it out of the folder if you trust it: "
-            "penjing optimize TASK.py with the same budget and --out goes on", code=Exit.USAGE,
-        )  # fmt: skip
+            "a run directory does not carry the code that goes on with it",
+            value=str(path),
+            place=str(run.config),
+            fix="read that file, and copy it out of the folder if you trust it: "
+            "penjing optimize TASK.py with the same budget and --out goes on",
+            code=Exit.USAGE,
+        )
     return path, budget, target, settings.seed
 
 
@@ -200,5 +207,9 @@ def _foreign(path: Path, error: Exception) -> Refused:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return Refused(f"{path.name} has the form that Penjing writes", value=words, place=str(path),
-                   fix="restore the file from a copy")  # fmt: skip
+    return Refused(
+        f"{path.name} has the form that Penjing writes",
+        value=words,
+        place=str(path),
+        fix="restore the file from a copy",
+    )

@@ -118,8 +118,16 @@ def _judge_latency(budget: Budget, result: Measurement, baseline: Measurement) -
     base, mine = baseline.latency, result.latency
     if isinstance(mine, NotMeasured) or isinstance(base, NotMeasured):
         reason = mine.reason if isinstance(mine, NotMeasured) else "the baseline's latency was not measured"
-        return LimitVerdict(status="inconclusive", limit=limit.value, measured=None, low=None, high=None,
-                            baseline=None, unit="ms", reason=reason)  # fmt: skip
+        return LimitVerdict(
+            status="inconclusive",
+            limit=limit.value,
+            measured=None,
+            low=None,
+            high=None,
+            baseline=None,
+            unit="ms",
+            reason=reason,
+        )
     if not limit.relative:
         return judge_upper(limit.value, mine.p50_ms, base.p50_ms.value, "ms")
     base_ms = base.p50_ms.value
@@ -136,8 +144,15 @@ def _own_ratio(latency: Latency) -> Estimate:
 
 
 def _exact(limit: float, value: float, base: float | None, unit: str) -> LimitVerdict:
-    return LimitVerdict(status="reached" if value <= limit else "not_reached", limit=limit, measured=value,
-                        low=value, high=value, baseline=base, unit=unit)  # fmt: skip
+    return LimitVerdict(
+        status="reached" if value <= limit else "not_reached",
+        limit=limit,
+        measured=value,
+        low=value,
+        high=value,
+        baseline=base,
+        unit=unit,
+    )
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,14 @@ def compare_runs(first: Path, second: Path) -> dict[str, Any]:
     results = [open_result(first), open_result(second)]
     a, b = (Measurement.model_validate(result.record["result"]) for result in results)
     rows = [_quality(a, b), *(_cost(name, unit, a, b) for name, unit in _COSTS), _ratio(a, b)]
-    rows.append({"name": "verdict", "first": results[0].record["verdict"]["status"],
-                 "second": results[1].record["verdict"]["status"], "words": ""})  # fmt: skip
+    rows.append(
+        {
+            "name": "verdict",
+            "first": results[0].record["verdict"]["status"],
+            "second": results[1].record["verdict"]["status"],
+            "words": "",
+        }
+    )
     return {"first": str(first), "second": str(second), "rows": rows, "notes": _notes(a, b, results)}
 
 

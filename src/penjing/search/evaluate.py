@@ -94,9 +94,14 @@ def _trial(session: Session, plan: Plan, key: str, built: dict[str, Any], baseli
     seconds = dict(finished.value["seconds"]) | {"measurement": time.perf_counter() - start}
     seconds["start"] = finished.seconds - sum(finished.value["seconds"].values())
     trial = Trial(
-        key=key, name=name, plan=data, status="done", folder=str(folder.relative_to(session.folder)),
-        seconds=seconds, steps=finished.value["steps"],
-    )  # fmt: skip
+        key=key,
+        name=name,
+        plan=data,
+        status="done",
+        folder=str(folder.relative_to(session.folder)),
+        seconds=seconds,
+        steps=finished.value["steps"],
+    )
     judged = judge(session, results[name], results[REFERENCE], apart, trial, baseline)
     return judged.model_dump(mode="json")
 
@@ -198,10 +203,15 @@ def judge(
     flips = flips_of(mine.outputs, reference.outputs)
     base = reference.measurement if baseline.measurement is None else baseline.measurement
     warnings = [] if not trial.plan else _warnings(measurement)
-    return trial.model_copy(update={
-        "measurement": measurement, "drop": drop, "flips": flips, "warnings": warnings,
-        "breaks": broken(session.budget, measurement, base, drop),
-    })  # fmt: skip
+    return trial.model_copy(
+        update={
+            "measurement": measurement,
+            "drop": drop,
+            "flips": flips,
+            "warnings": warnings,
+            "breaks": broken(session.budget, measurement, base, drop),
+        }
+    )
 
 
 def drop_of(session: Session, measurement: Measurement, reference: Measurement) -> float | None:

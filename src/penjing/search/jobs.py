@@ -94,8 +94,13 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int, hu
         eager = backend.name == "torch" and target.label != "torch eager"
         unsent = _cannot_be_sent(model) if eager else ""
         if eager and not unsent:
-            deliver(model, (), Target("torch", threads=target.threads, batch=target.batch),
-                    folder / "float" / "eager", example=example)  # fmt: skip
+            deliver(
+                model,
+                (),
+                Target("torch", threads=target.threads, batch=target.batch),
+                folder / "float" / "eager",
+                example=example,
+            )
     layers = backend.layers(model)
     groups = backend.groups(model, example) if backend.name != "onnx" else None
     with clock.count("evaluation"):
@@ -225,8 +230,9 @@ def build(
     clock.add("compression", time.perf_counter() - start - sum(clock.seconds.values()))
     final = backend_for(applied.model)
     with clock.count("export"):
-        artefact = deliver(applied.model, plan, target, folder / "artefact", example=example,
-                           changes=applied.changes)  # fmt: skip
+        artefact = deliver(
+            applied.model, plan, target, folder / "artefact", example=example, changes=applied.changes
+        )
     with clock.count("evaluation"):
         batch = artefact.evaluation_batch(task.batch_size)
         expected, noise = twice(final, applied.model, task, CHECKED_EXAMPLES, batch)

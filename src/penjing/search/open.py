@@ -46,8 +46,13 @@ threads that sleep instead of spinning cost little on an idle machine and save m
 def check_budget(budget: Budget) -> None:
     """Refuse a budget without any limit on the result."""
     if budget.max_drop is None and not budget.costs:
-        raise Refused("a budget has a limit on quality or cost", value=str(budget), place="budget",
-                      fix="give max_drop, latency, size, memory or operations", code=Exit.USAGE)  # fmt: skip
+        raise Refused(
+            "a budget has a limit on quality or cost",
+            value=str(budget),
+            place="budget",
+            fix="give max_drop, latency, size, memory or operations",
+            code=Exit.USAGE,
+        )
 
 
 @contextmanager
@@ -96,10 +101,20 @@ def open_session(
             ledger = stack.enter_context(Ledger(run.ledger, create=fresh))
             executor = stack.enter_context(_executor(model, task, run, say))
             yield Session(
-                folder=run.path, ledger=ledger, executor=executor, model=model, task=task, budget=budget,
-                target=target, reference=target.reference, seed=seed, options=planner, identity=digest(parts),
-                before=max((float(row.get("elapsed", 0.0)) for _, row in ledger.all()), default=0.0), say=say,
-            )  # fmt: skip
+                folder=run.path,
+                ledger=ledger,
+                executor=executor,
+                model=model,
+                task=task,
+                budget=budget,
+                target=target,
+                reference=target.reference,
+                seed=seed,
+                options=planner,
+                identity=digest(parts),
+                before=max((float(row.get("elapsed", 0.0)) for _, row in ledger.all()), default=0.0),
+                say=say,
+            )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_how_to_resume(run)) from None
 

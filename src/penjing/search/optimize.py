@@ -126,10 +126,15 @@ def _survey(session: Session) -> dict[str, Any]:
     start = time.perf_counter()
     limits = candidate_limits(session.budget.time)
     finished = session.executor.run(
-        survey, session.target, session.folder, candidate_seed(session.seed, "survey"),
+        survey,
+        session.target,
+        session.folder,
+        candidate_seed(session.seed, "survey"),
         session.budget.time is not None,
-        limits=limits, name="survey", say=session.say,
-    )  # fmt: skip
+        limits=limits,
+        name="survey",
+        say=session.say,
+    )
     return _value(finished) | {"wall": time.perf_counter() - start}
 
 

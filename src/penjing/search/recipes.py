@@ -193,10 +193,17 @@ def _probe(
         shutil.rmtree(folder, ignore_errors=True)
     reasons |= made.refused
     rows = tuple(
-        Probed(name=c.name, plan=plan_to_json(c.plan), loss=c.loss, ratio=found.get(name),
-               float_layers=tuple(made.left.get(name, ())), layers=made.layers, reason=reasons.get(name, ""))
+        Probed(
+            name=c.name,
+            plan=plan_to_json(c.plan),
+            loss=c.loss,
+            ratio=found.get(name),
+            float_layers=tuple(made.left.get(name, ())),
+            layers=made.layers,
+            reason=reasons.get(name, ""),
+        )
         for name, c in zip(_numbered(legal), legal, strict=True)
-    )  # fmt: skip
+    )
     return rows, made.seconds | {"measurement": time.perf_counter() - timing}
 
 
@@ -219,10 +226,17 @@ def _made(session: Session, legal: tuple[Candidate, ...], folder: Path) -> _Made
     seconds = seconds_of(session.budget.time) / 2
     plans = {name: plan_to_json(c.plan) for name, c in zip(_numbered(legal), legal, strict=True)}
     finished = session.executor.run(
-        deliver_recipes, plans, session.target, folder, candidate_seed(session.seed, KIND), seconds,
+        deliver_recipes,
+        plans,
+        session.target,
+        folder,
+        candidate_seed(session.seed, KIND),
+        seconds,
         session.path("float", "target", "model.onnx"),
-        limits=candidate_limits(session.budget.time), name=KIND, say=session.say,
-    )  # fmt: skip
+        limits=candidate_limits(session.budget.time),
+        name=KIND,
+        say=session.say,
+    )
     found = finished.value
     if found is None:
         raise Refused("the recipes can be written", value=f"{finished.status}: {finished.reason}", place=KIND)

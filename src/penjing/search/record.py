@@ -76,8 +76,12 @@ def open_result(folder: Path | str) -> Result:
     """
     folder = Path(folder).expanduser().absolute()
     if not (folder / "record.json").is_file():
-        raise Refused("the run is finished", value=str(folder), place="run directory",
-                      fix=f"resume it with: penjing resume {folder}")  # fmt: skip
+        raise Refused(
+            "the run is finished",
+            value=str(folder),
+            place="run directory",
+            fix=f"resume it with: penjing resume {folder}",
+        )
     return Result(folder, read_record(folder))
 
 
@@ -155,8 +159,10 @@ def finish(
             *judged.notes,
         ],
     }
-    write_json(session.path("best.json"), {"artefact": _artefact_path(chosen), "trial": chosen.key,
-                                           "certified": judged.certified})  # fmt: skip
+    write_json(
+        session.path("best.json"),
+        {"artefact": _artefact_path(chosen), "trial": chosen.key, "certified": judged.certified},
+    )
     write_report(record, session.path("report.html"))
     write_json(session.path("record.json"), record)
     return Result(session.folder, record, session.model)

@@ -39,11 +39,13 @@ def check_memory(weights: int) -> None:
     needed, available = COPIES * weights, int(psutil.virtual_memory().available)
     if needed > available:
         raise Refused(
-            "the memory holds the copies of the model that a run needs", place="model",
+            "the memory holds the copies of the model that a run needs",
+            place="model",
             value=f"about {say(needed, 'bytes')} needed for weights of {say(weights, 'bytes')}, "
             f"{say(available, 'bytes')} available",
-            fix="free memory, or use a larger machine", code=Exit.ENVIRONMENT,
-        )  # fmt: skip
+            fix="free memory, or use a larger machine",
+            code=Exit.ENVIRONMENT,
+        )
 
 
 def candidate_limits(seconds: float | None) -> Limits:

@@ -51,8 +51,13 @@ def check_target(target: Target) -> None:
         need_to_deliver(each)
         runtime_for(each)
     if target.mode == "bf16" and "bf16" not in openvino_modes():
-        raise Refused("the processor computes in bf16", value="it offers f32 only", place="target.mode",
-                      fix="use the mode f32", code=Exit.ENVIRONMENT)  # fmt: skip
+        raise Refused(
+            "the processor computes in bf16",
+            value="it offers f32 only",
+            place="target.mode",
+            fix="use the mode f32",
+            code=Exit.ENVIRONMENT,
+        )
 
 
 def openvino_modes() -> tuple[str, ...]:
@@ -137,9 +142,14 @@ def _deliver(session: Session, targets: dict[str, Target]) -> tuple[dict[str, st
     for name in folders:
         shutil.rmtree(session.path("float", name), ignore_errors=True)
     finished = session.executor.run(
-        deliver_float, folders, session.path("float"), candidate_seed(session.seed, "runtimes"),
-        limits=candidate_limits(session.budget.time), name="runtimes", say=session.say,
-    )  # fmt: skip
+        deliver_float,
+        folders,
+        session.path("float"),
+        candidate_seed(session.seed, "runtimes"),
+        limits=candidate_limits(session.budget.time),
+        name="runtimes",
+        say=session.say,
+    )
     if finished.value is None:
         reason = f"{finished.status}: {finished.reason}"
         return dict.fromkeys(targets, reason), {"export": finished.seconds}
@@ -163,8 +173,13 @@ def _measure(
     for label in found.keys() - {REFERENCE}:
         exact = outputs_in_float32(session, targets[label], artefacts[label], len(expected))
         apart = apart_from_memory(found[label], expected, noise, exact)
-        blank = Trial(key=session.key("runtime", label), name=f"float, {label}", plan=[], status="done",
-                      folder=f"float/{_folder(label)}")  # fmt: skip
+        blank = Trial(
+            key=session.key("runtime", label),
+            name=f"float, {label}",
+            plan=[],
+            status="done",
+            folder=f"float/{_folder(label)}",
+        )
         trials[label] = judge(session, found[label], found[REFERENCE], apart, blank, baseline)
     return {label: trials[label] for label in targets if label in trials}, reasons
 
@@ -230,8 +245,13 @@ def _ratio(measurement: Measurement | None) -> Any:
 
 def _row(trial: Trial) -> dict[str, Any]:
     measurement = None if trial.measurement is None else trial.measurement.model_dump(mode="json")
-    return {"measurement": measurement, "drop": trial.drop, "flips": trial.flips, "status": trial.status,
-            "reason": trial.reason}  # fmt: skip
+    return {
+        "measurement": measurement,
+        "drop": trial.drop,
+        "flips": trial.flips,
+        "status": trial.status,
+        "reason": trial.reason,
+    }
 
 
 def _folder(label: str) -> str:

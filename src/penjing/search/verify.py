@@ -86,8 +86,13 @@ def _judge(
     }
     found = measure_all(entries, task, "test", REFERENCE, operations)
     certificate, _ = certify(
-        found[REFERENCE].outputs, [("artefact", found["artefact"].outputs)], task.test.arrays()[1], task,
-        budget.max_drop, budget.confidence, task.class_names,
-    )  # fmt: skip
+        found[REFERENCE].outputs,
+        [("artefact", found["artefact"].outputs)],
+        task.test.arrays()[1],
+        task,
+        budget.max_drop,
+        budget.confidence,
+        task.class_names,
+    )
     limits = budget.model_copy(update={"time": None, "trials": None})
     return verdict(limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, (0.0, 0))

@@ -48,8 +48,13 @@ def _described(proto: Any) -> list[Any]:
 
 
 def _node(node: Any) -> list[Any]:
-    return [node.domain, node.op_type, list(node.input), list(node.output),
-            sorted(_attribute(entry) for entry in node.attribute)]  # fmt: skip
+    return [
+        node.domain,
+        node.op_type,
+        list(node.input),
+        list(node.output),
+        sorted(_attribute(entry) for entry in node.attribute),
+    ]
 
 
 def _attribute(entry: Any) -> list[Any]:

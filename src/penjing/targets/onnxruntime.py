@@ -121,9 +121,13 @@ def session_options(threads: int) -> Any:
 
 def _require_provider(provider: str, present: list[str]) -> None:
     if provider not in present:
-        raise Refused("the session runs on the requested provider", value=", ".join(present) or "none",
-                      place=f"onnxruntime provider {provider}", code=Exit.ENVIRONMENT,
-                      fix="install the onnxruntime package that has this provider")  # fmt: skip
+        raise Refused(
+            "the session runs on the requested provider",
+            value=", ".join(present) or "none",
+            place=f"onnxruntime provider {provider}",
+            code=Exit.ENVIRONMENT,
+            fix="install the onnxruntime package that has this provider",
+        )
 
 
 def _refused(rule: str, error: BaseException, place: str) -> Refused:

@@ -151,20 +151,36 @@ def _changes(found: Mapping[str, str]) -> list[Change]:
     counts: dict[str, float | int | str] = {"integer_layers": len(found) - len(floats), "of": len(found)}
     none = len(floats) == len(found)
     return [
-        Change(method="openvino", layer="*", status="skipped" if none else "done", detail=counts,
-               reason="no layer runs on integers" if none else ""),
-        *(Change(method="openvino", layer=layer, status="skipped",
-                 reason=f"stated in integers, but OpenVINO runs it in {precision}")
-          for layer, precision in floats.items()),
-    ]  # fmt: skip
+        Change(
+            method="openvino",
+            layer="*",
+            status="skipped" if none else "done",
+            detail=counts,
+            reason="no layer runs on integers" if none else "",
+        ),
+        *(
+            Change(
+                method="openvino",
+                layer=layer,
+                status="skipped",
+                reason=f"stated in integers, but OpenVINO runs it in {precision}",
+            )
+            for layer, precision in floats.items()
+        ),
+    ]
 
 
 def _compiled(folder: Path, target: Target) -> Any:
     device = _DEVICES[target.device]
     modes = float_precisions(target.device)
     if target.mode not in modes:
-        raise Refused(f"the processor computes in {target.mode}", value=f"it offers {', '.join(modes)}",
-                      place="target.mode", fix="use the mode f32", code=Exit.ENVIRONMENT)  # fmt: skip
+        raise Refused(
+            f"the processor computes in {target.mode}",
+            value=f"it offers {', '.join(modes)}",
+            place="target.mode",
+            fix="use the mode f32",
+            code=Exit.ENVIRONMENT,
+        )
     core = ov.Core()
     _check_files(folder)
     try:
@@ -200,8 +216,12 @@ def _check_files(folder: Path) -> None:
         file.seek(max(0, (folder / FILE).stat().st_size - 64))
         tail = file.read().rstrip()
     if not head.startswith(b"<?xml") or not tail.endswith(b"</net>"):
-        raise Refused("the file is a whole OpenVINO model", value="no <net> from start to end",
-                      place=str(folder / FILE), fix="deliver the model again")  # fmt: skip
+        raise Refused(
+            "the file is a whole OpenVINO model",
+            value="no <net> from start to end",
+            place=str(folder / FILE),
+            fix="deliver the model again",
+        )
 
 
 def _check_settings(compiled: Any, target: Target, device: str) -> None:
@@ -209,8 +229,12 @@ def _check_settings(compiled: Any, target: Target, device: str) -> None:
     for name, value in wanted.items():
         found = compiled.get_property(name)
         if found != value:
-            raise Refused(f"OpenVINO runs with {name} as asked", value=f"{found} for {value}",
-                          place=f"target {target.label}", code=Exit.ENVIRONMENT)  # fmt: skip
+            raise Refused(
+                f"OpenVINO runs with {name} as asked",
+                value=f"{found} for {value}",
+                place=f"target {target.label}",
+                code=Exit.ENVIRONMENT,
+            )
 
 
 def _shared(array: NDArray[Any]) -> Any:

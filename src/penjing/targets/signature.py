@@ -60,19 +60,35 @@ def check_inputs(inputs: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
     """
     names = ", ".join(spec.name for spec in specs)
     if len(inputs) != len(specs):
-        raise Refused("the call has as many inputs as the model", value=f"{len(inputs)} for {len(specs)}",
-                      place="inputs", fix=f"pass {names}, in this order")  # fmt: skip
+        raise Refused(
+            "the call has as many inputs as the model",
+            value=f"{len(inputs)} for {len(specs)}",
+            place="inputs",
+            fix=f"pass {names}, in this order",
+        )
     for array, spec in zip(inputs, specs, strict=True):
         place = f"input {spec.name!r}"
         if not isinstance(array, np.ndarray):
-            raise Refused("an input is a NumPy array", value=type(array).__name__, place=place,
-                          fix="convert it with numpy.asarray")  # fmt: skip
+            raise Refused(
+                "an input is a NumPy array",
+                value=type(array).__name__,
+                place=place,
+                fix="convert it with numpy.asarray",
+            )
         if array.dtype != np.dtype(spec.dtype):
-            raise Refused(f"the input has dtype {spec.dtype}", value=array.dtype, place=place,
-                          fix=f"convert it with .astype('{spec.dtype}')")  # fmt: skip
+            raise Refused(
+                f"the input has dtype {spec.dtype}",
+                value=array.dtype,
+                place=place,
+                fix=f"convert it with .astype('{spec.dtype}')",
+            )
         if not _fits(array.shape, spec.shape):
-            raise Refused("the input has the model's shape", value=array.shape, place=place,
-                          fix=f"shape it as {_say(spec.shape)}")  # fmt: skip
+            raise Refused(
+                "the input has the model's shape",
+                value=array.shape,
+                place=place,
+                fix=f"shape it as {_say(spec.shape)}",
+            )
     batches = {x.shape[0] for x, spec in zip(inputs, specs, strict=True) if spec.shape}
     if len(batches) > 1:
         raise Refused("all inputs have the same batch", value=sorted(batches), place=f"inputs {names}")

@@ -39,8 +39,10 @@ def write(module: torch.nn.Module, example: Arrays, folder: Path, weights: Path)
         (folder / GRAPH).write_text(json.dumps(data, separators=(",", ":"), allow_nan=False), "utf-8")
         if constants:
             save_file(constants, folder / CONSTANTS)
-        _compare(_outputs(read(folder, weights), tuple(x.cpu() for x in probes(captured))),
-                 _outputs(module, probes(captured)))  # fmt: skip
+        _compare(
+            _outputs(read(folder, weights), tuple(x.cpu() for x in probes(captured))),
+            _outputs(module, probes(captured)),
+        )
     except Refused as refusal:
         for name in (GRAPH, CONSTANTS):
             (folder / name).unlink(missing_ok=True)
@@ -74,19 +76,26 @@ def _outputs(module: torch.nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
         return [leaf.cpu() for leaf in _leaves(run_quietly(module, inputs))]
     except Exception as error:
         # Code of the user, or a graph that was made for another device, runs here.
-        raise Refused("the stored graph runs", value=f"{type(error).__name__}: {error}"[:200],
-                      place="model") from error  # fmt: skip
+        raise Refused(
+            "the stored graph runs", value=f"{type(error).__name__}: {error}"[:200], place="model"
+        ) from error
 
 
 def _compare(found: list[Any], wanted: list[Any]) -> None:
     if len(found) != len(wanted):
-        raise Refused("the stored graph returns what the model returns", place="model",
-                      value=f"{len(found)} outputs for {len(wanted)}")  # fmt: skip
+        raise Refused(
+            "the stored graph returns what the model returns",
+            place="model",
+            value=f"{len(found)} outputs for {len(wanted)}",
+        )
     for a, b in zip(found, wanted, strict=True):
         gap = difference(a, b)
         if gap > TOLERANCE.get(b.dtype, 0.0):
-            raise Refused("the stored graph computes what the model computes", place="model",
-                          value=f"relative difference {gap:.1e}")  # fmt: skip
+            raise Refused(
+                "the stored graph computes what the model computes",
+                place="model",
+                value=f"relative difference {gap:.1e}",
+            )
 
 
 def _leaves(output: Any) -> list[Any]:

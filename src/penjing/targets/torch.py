@@ -51,8 +51,9 @@ class TorchRunner:
             except Exception as error:
                 # The user's own code runs here and may raise anything.
                 line = (str(error).strip().splitlines() or [""])[0][:300]
-                raise Refused("the module runs on the batch", value=f"{type(error).__name__}: {line}",
-                              place="torch") from error  # fmt: skip
+                raise Refused(
+                    "the module runs on the batch", value=f"{type(error).__name__}: {line}", place="torch"
+                ) from error
         return _first(output)
 
 
@@ -77,8 +78,12 @@ class TorchRuntime:
             Refused: the model is no torch module, or simulates number formats.
         """
         if not isinstance(model, torch.nn.Module):
-            raise Refused("the runtime torch takes a torch module", value=type(model).__qualname__,
-                          place="target.runtime", fix="deliver it to onnxruntime")  # fmt: skip
+            raise Refused(
+                "the runtime torch takes a torch module",
+                value=type(model).__qualname__,
+                place="target.runtime",
+                fix="deliver it to onnxruntime",
+            )
         refuse_simulated(model)
         specs = [TensorSpec(f"input{i}", x.dtype.name, (None, *x.shape[1:])) for i, x in enumerate(example)]
         torch_weights.save(model, folder / WEIGHTS)
@@ -116,8 +121,12 @@ def load_module(folder: Path | str, model: Callable[[], Model] | None = None) ->
     """
     artefact = open_artefact(folder)
     if artefact.target.runtime != "torch":
-        raise Refused("the artefact was delivered for torch", value=artefact.target.label, place=str(folder),
-                      fix="deliver the model to Target('torch')")  # fmt: skip
+        raise Refused(
+            "the artefact was delivered for torch",
+            value=artefact.target.label,
+            place=str(folder),
+            fix="deliver the model to Target('torch')",
+        )
     return _module(artefact.path, model)[0].eval()
 
 
@@ -129,9 +138,12 @@ def _module(folder: Path, model: Callable[[], Model] | None) -> tuple[Any, tuple
         _load(module, folder / WEIGHTS)
         return module, specs
     if recipe["no_graph"] or not (folder / stored_graph.GRAPH).is_file():
-        raise Refused("a torch artefact without a graph is opened with its class", place=str(folder),
-                      value=recipe["no_graph"] or f"no {stored_graph.GRAPH}",
-                      fix="pass model=, a function without arguments that makes your module")  # fmt: skip
+        raise Refused(
+            "a torch artefact without a graph is opened with its class",
+            place=str(folder),
+            value=recipe["no_graph"] or f"no {stored_graph.GRAPH}",
+            fix="pass model=, a function without arguments that makes your module",
+        )
     net = stored_graph.read(folder, folder / WEIGHTS)
     setattr(net, HISTORY, recipe["history"])
     return net, specs
@@ -151,8 +163,13 @@ def runner(module: Any, target: Target, specs: tuple[TensorSpec, ...]) -> TorchR
             compiled = TorchRunner(torch.compile(module), shapes_may_vary)
             compiled(*_zeros(specs, target.batch))
     except Refused as error:
-        raise Refused("torch.compile compiles the module", value=error.value, place="target.mode",
-                      fix="use the mode eager", code=Exit.ENVIRONMENT) from error  # fmt: skip
+        raise Refused(
+            "torch.compile compiles the module",
+            value=error.value,
+            place="target.mode",
+            fix="use the mode eager",
+            code=Exit.ENVIRONMENT,
+        ) from error
     return compiled
 
 
@@ -161,8 +178,9 @@ def _made(model: Callable[[], Model]) -> Any:
         module = model()
     except Exception as error:
         # The user's own code runs here and may raise anything.
-        raise Refused("the function makes the model", value=f"{type(error).__name__}: {error}",
-                      place="model()") from error  # fmt: skip
+        raise Refused(
+            "the function makes the model", value=f"{type(error).__name__}: {error}", place="model()"
+        ) from error
     if not isinstance(module, torch.nn.Module):
         raise Refused("the function makes a torch module", value=type(module).__qualname__, place="model()")
     return module
@@ -175,8 +193,12 @@ def _load(module: Any, path: Path) -> None:
         raise Refused("the weights file is whole", value=error, place=str(path)) from error
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise Refused("the weights fit the class", value="; ".join(lines) or error, place=str(path),
-                      fix="pass the class that the artefact was made from") from error  # fmt: skip
+        raise Refused(
+            "the weights fit the class",
+            value="; ".join(lines) or error,
+            place=str(path),
+            fix="pass the class that the artefact was made from",
+        ) from error
 
 
 def _read_recipe(path: Path) -> dict[str, Any]:
@@ -203,8 +225,12 @@ def _first(output: Any) -> NDArray[Any]:
         elif isinstance(output, tuple | list) and output:
             output = output[0]
         else:
-            raise Refused("the module returns a tensor", value=type(output).__name__, place="torch",
-                          fix="choose one with task.output")  # fmt: skip
+            raise Refused(
+                "the module returns a tensor",
+                value=type(output).__name__,
+                place="torch",
+                fix="choose one with task.output",
+            )
     # NumPy has no bfloat16; float32 holds all its values.
     array: NDArray[Any] = (output.float() if output.dtype == torch.bfloat16 else output).numpy()
     return array

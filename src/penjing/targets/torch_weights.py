@@ -40,8 +40,12 @@ def save(module: torch.nn.Module, path: Path) -> None:
         try:
             bits, values = pack(_array(dense), masks[name])
         except ValueError as error:
-            raise Refused("a weight that a mask removes is zero", value=error, place=name,
-                          fix="write weights before their mask is set") from error  # fmt: skip
+            raise Refused(
+                "a weight that a mask removes is zero",
+                value=error,
+                place=name,
+                fix="write weights before their mask is set",
+            ) from error
         tensors[name + MASK] = torch.from_numpy(bits)
         tensors[name + VALUES] = torch.from_numpy(values).view(dense.dtype)
     save_file(tensors, path, {"format": "pt"})

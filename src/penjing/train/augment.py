@@ -62,12 +62,19 @@ def augmented(strategy: Strategy, inputs: Tensors, targets: Any, progress: float
     x = inputs[0]
     images = strategy.flip or strategy.shift or strategy.cutmix or strategy.start_size < 1
     if images and (x.ndim != 4 or not x.is_floating_point()):
-        raise Refused("flip, shift, cutmix and start_size change images [n, channels, height, width]",
-                      value=f"{x.dtype} {tuple(x.shape)}", place="the first input",
-                      fix="leave them out; augment text and tables in the data")  # fmt: skip
+        raise Refused(
+            "flip, shift, cutmix and start_size change images [n, channels, height, width]",
+            value=f"{x.dtype} {tuple(x.shape)}",
+            place="the first input",
+            fix="leave them out; augment text and tables in the data",
+        )
     if strategy.mixup and not x.is_floating_point():
-        raise Refused("mixup blends inputs of real numbers", value=str(x.dtype), place="the first input",
-                      fix="leave mixup out")  # fmt: skip
+        raise Refused(
+            "mixup blends inputs of real numbers",
+            value=str(x.dtype),
+            place="the first input",
+            fix="leave mixup out",
+        )
     if strategy.flip:
         x = _flipped(x)
     if strategy.shift:
@@ -123,8 +130,12 @@ def _blended(strategy: Strategy, x: Any, rest: Tensors, targets: Any) -> Blend:
     else:
         x = share * x + (1 - share) * x[order]
         if any(not tensor.is_floating_point() for tensor in rest):
-            raise Refused("mixup blends inputs of real numbers", value="another input holds whole numbers",
-                          place="the inputs", fix="leave mixup out")  # fmt: skip
+            raise Refused(
+                "mixup blends inputs of real numbers",
+                value="another input holds whole numbers",
+                place="the inputs",
+                fix="leave mixup out",
+            )
         rest = tuple(share * tensor + (1 - share) * tensor[order] for tensor in rest)
     return Blend((x, *rest), targets, targets[order], share)
 

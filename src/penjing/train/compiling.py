@@ -25,10 +25,12 @@ GAIN = 0.95
 def unfit(strategy: Strategy, model: Any, processes: int) -> str:
     """Say why steps of a strategy on a model cannot be compiled; nothing where they can."""
     changing = {
-        "start_size": strategy.start_size < 1, "stochastic_depth": strategy.stochastic_depth > 0,
-        "recompute": strategy.recompute, "sam": strategy.sam is not None,
+        "start_size": strategy.start_size < 1,
+        "stochastic_depth": strategy.stochastic_depth > 0,
+        "recompute": strategy.recompute,
+        "sam": strategy.sam is not None,
         "ghost_batch": strategy.ghost_batch is not None,
-    }  # fmt: skip
+    }
     for name, changes in changing.items():
         if changes:
             return f"{name} changes what a step computes"
@@ -66,8 +68,9 @@ class Forward:
         self._settled = choice != "auto"
         if choice == "always":
             if reason:
-                raise Refused("a step can be compiled", value=reason, place="compile",
-                              fix="take compile='never'")  # fmt: skip
+                raise Refused(
+                    "a step can be compiled", value=reason, place="compile", fix="take compile='never'"
+                )
             self._compile()
         elif choice == "auto" and reason:
             self._settle(f"not compiled: {reason}")
@@ -136,8 +139,13 @@ class Forward:
             # Compilers may raise anything.
             line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             if self._choice == "always":
-                raise Refused("torch.compile compiles the model", value=line, place="compile",
-                              fix="take compile='never'", code=Exit.ENVIRONMENT) from error  # fmt: skip
+                raise Refused(
+                    "torch.compile compiles the model",
+                    value=line,
+                    place="compile",
+                    fix="take compile='never'",
+                    code=Exit.ENVIRONMENT,
+                ) from error
             self._compiled = None
             self._settle(f"not compiled: {line}")
             return self._call(*inputs)

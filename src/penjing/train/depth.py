@@ -39,8 +39,12 @@ def trained_by_blocks(model: Any, example: Arrays, strategy: Strategy) -> Iterat
 
     found = find_blocks(model, example).found
     if not found:
-        raise Refused("the network has blocks with a path around them", value="none found", place="strategy",
-                      fix="leave stochastic_depth and recompute out")  # fmt: skip
+        raise Refused(
+            "the network has blocks with a path around them",
+            value="none found",
+            place="strategy",
+            fix="leave stochastic_depth and recompute out",
+        )
     blocks = []
     try:
         for place, (name, stand_in) in enumerate(found.items(), 1):
@@ -75,8 +79,12 @@ class _Trained:
         if not self.dropped:
             return made
         if not isinstance(made, torch.Tensor):
-            raise Refused("a block that is left out at times returns one tensor", value=type(made).__name__,
-                          place="stochastic_depth", fix="leave stochastic_depth out")  # fmt: skip
+            raise Refused(
+                "a block that is left out at times returns one tensor",
+                value=type(made).__name__,
+                place="stochastic_depth",
+                fix="leave stochastic_depth out",
+            )
         passed = self.around(*given, **named)
         return passed + (made - passed) / (1.0 - self.dropped)
 

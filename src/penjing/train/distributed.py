@@ -50,9 +50,12 @@ class Processes:
         if self.count == 1:
             return tensors
         if len(tensors[0]) < self.count:
-            raise Refused("every process has an example of each batch", place="training",
-                          value=f"{len(tensors[0])} examples, {self.count} processes",
-                          fix="take larger batches, or fewer processes")  # fmt: skip
+            raise Refused(
+                "every process has an example of each batch",
+                place="training",
+                value=f"{len(tensors[0])} examples, {self.count} processes",
+                fix="take larger batches, or fewer processes",
+            )
         return tuple(tensor.tensor_split(self.count)[self.rank] for tensor in tensors)
 
     def summed(self, value: float) -> float:

@@ -101,8 +101,12 @@ def fit(
     )
     together = processes()
     if together.count > 1 and strategy.stochastic_depth:
-        raise Refused("blocks are left out on one process only", value=f"{together.count} processes",
-                      place="stochastic_depth", fix="leave it out")  # fmt: skip
+        raise Refused(
+            "blocks are left out on one process only",
+            value=f"{together.count} processes",
+            place="stochastic_depth",
+            fix="leave it out",
+        )
     devices = [p.device for p in model.parameters() if p.device.type == "cuda"][:1]
     with (
         torch.random.fork_rng(devices=devices),
@@ -281,9 +285,12 @@ class _Run:
         import torch
 
         if len(state["random"]) != self._together.count:
-            raise Refused("a run goes on with as many processes as it began with", place="training",
-                          value=f"{self._together.count}, began with {len(state['random'])}",
-                          fix="launch as many, or give another folder")  # fmt: skip
+            raise Refused(
+                "a run goes on with as many processes as it began with",
+                place="training",
+                value=f"{self._together.count}, began with {len(state['random'])}",
+                fix="launch as many, or give another folder",
+            )
         self._done, self._total, self._seconds_before, self._hooked, self._feed.waited = state["counts"]
         self._times = [0.0, *state["times"]]
         self._stepper.restore(state["stepper"])

@@ -92,19 +92,29 @@ class Matching:
     def _check(self, student: Any, told: Any) -> None:
         taught = (len(told), *told.shape[2:])
         if tuple(student.shape) != taught:
-            raise Refused("student and teacher give outputs of one shape", place="teacher",
-                          value=f"student {tuple(student.shape)}, teacher {taught}",
-                          fix="give the student as many outputs as the teacher has")  # fmt: skip
+            raise Refused(
+                "student and teacher give outputs of one shape",
+                place="teacher",
+                value=f"student {tuple(student.shape)}, teacher {taught}",
+                fix="give the student as many outputs as the teacher has",
+            )
         if self.loss == "mse":
             return
         classes = student.shape[1 if self.classes_first else -1] if student.ndim > 1 else 1
         if classes < 2:
-            raise Refused("the model gives one row of at least two logits for each example",
-                          value=f"output shape {tuple(student.shape)}", place="teacher",
-                          fix=_OTHERWISE)  # fmt: skip
+            raise Refused(
+                "the model gives one row of at least two logits for each example",
+                value=f"output shape {tuple(student.shape)}",
+                place="teacher",
+                fix=_OTHERWISE,
+            )
         if self.loss == "ranking" and student.ndim != 2:
-            raise Refused("scores to rank are [n, candidates]", value=tuple(student.shape), place="teacher",
-                          fix=_OTHERWISE)  # fmt: skip
+            raise Refused(
+                "scores to rank are [n, candidates]",
+                value=tuple(student.shape),
+                place="teacher",
+                fix=_OTHERWISE,
+            )
 
     def _rows(self, student: Any, told: Any, labels: Any) -> tuple[Any, Any, Any]:
         """Return positions as rows: `[m, classes]`, `[m, teachers, classes]` and `[m]`."""
@@ -115,9 +125,12 @@ class Matching:
         if labels.is_floating_point() or labels.ndim != student.ndim - 1:
             return student.flatten(0, -2), told.flatten(0, -3), labels
         if labels.shape != places:
-            raise Refused("each position of the outputs has a label", place="task.train",
-                          value=f"outputs {tuple(student.shape)}, labels {tuple(labels.shape)}",
-                          fix="give labels of the outputs' positions, -100 where none counts")  # fmt: skip
+            raise Refused(
+                "each position of the outputs has a label",
+                place="task.train",
+                value=f"outputs {tuple(student.shape)}, labels {tuple(labels.shape)}",
+                fix="give labels of the outputs' positions, -100 where none counts",
+            )
         counts = labels != IGNORED_TARGET
         return student[counts], told[counts], labels[counts]
 
@@ -125,12 +138,19 @@ class Matching:
 def _labelled(student: Any, told: Any, labels: Any) -> tuple[Any, Any, Any]:
     classes = student.shape[-1]
     if labels.is_floating_point() or labels.shape != student.shape[:1]:
-        raise Refused("dkd has a class index for every row", place="task.train",
-                      value=f"labels {tuple(labels.shape)} of {labels.dtype}",
-                      fix="use loss='logits', which needs no labels")  # fmt: skip
+        raise Refused(
+            "dkd has a class index for every row",
+            place="task.train",
+            value=f"labels {tuple(labels.shape)} of {labels.dtype}",
+            fix="use loss='logits', which needs no labels",
+        )
     known = labels != IGNORED_TARGET
     wrong = known & ((labels < 0) | (labels >= classes))
     if bool(wrong.any()):
-        raise Refused(f"class indices lie in [0, {classes - 1}]", value=int(labels[wrong][0]),
-                      place="task.train", fix="number the classes from 0")  # fmt: skip
+        raise Refused(
+            f"class indices lie in [0, {classes - 1}]",
+            value=int(labels[wrong][0]),
+            place="task.train",
+            fix="number the classes from 0",
+        )
     return student[known], told[known], labels[known]

@@ -62,9 +62,13 @@ class Parts:
         before = math.ceil(total / self.count(total))
         size = (before + 1) // 2
         if size < SMALLEST:
-            raise Refused("a training step fits in memory", value=f"{before} examples do not",
-                          place="training", fix="free memory or use a smaller model", code=Exit.ENVIRONMENT,
-                          ) from error  # fmt: skip
+            raise Refused(
+                "a training step fits in memory",
+                value=f"{before} examples do not",
+                place="training",
+                fix="free memory or use a smaller model",
+                code=Exit.ENVIRONMENT,
+            ) from error
         if self._size is not None:
             self._every *= 2
         self._size, self._short, self._next = size, self._free(), number + self._every

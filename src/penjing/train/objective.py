@@ -35,8 +35,12 @@ def pick(outputs: Any, output: int | str | Callable[..., Any] | None) -> Tensor:
         try:
             chosen = _at(outputs, output)
         except (KeyError, IndexError, TypeError) as error:
-            raise Refused("the task's output is one of the model's", value=repr(output), place="task.output",
-                          fix="name a key or an index that the model returns") from error  # fmt: skip
+            raise Refused(
+                "the task's output is one of the model's",
+                value=repr(output),
+                place="task.output",
+                fix="name a key or an index that the model returns",
+            ) from error
     return chosen.float()
 
 
@@ -52,9 +56,12 @@ def _only_output(outputs: Any) -> Tensor:
         return getattr(values, "logits", values)
     if len(values) == 1:
         return values[0]
-    raise Refused("the model returns one output, or the task says which counts",
-                  value=f"{len(values)} outputs", place="task.output",
-                  fix="give Task(output=...) a key, an index or a function")  # fmt: skip
+    raise Refused(
+        "the model returns one output, or the task says which counts",
+        value=f"{len(values)} outputs",
+        place="task.output",
+        fix="give Task(output=...) a key, an index or a function",
+    )
 
 
 def task_objective(task: Task, smoothing: float = 0.0) -> Objective:
@@ -70,12 +77,20 @@ def task_objective(task: Task, smoothing: float = 0.0) -> Objective:
     """
     loss = task.loss
     if smoothing and loss != "cross_entropy":
-        raise Refused("label_smoothing is of the cross-entropy", value=getattr(loss, "__name__", repr(loss)),
-                      place="task.loss", fix="leave it out, or smooth in the loss")  # fmt: skip
+        raise Refused(
+            "label_smoothing is of the cross-entropy",
+            value=getattr(loss, "__name__", repr(loss)),
+            place="task.loss",
+            fix="leave it out, or smooth in the loss",
+        )
     if isinstance(loss, str):
         if loss != "cross_entropy":
-            raise Refused("the loss is known", value=repr(loss), place="task.loss",
-                          fix=nearest(loss, ["cross_entropy"]) + "; or give a function")  # fmt: skip
+            raise Refused(
+                "the loss is known",
+                value=repr(loss),
+                place="task.loss",
+                fix=nearest(loss, ["cross_entropy"]) + "; or give a function",
+            )
         loss = partial(_cross_entropy, smoothing)
 
     def objective(outputs: Any, inputs: Tensors, targets: Tensor) -> Tensor:
@@ -92,8 +107,12 @@ def _cross_entropy(smoothing: float, outputs: Tensor, targets: Tensor) -> Tensor
         classes = outputs.shape[1]
         wrong = ((targets < 0) | (targets >= classes)) & (targets != IGNORED_TARGET)
         if bool(wrong.any()):
-            raise Refused(f"class indices lie in [0, {classes - 1}]", value=int(targets[wrong][0]),
-                          place="task.train", fix="number the classes from 0")  # fmt: skip
+            raise Refused(
+                f"class indices lie in [0, {classes - 1}]",
+                value=int(targets[wrong][0]),
+                place="task.train",
+                fix="number the classes from 0",
+            )
     return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
 
 

@@ -10,9 +10,22 @@ from typing import Any, Literal, get_args
 from penjing.core.extras import need
 
 Name = Literal[
-    "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta", "adafactor", "lion",
-    "muon", "soap", "prodigy", "schedule_free",
-]  # fmt: skip
+    "sgd",
+    "adam",
+    "adamw",
+    "nadam",
+    "radam",
+    "adamax",
+    "rmsprop",
+    "adagrad",
+    "adadelta",
+    "adafactor",
+    "lion",
+    "muon",
+    "soap",
+    "prodigy",
+    "schedule_free",
+]
 NAMES: tuple[Name, ...] = get_args(Name)
 
 

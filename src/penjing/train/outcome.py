@@ -52,8 +52,12 @@ def trained(
     )
     after = mean_loss(model, looked_at, judge, size, context.seed)
     if not math.isfinite(after):
-        raise Refused("the loss is finite after training", value=f"{after} after {done.steps} steps",
-                      place=name, fix=f"lower lr (now {strategy.rate:g})")  # fmt: skip
+        raise Refused(
+            "the loss is finite after training",
+            value=f"{after} after {done.steps} steps",
+            place=name,
+            fix=f"lower lr (now {strategy.rate:g})",
+        )
     context.notes["training_s"] = context.notes.get("training_s", 0.0) + time.perf_counter() - start
     context.notes.setdefault("events", []).extend(f"{name}: {event}" for event in done.events)
     detail: dict[str, float | int | str] = {

@@ -55,9 +55,11 @@ def training_mode(
         trainable = [p for p in model.parameters() if p.requires_grad]
         if not trainable:
             raise Refused(
-                "at least one parameter can train", value="all are frozen", place="model.parameters()",
+                "at least one parameter can train",
+                value="all are frozen",
+                place="model.parameters()",
                 fix="set requires_grad on some, or leave the training step out",
-            )  # fmt: skip
+            )
         model.train()
         for name, module in model.named_modules():
             if not is_batchnorm(module):
@@ -132,8 +134,12 @@ def make_optimizer(model: Any, parameters: list[Any], strategy: Strategy) -> Any
         Refused: `layer_decay` with an optimizer that has one rate for all.
     """
     if KINDS[strategy.optimizer].one_rate and strategy.layer_decay is not None:
-        raise Refused(f"{strategy.optimizer} steps at one rate in all layers", value=strategy.layer_decay,
-                      place="layer_decay", fix="leave it out, or take adamw")  # fmt: skip
+        raise Refused(
+            f"{strategy.optimizer} steps at one rate in all layers",
+            value=strategy.layer_decay,
+            place="layer_decay",
+            fix="leave it out, or take adamw",
+        )
     names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
     shares = _shares(list(model.named_parameters()), strategy.layer_decay)
     matrices = _hidden_matrices(model) if KINDS[strategy.optimizer].matrices else None

@@ -71,8 +71,14 @@ def run_range_test(
 
     lowest, highest = (share * strategy.model_copy(update={"lr": None}).rate for share in span)
     growth = (highest / lowest) ** (1 / (steps - 1))
-    own = {"lr": lowest, "schedule": "constant", "warmup": 0.0, "averaging": "none", "start_size": 1.0,
-           "compile": "never"}  # fmt: skip
+    own = {
+        "lr": lowest,
+        "schedule": "constant",
+        "warmup": 0.0,
+        "averaging": "none",
+        "start_size": 1.0,
+        "compile": "never",
+    }
     strategy = strategy.model_copy(update=own)
     copy = backend.copy(model)
     numerics = numerics_for(copy, strategy.precision, strategy.layout)
@@ -110,8 +116,12 @@ def judged(rates: list[float], losses: list[float]) -> RangeTest:
     """
     end = losses.index(min(losses)) if losses else 0
     if end < 2:
-        raise Refused("the loss falls at some learning rate", value=f"{len(losses)} steps",
-                      place="range test", fix="check the data and the loss")  # fmt: skip
+        raise Refused(
+            "the loss falls at some learning rate",
+            value=f"{len(losses)} steps",
+            place="range test",
+            fix="check the data and the loss",
+        )
     steps = [math.log(b / a) for a, b in pairwise(rates)]
     slopes = [
         (losses[i + 1] - losses[i - 1]) / (steps[i - 1] + steps[i]) for i in range(1, end)

@@ -106,13 +106,21 @@ class Checkpoint:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             key, state = facts["key"], json.loads(facts["state"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise Refused("a saved state is whole", value=str(error)[:80], place=str(self._path),
-                          fix="delete the file: training begins anew", code=Exit.ENVIRONMENT,
-                          ) from error  # fmt: skip
+            raise Refused(
+                "a saved state is whole",
+                value=str(error)[:80],
+                place=str(self._path),
+                fix="delete the file: training begins anew",
+                code=Exit.ENVIRONMENT,
+            ) from error
         if key != self._key:
-            raise Refused("a run goes on with the model, data and strategy it began with",
-                          value=f"key {self._key[:12]}, saved {key[:12]}", place=str(self._path),
-                          fix="give another folder, or delete this one", code=Exit.USAGE)  # fmt: skip
+            raise Refused(
+                "a run goes on with the model, data and strategy it began with",
+                value=f"key {self._key[:12]}, saved {key[:12]}",
+                place=str(self._path),
+                fix="give another folder, or delete this one",
+                code=Exit.USAGE,
+            )
         return _whole(state, tensors)
 
 
@@ -129,8 +137,12 @@ def _plain(value: Any, tensors: dict[str, Any]) -> Any:
         return {type(value).__name__: [_plain(part, tensors) for part in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise Refused("a state is made of tensors, numbers and words", value=type(value).__name__,
-                  place="the optimizer's state", fix="train with another optimizer")  # fmt: skip
+    raise Refused(
+        "a state is made of tensors, numbers and words",
+        value=type(value).__name__,
+        place="the optimizer's state",
+        fix="train with another optimizer",
+    )
 
 
 def _whole(value: Any, tensors: dict[str, Any]) -> Any:

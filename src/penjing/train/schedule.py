@@ -7,9 +7,18 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 Schedule = Literal[
-    "constant", "linear", "cosine", "cosine_restarts", "polynomial", "exponential", "step", "inverse_sqrt",
-    "warmup_stable_decay", "one_cycle", "plateau",
-]  # fmt: skip
+    "constant",
+    "linear",
+    "cosine",
+    "cosine_restarts",
+    "polynomial",
+    "exponential",
+    "step",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+    "one_cycle",
+    "plateau",
+]
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 
 WARM_UP = 0.05

@@ -13,9 +13,19 @@ from penjing.train.optimizers import Name
 from penjing.train.strategy import Strategy
 
 IN_PARTS: tuple[Name, ...] = (
-    "sgd", "adam", "adamw", "nadam", "radam", "adamax", "rmsprop", "adagrad", "adadelta", "lion", "muon",
+    "sgd",
+    "adam",
+    "adamw",
+    "nadam",
+    "radam",
+    "adamax",
+    "rmsprop",
+    "adagrad",
+    "adadelta",
+    "lion",
+    "muon",
     "schedule_free",
-)  # fmt: skip
+)
 """Optimizers whose steps on tensors in parts are those on whole ones; the others fail there."""
 
 

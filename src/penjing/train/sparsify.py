@@ -88,8 +88,11 @@ class Sparsifier:
         scores = self._scores if self._choice.criterion == "movement" else _squares(self._values)
         masks = weight_masks(
             {name: to_numpy(score) for name, score in scores.items()},
-            sparsity, self._choice.pattern, self._choice.scope, self._choice.floor,
-        )  # fmt: skip
+            sparsity,
+            self._choice.pattern,
+            self._choice.scope,
+            self._choice.floor,
+        )
         with torch.no_grad():
             for name, parameter in self._parameters.items():
                 parameter.copy_(self._values[name])

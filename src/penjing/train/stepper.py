@@ -224,9 +224,12 @@ class Stepper:
         self._enforce()
         bad = "" if all(_finite(x) for x in inputs) else "; the batch itself holds NaN or Inf"
         if self._cut < 1.0:
-            raise Refused("the loss stays finite in training", value=f"{found} at step {number + 1}{bad}",
-                          place=type(self._strategy).__name__,
-                          fix=f"lower lr (now {self._strategy.rate:g}) or check the data")  # fmt: skip
+            raise Refused(
+                "the loss stays finite in training",
+                value=f"{found} at step {number + 1}{bad}",
+                place=type(self._strategy).__name__,
+                fix=f"lower lr (now {self._strategy.rate:g}) or check the data",
+            )
         self._cut = RATE_CUT
         self._optimizer.state.clear()
         self.events.append(

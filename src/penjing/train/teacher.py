@@ -113,8 +113,12 @@ def resting(context: Context, precision: Literal["auto", "float32", "bfloat16"])
 def alone(context: Context) -> None:
     """Refuse several teachers, for methods that look at one teacher's layers."""
     if _several(context.original):
-        raise Refused("one teacher's layers are looked at", value=f"{len(teachers_of(context))} teachers",
-                      place="teacher", fix="use Distill, or chain two calls")  # fmt: skip
+        raise Refused(
+            "one teacher's layers are looked at",
+            value=f"{len(teachers_of(context))} teachers",
+            place="teacher",
+            fix="use Distill, or chain two calls",
+        )
 
 
 def teachers_of(context: Context) -> list[Any]:
@@ -131,8 +135,12 @@ def layers_below(context: Context, model: Any, name: str) -> Context:
     """
     covers = context.covers
     if not any(covers(parameter.rpartition(".")[0]) for parameter, _ in model.named_parameters()):
-        raise Refused("at least one parameter can train", value="no layer is covered", place="only",
-                      fix="list the layer names with `penjing inspect`")  # fmt: skip
+        raise Refused(
+            "at least one parameter can train",
+            value="no layer is covered",
+            place="only",
+            fix="list the layer names with `penjing inspect`",
+        )
 
     def below(layer: str) -> bool:
         return not f"{layer}.".startswith(f"{name}.") or covers(layer[len(name) + 1 :])
@@ -186,9 +194,13 @@ def _table(context: Context, teacher: Teacher) -> Any:
 def matching(how: Teaching, teacher: Teacher, loss: Any) -> Matching:
     """Return how a student's outputs are compared with a teacher's; `loss` is the task's own."""
     return Matching(
-        how.loss, how.temperature, how.standardize, how.parts, teacher.weights,
+        how.loss,
+        how.temperature,
+        how.standardize,
+        how.parts,
+        teacher.weights,
         classes_first=loss == "cross_entropy",
-    )  # fmt: skip
+    )
 
 
 def rising(progress: Progress | None, rise: float) -> float:

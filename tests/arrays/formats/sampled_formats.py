@@ -6,8 +6,22 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from penjing.core.number_format import number_format
 
-ELEMENTS = ["int2", "int3 narrow", "int4", "int4 asymmetric", "uint4", "int8 narrow", "uint8", "int16",
-            "uint16", "fp8_e4m3", "fp8_e5m2", "nf4", "ternary", "binary"]  # fmt: skip
+ELEMENTS = [
+    "int2",
+    "int3 narrow",
+    "int4",
+    "int4 asymmetric",
+    "uint4",
+    "int8 narrow",
+    "uint8",
+    "int16",
+    "uint16",
+    "fp8_e4m3",
+    "fp8_e5m2",
+    "nf4",
+    "ternary",
+    "binary",
+]
 SHARED = ["tensor", "channel", "group 4", "token"]
 FORMATS = [number_format(f"{e} {s}") for e in ELEMENTS for s in SHARED]
 FORMATS += [number_format(name) for name in ("mxfp4", "mxfp8", "mxfp8_e5m2", "nvfp4")]

@@ -28,9 +28,16 @@ def test_no_scale_errs_more_than_that_of_the_range(x, format):
 
 
 @pytest.mark.parametrize(
-    ("name", "gain"), [("int2 narrow channel", 2), ("int3 channel", 1.3), ("uint3 channel", 1.3),
-                       ("nf4 channel", 1.02), ("ternary channel", 1.15), ("int4 group 128", 1.1)]
-)  # fmt: skip
+    ("name", "gain"),
+    [
+        ("int2 narrow channel", 2),
+        ("int3 channel", 1.3),
+        ("uint3 channel", 1.3),
+        ("nf4 channel", 1.02),
+        ("ternary channel", 1.15),
+        ("int4 group 128", 1.1),
+    ],
+)
 def test_clipping_helps_few_bits_of_normal_weights(name, gain):
     x = np.random.default_rng(0).standard_normal((16, 512)).astype(np.float32)
     format = number_format(name)
@@ -61,8 +68,9 @@ def test_torch_finds_scales_as_good(x, format):
     torch = pytest.importorskip("torch")
     here, there = clipped_parameters(x, format), clipped_parameters(torch.from_numpy(x), format)
     scales = there.scales.numpy()
-    np.testing.assert_allclose(errors(x, format, here._replace(scales=scales)), errors(x, format, here),
-                               rtol=1e-5, atol=1e-12)  # fmt: skip
+    np.testing.assert_allclose(
+        errors(x, format, here._replace(scales=scales)), errors(x, format, here), rtol=1e-5, atol=1e-12
+    )
 
 
 def test_not_finite_weights_are_refused():

@@ -16,9 +16,18 @@ from penjing.arrays.formats.packing import pack, unpack
 from penjing.arrays.formats.tables import table_of
 from penjing.core.number_format import number_format
 
-ONNX = {"int8": "INT8", "uint8": "UINT8", "int4": "INT4", "uint4": "UINT4", "int2": "INT2",
-        "uint2": "UINT2", "int16": "INT16", "uint16": "UINT16",
-        "fp8_e4m3": "FLOAT8E4M3FN", "fp8_e5m2": "FLOAT8E5M2"}  # fmt: skip
+ONNX = {
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "int4": "INT4",
+    "uint4": "UINT4",
+    "int2": "INT2",
+    "uint2": "UINT2",
+    "int16": "INT16",
+    "uint16": "UINT16",
+    "fp8_e4m3": "FLOAT8E4M3FN",
+    "fp8_e5m2": "FLOAT8E5M2",
+}
 STEPS = st.floats(2.0**-20, 2.0**20, width=32)
 
 
@@ -45,8 +54,10 @@ def zero_point(kind, code):
 
 def there_and_back(name, code):
     """A session that quantizes and dequantizes `x` by scale `s`."""
-    nodes = [helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
-             helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"])]  # fmt: skip
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
     inputs = [value("x", TensorProto.FLOAT, ["n"]), value("s", TensorProto.FLOAT, [])]
     return session(nodes, inputs, [value("y", TensorProto.FLOAT, ["n"])], [zero_point(ONNX[name], code)])
 
@@ -76,8 +87,12 @@ def test_onnx_runtime_stores_the_same_codes(name):
     """Of the types that it hands out as NumPy arrays."""
     kind = getattr(TensorProto, ONNX[name])
     node = helper.make_node("QuantizeLinear", ["x", "s", "z"], ["q"])
-    runtime = session([node], [value("x", TensorProto.FLOAT, ["n"]), value("s", TensorProto.FLOAT, [])],
-                      [value("q", kind, ["n"])], [zero_point(ONNX[name], 0)])  # fmt: skip
+    runtime = session(
+        [node],
+        [value("x", TensorProto.FLOAT, ["n"]), value("s", TensorProto.FLOAT, [])],
+        [value("q", kind, ["n"])],
+        [zero_point(ONNX[name], 0)],
+    )
     rng = np.random.default_rng(0)
     x = (rng.standard_normal(20_000) * 10.0 ** rng.uniform(-6, 6, 20_000)).astype(np.float32)
     format = number_format(name)
@@ -189,10 +204,20 @@ def test_matmul_nbits_multiplies_by_the_decoded_weight(bits, symmetric):
     constants = [onnx.numpy_helper.from_array(packed, "b"), onnx.numpy_helper.from_array(encoded.scales, "s")]
     if not symmetric:
         constants.append(onnx.numpy_helper.from_array(pack(encoded.zero_points, bits).reshape(-1), "z"))
-    node = helper.make_node("MatMulNBits", ["x", "b", "s"] + ["z"] * (not symmetric), ["y"], K=64, N=6,
-                            domain="com.microsoft", bits=bits, block_size=32, accuracy_level=1)  # fmt: skip
-    runtime = session([node], [value("x", TensorProto.FLOAT, [3, 64])],
-                      [value("y", TensorProto.FLOAT, [3, 6])], constants)  # fmt: skip
+    node = helper.make_node(
+        "MatMulNBits",
+        ["x", "b", "s"] + ["z"] * (not symmetric),
+        ["y"],
+        K=64,
+        N=6,
+        domain="com.microsoft",
+        bits=bits,
+        block_size=32,
+        accuracy_level=1,
+    )
+    runtime = session(
+        [node], [value("x", TensorProto.FLOAT, [3, 64])], [value("y", TensorProto.FLOAT, [3, 6])], constants
+    )
     x = rng.standard_normal((3, 64)).astype(np.float32)
     np.testing.assert_allclose(runtime.run(None, {"x": x})[0], x @ decode(encoded).T, rtol=1e-5, atol=1e-5)
 

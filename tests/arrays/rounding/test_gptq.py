@@ -12,8 +12,17 @@ from penjing.arrays.rounding.gptq import gptq
 from penjing.arrays.sparsity.gram import damped, output_error
 from penjing.core.number_format import number_format
 
-FORMATS = ("int4 channel", "int3 group 8", "uint2 group 8", "int8 channel", "nf4 group 16", "mxfp4", "nvfp4",
-           "fp8_e4m3 channel", "ternary channel")  # fmt: skip
+FORMATS = (
+    "int4 channel",
+    "int3 group 8",
+    "uint2 group 8",
+    "int8 channel",
+    "nf4 group 16",
+    "mxfp4",
+    "nvfp4",
+    "fp8_e4m3 channel",
+    "ternary channel",
+)
 
 
 def problem(rows, columns, seed):

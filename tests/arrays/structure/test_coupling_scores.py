@@ -29,8 +29,9 @@ def test_rows_and_columns_make_a_group_and_the_output_is_frozen():
     [group] = groups.groups
     assert (group.name, group.size, group.layers) == ("a", 4, ("a",))
     assert [(s.layer, s.axis, s.role, s.units.tolist()) for s in group.slots] == [
-        ("a", 0, "out", [0, 1, 2, 3]), ("b", 1, "in", [0, 1, 2, 3]),
-    ]  # fmt: skip
+        ("a", 0, "out", [0, 1, 2, 3]),
+        ("b", 1, "in", [0, 1, 2, 3]),
+    ]
     assert groups.frozen == {"b": "is the output"}
     assert coupling.staying({"a": np.array([1, 3])})[[0, 1, 2, 3, -1]].tolist() == [
         False,

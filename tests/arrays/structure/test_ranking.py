@@ -45,8 +45,13 @@ def test_isomorphic_groups_are_those_of_equal_topology():
     assert classes(groups, kinds, "global") == (tuple(groups),)
     assert classes(groups, kinds, "local") == tuple((g,) for g in groups)
     assert classes([], kinds, "global") == ()
-    shared = Group("g", 4, (wide.slots[0], wide.slots[1], Slot("b.conv", "weight", 1, np.arange(4), "in")),
-                   ("b.conv",), np.zeros(4, int))  # fmt: skip
+    shared = Group(
+        "g",
+        4,
+        (wide.slots[0], wide.slots[1], Slot("b.conv", "weight", 1, np.arange(4), "in")),
+        ("b.conv",),
+        np.zeros(4, int),
+    )
     assert topology(shared, kinds) != topology(wide, kinds), "one layer that makes and takes its units"
 
 
@@ -65,9 +70,7 @@ def test_bounds_round_up_the_floor_and_count_rows():
     assert bounds(blocks, 2, 0.6, 1.0).low == 12
 
 
-@given(
-    st.integers(1, 100), st.floats(0.01, 0.99), st.sampled_from([1, 2, 8, 16]), st.integers(0, 9)
-)  # fmt: skip
+@given(st.integers(1, 100), st.floats(0.01, 0.99), st.sampled_from([1, 2, 8, 16]), st.integers(0, 9))
 def test_local_levels_are_ratios(size, ratio, round_to, seed):
     score = np.random.default_rng(seed).random(size)
     only = group("a", size)
@@ -114,8 +117,9 @@ def test_the_smallest_cut_is_allowed_and_within_one_step(sizes, share, round_to,
     rng = np.random.default_rng(seed)
     groups = [group(f"g{i}", size) for i, size in enumerate(sizes)]
     allowed = {g.name: bounds(g, round_to, 0.0, 1.0) for g in groups}
-    order = ranking(groups, {g.name: rng.random(g.size) for g in groups},
-                    [groups] if together else None, allowed)  # fmt: skip
+    order = ranking(
+        groups, {g.name: rng.random(g.size) for g in groups}, [groups] if together else None, allowed
+    )
     cost, wanted = units(groups), share * sum(sizes)
     kept = smallest_cut(order, cost, wanted)
     if cost(order.kept(1.0)) > wanted:
@@ -143,11 +147,19 @@ def test_shares_of_tensors_parameters_and_multiply_adds():
     kept = {"a": np.array([0]), "c": np.array([0, 2])}
     shares = shares_left([one, other, grouped], kept)
     assert shares == {
-        ("a.conv", "weight"): 0.25 * 0.5, ("a.bn", "weight"): 0.25, ("a.next", "weight"): 0.25,
-        ("b.conv", "weight"): 1.0, ("b.in", "weight"): 1.0,
-    }  # fmt: skip
-    shapes = {"a.conv": {"weight": (4, 2, 3, 3)}, "a.bn": {"weight": (4,)}, "a.next": {"weight": (5, 4)},
-              "b.conv": {"weight": (2, 1)}, "b.in": {"weight": (1, 2)}}  # fmt: skip
+        ("a.conv", "weight"): 0.25 * 0.5,
+        ("a.bn", "weight"): 0.25,
+        ("a.next", "weight"): 0.25,
+        ("b.conv", "weight"): 1.0,
+        ("b.in", "weight"): 1.0,
+    }
+    shapes = {
+        "a.conv": {"weight": (4, 2, 3, 3)},
+        "a.bn": {"weight": (4,)},
+        "a.next": {"weight": (5, 4)},
+        "b.conv": {"weight": (2, 1)},
+        "b.in": {"weight": (1, 2)},
+    }
     assert parameters_removed(shares, shapes) == pytest.approx(72 * 7 / 8 + 3 + 15)
     counts = {"a.conv": 720, "a.next": 20, "b.conv": 2, "elsewhere": 9}
     assert multiply_adds_removed(shares, shapes, counts) == pytest.approx(630 + 15)

@@ -37,15 +37,24 @@ def batchnorm(name, width):
 
 
 def classifier():
-    nodes = [node("Conv", "x conv.weight", "a", pads=[1, 1, 1, 1]),
-             node("BatchNormalization", "a bn.weight bn.bias bn.running_mean bn.running_var", "b"),
-             node("Relu", "b", "c"),
-             node("Conv", "c dw.weight dw.bias", "d", group=6),
-             node("ReduceMean", "d axes", "e", keepdims=0),
-             node("MatMul", "e fc.weight", "f"), node("Add", "f fc.bias", "y")]  # fmt: skip
-    arrays = {"conv.weight": randn(6, 3, 3, 3), **batchnorm("bn", 6), "dw.weight": randn(6, 1, 3, 3),
-              "dw.bias": randn(6), "axes": np.array([2, 3]),
-              "fc.weight": randn(6, 10), "fc.bias": randn(10)}  # fmt: skip
+    nodes = [
+        node("Conv", "x conv.weight", "a", pads=[1, 1, 1, 1]),
+        node("BatchNormalization", "a bn.weight bn.bias bn.running_mean bn.running_var", "b"),
+        node("Relu", "b", "c"),
+        node("Conv", "c dw.weight dw.bias", "d", group=6),
+        node("ReduceMean", "d axes", "e", keepdims=0),
+        node("MatMul", "e fc.weight", "f"),
+        node("Add", "f fc.bias", "y"),
+    ]
+    arrays = {
+        "conv.weight": randn(6, 3, 3, 3),
+        **batchnorm("bn", 6),
+        "dw.weight": randn(6, 1, 3, 3),
+        "dw.bias": randn(6),
+        "axes": np.array([2, 3]),
+        "fc.weight": randn(6, 10),
+        "fc.bias": randn(10),
+    }
     return make(nodes, arrays)
 
 
@@ -56,7 +65,11 @@ def test_backend_is_found_from_the_class():
 def test_layers_have_kinds_and_canonical_shapes():
     layers = {layer.name: layer for layer in BACKEND.layers(classifier())}
     assert {name: layer.kind for name, layer in layers.items()} == {
-        "conv": "conv", "bn": "batchnorm", "dw": "depthwise", "fc": "linear"}  # fmt: skip
+        "conv": "conv",
+        "bn": "batchnorm",
+        "dw": "depthwise",
+        "fc": "linear",
+    }
     assert layers["fc"].shapes == {"weight": (10, 6)}
     assert layers["dw"].shapes == {"weight": (6, 1, 3, 3), "bias": (6,)}
     assert set(layers["bn"].shapes) == {"weight", "bias", "running_mean", "running_var"}
@@ -69,9 +82,14 @@ def test_read_and_write_are_inverse_in_every_layout():
         "t.weight": randn(3, 2, 3, 3),
         "t.bias": randn(2),
     }
-    nodes = [node("ConvTranspose", "x t.weight t.bias", "t"), node("GlobalAveragePool", "t", "p"),
-             node("Flatten", "p", "f"), node("MatMul", "f two.weight", "m"),
-             node("Gemm", "m a.weight", "g", transB=1), node("Gemm", "g b.weight", "y")]  # fmt: skip
+    nodes = [
+        node("ConvTranspose", "x t.weight t.bias", "t"),
+        node("GlobalAveragePool", "t", "p"),
+        node("Flatten", "p", "f"),
+        node("MatMul", "f two.weight", "m"),
+        node("Gemm", "m a.weight", "g", transB=1),
+        node("Gemm", "g b.weight", "y"),
+    ]
     model = make(nodes, arrays | {"two.weight": randn(2, 4)})
     x = (randn(2, 3, 8, 8),)
     before = model.run(x)[0]
@@ -120,8 +138,11 @@ def test_operations_count_by_formula_and_name_the_unknown():
     assert found.multiply_adds == 6 * 64 * 27 + 6 * 36 * 9 + 60
     assert found.parameters == 6 * 27 + 4 * 6 + 6 * 9 + 6 + 60 + 10
     assert found.uncounted == ()
-    odd = make([helper.make_node("LSTM", ["x", "w", "r"], ["", "y"], hidden_size=4)],
-               {"w": randn(1, 16, 3), "r": randn(1, 16, 4)}, shape=("n", 2, 3))  # fmt: skip
+    odd = make(
+        [helper.make_node("LSTM", ["x", "w", "r"], ["", "y"], hidden_size=4)],
+        {"w": randn(1, 16, 3), "r": randn(1, 16, 4)},
+        shape=("n", 2, 3),
+    )
     assert BACKEND.operations(odd, (randn(1, 2, 3),)).uncounted == ("LSTM",)
 
 
@@ -177,9 +198,13 @@ def test_batchnorm_stays_where_the_convolution_has_other_users():
 
 
 def test_old_model_with_initializers_as_inputs_is_brought_up_to_date():
-    nodes = [node("Conv", "x c.weight", "a"), node("Dropout", "a", "b"), node("Identity", "b", "c"),
-             node("Constant", "", "k", value=numpy_helper.from_array(np.float32(2.0))),
-             node("Mul", "c k", "y")]  # fmt: skip
+    nodes = [
+        node("Conv", "x c.weight", "a"),
+        node("Dropout", "a", "b"),
+        node("Identity", "b", "c"),
+        node("Constant", "", "k", value=numpy_helper.from_array(np.float32(2.0))),
+        node("Mul", "c k", "y"),
+    ]
     model = make(nodes, {"c.weight": randn(4, 3, 1, 1)}, opset=9, inputs_too=True)
     assert model.inputs == ("x",)
     x = (randn(2, 3, 8, 8),)

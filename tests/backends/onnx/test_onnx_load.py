@@ -174,8 +174,10 @@ def test_shallow_functions_load(tmp_path):
 
 def test_constant_bomb_is_refused_without_the_memory(tmp_path):
     shape = numpy_helper.from_array(np.array([100_000, 100_000]), "shape")
-    nodes = [helper.make_node("ConstantOfShape", ["shape"], ["big"], name="bomb"),
-             helper.make_node("ReduceSum", ["big"], ["y"])]  # fmt: skip
+    nodes = [
+        helper.make_node("ConstantOfShape", ["shape"], ["big"], name="bomb"),
+        helper.make_node("ReduceSum", ["big"], ["y"]),
+    ]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refuses(linear_model(nodes=nodes, constants=[shape]), tmp_path, "'bomb'")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000

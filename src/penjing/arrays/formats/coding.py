@@ -117,8 +117,12 @@ def _refuse_not_finite(x: Array, format: NumberFormat) -> None:
     finite = xp.isfinite(x)
     if not bool(xp.all(finite)):
         bad = int(xp.sum(xp.astype(~finite, xp.int64)))
-        raise Refused("values are finite", value=f"{bad} NaN or infinite values", place=str(format),
-                      fix="check the weights or the data")  # fmt: skip
+        raise Refused(
+            "values are finite",
+            value=f"{bad} NaN or infinite values",
+            place=str(format),
+            fix="check the weights or the data",
+        )
 
 
 def _complete(
@@ -130,8 +134,12 @@ def _complete(
 ) -> Parameters:
     if scales is None:
         if zero_points is not None or tensor_scale is not None:
-            raise Refused("zero points come with scales", value="no scales", place=str(format),
-                          fix="give all parameters or none")  # fmt: skip
+            raise Refused(
+                "zero points come with scales",
+                value="no scales",
+                place=str(format),
+                fix="give all parameters or none",
+            )
         return parameters_of(x, format)
     scales, zero_points, tensor_scale = (_as_array(v, x) for v in (scales, zero_points, tensor_scale))
     xp = array_namespace(x)

@@ -39,8 +39,12 @@ def pack(codes: Array, bits: int) -> Array:
     if math.prod(codes.shape) and not (
         int(xp.min(codes)) >= -(2 ** (bits - 1)) and int(xp.max(codes)) < 2**bits
     ):
-        raise Refused(f"codes have {bits} bits", value=f"{int(xp.min(codes))} to {int(xp.max(codes))}",
-                      place="pack", fix="encode in the format that is packed")  # fmt: skip
+        raise Refused(
+            f"codes have {bits} bits",
+            value=f"{int(xp.min(codes))} to {int(xp.max(codes))}",
+            place="pack",
+            fix="encode in the format that is packed",
+        )
     unit, size = _unit(bits)
     count = codes.shape[-1]
     parts = _in_units(codes & (2**bits - 1), unit)
@@ -76,8 +80,12 @@ def unpack(packed: Array, bits: int, count: int, signed: bool) -> Array:
     xp = array_namespace(packed)
     _refuse_width(packed, bits)
     if packed.shape[-1] != -(-count * bits // 8):
-        raise Refused(f"{count} codes of {bits} bits have {-(-count * bits // 8)} bytes",
-                      value=packed.shape[-1], place="unpack", fix="give the tensor's own shape")  # fmt: skip
+        raise Refused(
+            f"{count} codes of {bits} bits have {-(-count * bits // 8)} bytes",
+            value=packed.shape[-1],
+            place="unpack",
+            fix="give the tensor's own shape",
+        )
     unit, size = _unit(bits)
     parts = _in_units(xp.astype(packed, xp.int32), size)
     columns = []
@@ -112,6 +120,9 @@ def _in_units(x: Array, length: int) -> Array:
 
 def _refuse_width(array: Array, bits: int) -> None:
     if not (1 <= bits <= 16 and len(array.shape)):
-        raise Refused("1 to 16 bits and at least one axis are packed",
-                      value=f"{bits} bits, shape {tuple(array.shape)}",
-                      place="pack", fix="flatten the codes")  # fmt: skip
+        raise Refused(
+            "1 to 16 bits and at least one axis are packed",
+            value=f"{bits} bits, shape {tuple(array.shape)}",
+            place="pack",
+            fix="flatten the codes",
+        )

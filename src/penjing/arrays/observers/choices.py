@@ -103,15 +103,20 @@ def entropy_range(histogram: Histogram, format: NumberFormat) -> Range:
 def refuse_percentile(percentile: float) -> None:
     """Refuse a percentile that `percentile_range` cannot take."""
     if not 50 < percentile <= 100:
-        raise Refused("50 < percentile <= 100", value=percentile, place="observer",
-                      fix="choose for example 99.99")  # fmt: skip
+        raise Refused(
+            "50 < percentile <= 100", value=percentile, place="observer", fix="choose for example 99.99"
+        )
 
 
 def refuse_few_bins(bins: int, format: NumberFormat) -> None:
     """Refuse a histogram that is too coarse for `entropy_range`."""
     if BINS_A_CODE * 2**format.bits > bins:
-        raise Refused(f"entropy has {BINS_A_CODE} bins for each code", value=f"{bins} bins",
-                      place=str(format), fix="use the observer mse")  # fmt: skip
+        raise Refused(
+            f"entropy has {BINS_A_CODE} bins for each code",
+            value=f"{bins} bins",
+            place=str(format),
+            fix="use the observer mse",
+        )
 
 
 def _clipped(histogram: Histogram, share: float | Floats) -> tuple[Floats, Floats]:

@@ -83,12 +83,20 @@ def refuse_not_finite(x: NDArray[Any]) -> None:
     # Extremes are finite only if all values are, and cost no array of marks.
     if x.size and not (np.isfinite(x.min()) and np.isfinite(x.max())):
         bad = int(x.size - np.isfinite(x).sum())
-        raise Refused("activations are finite", value=f"{bad} NaN or infinite values", place="calibration",
-                      fix="check the calibration data and the model's weights")  # fmt: skip
+        raise Refused(
+            "activations are finite",
+            value=f"{bad} NaN or infinite values",
+            place="calibration",
+            fix="check the calibration data and the model's weights",
+        )
 
 
 def refuse_other_shape(shape: tuple[int, ...], before: tuple[int, ...], format: NumberFormat) -> None:
     """Refuse a batch whose scales have another shape than those of earlier batches."""
     if shape != before:
-        raise Refused("all batches have scales of one shape", value=f"{shape} after {before}",
-                      place=str(format), fix="observe per tensor or channel, or equal batches")  # fmt: skip
+        raise Refused(
+            "all batches have scales of one shape",
+            value=f"{shape} after {before}",
+            place=str(format),
+            fix="observe per tensor or channel, or equal batches",
+        )

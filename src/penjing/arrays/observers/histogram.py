@@ -77,8 +77,12 @@ class Histogram:
 
     def _begin(self, shape: tuple[int, ...], low: Floats, high: Floats) -> None:
         if len(low) * self.bins > LARGEST:
-            raise Refused("the histograms fit into memory", value=f"{len(low)} scales of {self.bins} bins",
-                          place=str(self._format), fix="use fewer bins, or the observer minmax")  # fmt: skip
+            raise Refused(
+                "the histograms fit into memory",
+                value=f"{len(low)} scales of {self.bins} bins",
+                place=str(self._format),
+                fix="use fewer bins, or the observer minmax",
+            )
         self.shape, self.low, self.high = shape, low, high
         self.exponent = _exponents(low, high, self.bins)
         self.first = _places(low, self.exponent)

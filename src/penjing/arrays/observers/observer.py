@@ -56,8 +56,12 @@ class Observer:
             Refused: a setting out of its range, or more than 9 bits for `entropy`.
         """
         if kind not in get_args(ObserverKind):
-            raise Refused("the observer is known", value=repr(kind), place="observer",
-                          fix=nearest(str(kind), get_args(ObserverKind)))  # fmt: skip
+            raise Refused(
+                "the observer is known",
+                value=repr(kind),
+                place="observer",
+                fix=nearest(str(kind), get_args(ObserverKind)),
+            )
         if kind == "percentile":
             refuse_percentile(percentile)
         if kind == "entropy":
@@ -85,8 +89,12 @@ class Observer:
         """
         seen = self._seen
         if seen.low is None:
-            raise Refused("an observer has seen data", value="no values", place=f"observer {self.kind}",
-                          fix="give calibration data")  # fmt: skip
+            raise Refused(
+                "an observer has seen data",
+                value="no values",
+                place=f"observer {self.kind}",
+                fix="give calibration data",
+            )
         if isinstance(seen, Extremes):
             return seen.low, seen.high
         if self.kind == "percentile":

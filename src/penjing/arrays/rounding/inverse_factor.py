@@ -125,8 +125,12 @@ def factorized_in_place(gram: NDArray[np.float64], order: Order, damping: float)
         gram[:, strip] = gram[back, strip]
     factor, failed = dpotrf(gram.T, lower=1, clean=0, overwrite_a=1)
     if failed:
-        raise Refused("damped second moments are positive definite", value=f"not from column {failed} on",
-                      place="GPTQ", fix="raise damping")  # fmt: skip
+        raise Refused(
+            "damped second moments are positive definite",
+            value=f"not from column {failed} on",
+            place="GPTQ",
+            fix="raise damping",
+        )
     inverse, _ = dtrtri(factor, lower=1, overwrite_c=1)
     return Moments(taken, inverse[::-1, ::-1], price, extra)
 

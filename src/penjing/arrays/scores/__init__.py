@@ -45,9 +45,19 @@ __all__ = [
 ]
 
 ScoreName = Literal[
-    "l1", "l2", "random", "batchnorm", "lamp", "fpgm", "taylor", "fisher", "output_fisher", "hessian",
-    "activation", "refit",
-]  # fmt: skip
+    "l1",
+    "l2",
+    "random",
+    "batchnorm",
+    "lamp",
+    "fpgm",
+    "taylor",
+    "fisher",
+    "output_fisher",
+    "hessian",
+    "activation",
+    "refit",
+]
 Needs = Literal["seed", "weights", "inputs", "gradients", "gates", "curvature", "factors"]
 
 
@@ -88,9 +98,12 @@ SCORES: dict[ScoreName, Score] = {
     "hessian": Score("curvature", hessian_score, comparable=True, loss=True),
     "activation": Score("inputs", activation_score, comparable=False, absent=_NOT_OBSERVED),
     "refit": Score(
-        "factors", refit_score, comparable=True, loss=True,
+        "factors",
+        refit_score,
+        comparable=True,
+        loss=True,
         absent="no layer that takes its units is a linear layer or a convolution without groups, called as a "
         "module",
     ),
-}  # fmt: skip
+}
 """Every score by the name that `PruneChannels.score` takes."""

@@ -34,8 +34,11 @@ def refit_score(
     """
     found: dict[str, Floats | None] = {}
     for group in groups:
-        takers = [consumer_of(tensors[slot.layer]["weight"], slot, factors[slot.layer])
-                  for slot in consumers(group) if slot.layer in factors]  # fmt: skip
+        takers = [
+            consumer_of(tensors[slot.layer]["weight"], slot, factors[slot.layer])
+            for slot in consumers(group)
+            if slot.layer in factors
+        ]
         found[group.name] = scores(takers, group.blocks) if takers else None
     return found
 

@@ -66,8 +66,11 @@ class NumpyBackend:
             if name not in own:
                 raise Refused("the tensor is in the layer", value=place, fix=nearest(name, own))
             if own[name].shape != np.shape(array):
-                raise Refused("a written tensor keeps its shape", place=place,
-                              value=f"{np.shape(array)} for {own[name].shape}")  # fmt: skip
+                raise Refused(
+                    "a written tensor keeps its shape",
+                    place=place,
+                    value=f"{np.shape(array)} for {own[name].shape}",
+                )
             if not np.isfinite(array).all():
                 raise Refused("a written tensor is finite", place=place)
         own.update({name: np.array(array, np.float32) for name, array in tensors.items()})

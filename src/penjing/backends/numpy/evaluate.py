@@ -134,7 +134,8 @@ def evaluate(net: NumpyNet, inputs: Arrays, compute: Mapping[str, Compute] = COM
             result = compute[node.op](node, net.tensors.get(node.name, {}), *taken)
         except ValueError as error:
             # NumPy's own complaint about shapes; the shapes and the node say more.
-            raise Refused(f"{node.op} fits its input", value=[x.shape for x in taken],
-                          place=node.name) from error  # fmt: skip
+            raise Refused(
+                f"{node.op} fits its input", value=[x.shape for x in taken], place=node.name
+            ) from error
         values[node.name] = result.astype(np.float32)
     return values

@@ -120,14 +120,19 @@ class NumpyNet:
         for node in self.nodes:
             if node.name == name:
                 return node
-        raise Refused("the layer is in the net", value=repr(name), place="net",
-                      fix=nearest(name, [node.name for node in self.nodes]))  # fmt: skip
+        raise Refused(
+            "the layer is in the net",
+            value=repr(name),
+            place="net",
+            fix=nearest(name, [node.name for node in self.nodes]),
+        )
 
 
 def _check_node(node: Node, known: list[str]) -> None:
     if node.op not in OPERATORS:
-        raise Refused("the operator is known", value=repr(node.op), place=node.name,
-                      fix=nearest(node.op, OPERATORS))  # fmt: skip
+        raise Refused(
+            "the operator is known", value=repr(node.op), place=node.name, fix=nearest(node.op, OPERATORS)
+        )
     operator = OPERATORS[node.op]
     _require(node.name not in known, "names of values differ", repr(node.name), "net")
     for value in node.inputs:

@@ -82,13 +82,18 @@ class OnnxBackend:
         for key, array in tensors.items():
             name = entry.tensors.get(key, "")
             if name not in graph.constants:
-                raise Refused("the tensor is a float constant of the layer", value=key, place=layer,
-                              fix="write to the float model, before it is quantized")  # fmt: skip
+                raise Refused(
+                    "the tensor is a float constant of the layer",
+                    value=key,
+                    place=layer,
+                    fix="write to the float model, before it is quantized",
+                )
             old = numpy_helper.to_array(graph.constants[name])
             new = entry.native(key, np.asarray(array)).astype(old.dtype)
             if new.shape != old.shape:
-                raise Refused("a tensor keeps its shape", value=f"{new.shape} for {old.shape}",
-                              place=f"{layer}.{key}")  # fmt: skip
+                raise Refused(
+                    "a tensor keeps its shape", value=f"{new.shape} for {old.shape}", place=f"{layer}.{key}"
+                )
             fresh[name] = new
         replace_constants(model.proto, fresh)
         model.__dict__.pop("session", None)
@@ -117,8 +122,11 @@ class OnnxBackend:
         A layer that the model uses several times is observed at its first use.
         """
         graph = Graph(model.proto)
-        ends = {layer: (node.input[_data_input(node)], node.output[0])
-                for layer in layers for node in [_find(graph, layer).node]}  # fmt: skip
+        ends = {
+            layer: (node.input[_data_input(node)], node.output[0])
+            for layer in layers
+            for node in [_find(graph, layer).node]
+        }
         wanted = list(dict.fromkeys(name for pair in ends.values() for name in pair))
         probe = with_outputs(model.proto, wanted)
         session = open_session(probe, "basic")
@@ -162,8 +170,12 @@ class OnnxBackend:
             if array.dtype.kind == "f" and array.ndim and not np.isfinite(array).all():
                 bad.append(f"{tensor.name} ({int(array.size - np.isfinite(array).sum())} of {array.size})")
         if bad:
-            raise Refused("weights are finite", value=", ".join(bad[:5]), place="model",
-                          fix="train or convert the model again")  # fmt: skip
+            raise Refused(
+                "weights are finite",
+                value=", ".join(bad[:5]),
+                place="model",
+                fix="train or convert the model again",
+            )
         if not model.run(example):
             raise Refused("the model has an output", value=0, place="model")
 
@@ -217,8 +229,12 @@ def with_one_output(proto: Any, output: int | str) -> Any:
     by_index = isinstance(output, int) and -len(known) <= output < len(known)
     name = known[output] if by_index and isinstance(output, int) else output
     if name not in known:
-        raise Refused("the model has the output", value=repr(output), place="task.output",
-                      fix=f"known: {', '.join(known)}")  # fmt: skip
+        raise Refused(
+            "the model has the output",
+            value=repr(output),
+            place="task.output",
+            fix=f"known: {', '.join(known)}",
+        )
     chosen = copy_proto(proto)
     kept = next(value for value in proto.graph.output if value.name == name)
     del chosen.graph.output[:]
@@ -246,8 +262,12 @@ def _find(graph: Graph, layer: str) -> WeightNode:
     for entry in entries:
         if entry.name == layer:
             return entry
-    raise Refused("the model has a layer of this name", value=layer, place="model",
-                  fix=f"known: {', '.join(sorted({e.name for e in entries})[:20])}")  # fmt: skip
+    raise Refused(
+        "the model has a layer of this name",
+        value=layer,
+        place="model",
+        fix=f"known: {', '.join(sorted({e.name for e in entries})[:20])}",
+    )
 
 
 def _tensors(graph: Graph, entry: WeightNode) -> dict[str, NDArray[Any]]:
@@ -256,8 +276,12 @@ def _tensors(graph: Graph, entry: WeightNode) -> dict[str, NDArray[Any]]:
 
 
 def _no_pruning() -> Refused:
-    return Refused("channels are pruned in the framework of the model", value="an ONNX model", place="onnx",
-                   fix="prune the PyTorch model; the plan makes it ONNX afterwards")  # fmt: skip
+    return Refused(
+        "channels are pruned in the framework of the model",
+        value="an ONNX model",
+        place="onnx",
+        fix="prune the PyTorch model; the plan makes it ONNX afterwards",
+    )
 
 
 BACKEND = OnnxBackend()

@@ -83,10 +83,15 @@ def ranges(
             try:
                 seen[name].add(value)
             except Refused as error:
-                raise Refused(error.rule, value=error.value, place=f"calibration, tensor {name!r}",
-                              fix=error.fix) from None  # fmt: skip
+                raise Refused(
+                    error.rule, value=error.value, place=f"calibration, tensor {name!r}", fix=error.fix
+                ) from None
     if len(given) < 2:
-        raise Refused("calibration inputs vary", value=f"only {given or 'nothing'}", place="task.train",
-                      fix="calibrate on real examples")  # fmt: skip
+        raise Refused(
+            "calibration inputs vary",
+            value=f"only {given or 'nothing'}",
+            place="task.train",
+            fix="calibrate on real examples",
+        )
     found = {name: entry.range() for name, entry in seen.items()}
     return {name: (float(low), float(high)) for name, (low, high) in found.items()}

@@ -26,8 +26,12 @@ def refuse_quantized(model: OnnxModel) -> None:
     """
     found = is_quantized(model.proto)
     if found is not None:
-        raise Refused("the model is not quantized yet", value=f"it has {found}", place="model",
-                      fix="leave this step out, or start from the float model")  # fmt: skip
+        raise Refused(
+            "the model is not quantized yet",
+            value=f"it has {found}",
+            place="model",
+            fix="leave this step out, or start from the float model",
+        )
 
 
 def compare_outputs(
@@ -49,13 +53,21 @@ def compare_outputs(
     finite = bool(np.isfinite(y).all())
     if not finite or np.ptp(y, axis=0).max(initial=0) == 0 < np.ptp(x, axis=0).max(initial=0):
         value = "the same for every example" if finite else "NaN or infinite"
-        raise Refused("the quantized model's outputs vary and are finite", value=value, place=method,
-                      fix="calibrate on more and real examples, or leave layers float")  # fmt: skip
+        raise Refused(
+            "the quantized model's outputs vary and are finite",
+            value=value,
+            place=method,
+            fix="calibrate on more and real examples, or leave layers float",
+        )
     norm = float(np.linalg.norm(x) * np.linalg.norm(y))
     cosine = float(x.ravel() @ y.ravel()) / norm if norm else 1.0
     error = min(relative_error(y.astype(np.float32), x.astype(np.float32)), 1e9)
-    return Change(method=method, layer="*", status="done",
-                  detail={"cosine": cosine, "relative_error": error, "examples": examples})  # fmt: skip
+    return Change(
+        method=method,
+        layer="*",
+        status="done",
+        detail={"cosine": cosine, "relative_error": error, "examples": examples},
+    )
 
 
 def _rows(output: NDArray[Any]) -> NDArray[np.float64]:

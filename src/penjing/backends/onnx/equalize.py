@@ -13,8 +13,9 @@ from penjing.backends.onnx.graph import Graph, WeightNode, attribute, replace_co
 from penjing.backends.onnx.model import copy_proto
 from penjing.backends.onnx.placement import clip_bounds
 
-THROUGH = frozenset({"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool",
-                     "GlobalMaxPool"})  # fmt: skip
+THROUGH = frozenset(
+    {"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
+)
 """Operators that work on each channel by itself and commute with factors above 0."""
 
 
@@ -138,8 +139,11 @@ def rescaled(
     """
     fresh = copy_proto(proto)
     graph = Graph(fresh)
-    weights = {name: weight_of(graph, layers[name]).astype(np.float64)
-               for pair in pairs for name in (pair.producer, *pair.consumers)}  # fmt: skip
+    weights = {
+        name: weight_of(graph, layers[name]).astype(np.float64)
+        for pair in pairs
+        for name in (pair.producer, *pair.consumers)
+    }
     arrays = {}
     for pair in pairs:
         entry, factor = layers[pair.producer], factors[pair.producer]

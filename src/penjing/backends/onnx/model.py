@@ -20,9 +20,17 @@ from penjing.core.errors import Refused
 
 _ORT_ERRORS = tuple(
     getattr(ort.capi.onnxruntime_pybind11_state, name)
-    for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented",
-                 "RuntimeException", "NoSuchFile", "NoModel")
-)  # fmt: skip
+    for name in (
+        "Fail",
+        "InvalidArgument",
+        "InvalidGraph",
+        "InvalidProtobuf",
+        "NotImplemented",
+        "RuntimeException",
+        "NoSuchFile",
+        "NoModel",
+    )
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,13 +95,21 @@ def open_session(proto: Any, level: str = "all") -> Any:
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if level == "all" else levels.ORT_ENABLE_BASIC
     if proto.ByteSize() > LARGEST_FILE:
-        raise Refused("the model is at most 2 GB", value=f"{proto.ByteSize()} bytes", place="model",
-                      fix="quantize or prune it in its framework first")  # fmt: skip
+        raise Refused(
+            "the model is at most 2 GB",
+            value=f"{proto.ByteSize()} bytes",
+            place="model",
+            fix="quantize or prune it in its framework first",
+        )
     try:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as error:
-        raise Refused("ONNX Runtime can load the model", value=_first_line(error), place="model",
-                      fix="export with an opset and operators that it knows") from error  # fmt: skip
+        raise Refused(
+            "ONNX Runtime can load the model",
+            value=_first_line(error),
+            place="model",
+            fix="export with an opset and operators that it knows",
+        ) from error
 
 
 def _cores() -> int:
@@ -111,9 +127,12 @@ def run_session(session: Any, outputs: list[str] | None, feed: Mapping[str, NDAr
         result: list[Any] = session.run(outputs, dict(feed))
     except _ORT_ERRORS as error:
         shapes = {name: tuple(array.shape) for name, array in feed.items()}
-        raise Refused("ONNX Runtime can run the model on its inputs", value=_first_line(error),
-                      place=f"inputs {shapes}",
-                      fix="give inputs of the shapes that the model declares") from error  # fmt: skip
+        raise Refused(
+            "ONNX Runtime can run the model on its inputs",
+            value=_first_line(error),
+            place=f"inputs {shapes}",
+            fix="give inputs of the shapes that the model declares",
+        ) from error
     return result
 
 
@@ -128,20 +147,34 @@ def as_feed(
     declared = {value.name: value.type for value in session.get_inputs()}
     if not isinstance(inputs, Mapping):
         if len(inputs) != len(declared):
-            raise Refused("as many arrays as the model has inputs", value=len(inputs), place="inputs",
-                          fix=f"give {', '.join(declared)}")  # fmt: skip
+            raise Refused(
+                "as many arrays as the model has inputs",
+                value=len(inputs),
+                place="inputs",
+                fix=f"give {', '.join(declared)}",
+            )
         inputs = dict(zip(declared, inputs, strict=True))
     if set(inputs) != set(declared):
-        raise Refused("the names of the inputs are the model's", value=sorted(inputs), place="inputs",
-                      fix=f"give {', '.join(declared)}")  # fmt: skip
+        raise Refused(
+            "the names of the inputs are the model's",
+            value=sorted(inputs),
+            place="inputs",
+            fix=f"give {', '.join(declared)}",
+        )
     return {name: _as_type(np.asarray(inputs[name]), kind, name) for name, kind in declared.items()}
 
 
 _TYPES: dict[str, Any] = {
-    "tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16,
-    "tensor(int64)": np.int64, "tensor(int32)": np.int32, "tensor(int16)": np.int16, "tensor(int8)": np.int8,
-    "tensor(uint8)": np.uint8, "tensor(bool)": np.bool_,
-}  # fmt: skip
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+    "tensor(float16)": np.float16,
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(int16)": np.int16,
+    "tensor(int8)": np.int8,
+    "tensor(uint8)": np.uint8,
+    "tensor(bool)": np.bool_,
+}
 
 
 def _as_type(array: NDArray[Any], kind: str, name: str) -> NDArray[Any]:
@@ -149,13 +182,21 @@ def _as_type(array: NDArray[Any], kind: str, name: str) -> NDArray[Any]:
     kinds = {"u": "i"}
     given = kinds.get(array.dtype.kind, array.dtype.kind)
     if wanted is None or given != kinds.get(np.dtype(wanted).kind, np.dtype(wanted).kind):
-        raise Refused("an input has the model's type", value=f"{array.dtype} for {kind}",
-                      place=f"input {name}", fix="convert the data")  # fmt: skip
+        raise Refused(
+            "an input has the model's type",
+            value=f"{array.dtype} for {kind}",
+            place=f"input {name}",
+            fix="convert the data",
+        )
     if given == "i" and array.size:
         limits = np.iinfo(wanted)
         if array.min() < limits.min or array.max() > limits.max:
-            raise Refused("integers fit the model's type", value=f"{array.min()} to {array.max()} for {kind}",
-                          place=f"input {name}", fix="check the data")  # fmt: skip
+            raise Refused(
+                "integers fit the model's type",
+                value=f"{array.min()} to {array.max()} for {kind}",
+                place=f"input {name}",
+                fix="check the data",
+            )
     return np.ascontiguousarray(array, dtype=wanted)
 
 

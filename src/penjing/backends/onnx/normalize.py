@@ -50,8 +50,15 @@ def normalize(model: OnnxModel, example: Arrays | None) -> OnnxModel:
         proto = onnx.inliner.inline_local_functions(proto)
     proto = _current_opset(proto)
     _plain_inputs(proto)
-    for step in (name_weights, _constants_to_initializers, _drop_aliases, _fold_batchnorm, _fold_gemm_factors,
-                 _matmul_add_to_gemm, _mean_to_pooling):  # fmt: skip
+    for step in (
+        name_weights,
+        _constants_to_initializers,
+        _drop_aliases,
+        _fold_batchnorm,
+        _fold_gemm_factors,
+        _matmul_add_to_gemm,
+        _mean_to_pooling,
+    ):
         step(proto)
     _plain_nodes(proto)
     result = OnnxModel(proto, model.reference)
@@ -67,8 +74,12 @@ def _current_opset(proto: Any) -> Any:
         return onnx.version_converter.convert_version(proto, OPSET)
     except (RuntimeError, onnx.version_converter.ConvertError) as error:
         reason = str(error).strip().partition("\n")[0][:200]
-        raise Refused(f"the model converts to opset {OPSET}", value=reason, place=f"opset {opset_of(proto)}",
-                      fix=f"export the model with opset {OPSET} or newer") from error  # fmt: skip
+        raise Refused(
+            f"the model converts to opset {OPSET}",
+            value=reason,
+            place=f"opset {opset_of(proto)}",
+            fix=f"export the model with opset {OPSET} or newer",
+        ) from error
 
 
 def _plain_inputs(proto: Any) -> None:
@@ -251,6 +262,9 @@ def _same_outputs(before: OnnxModel, after: OnnxModel, example: Arrays) -> None:
         gap = float(np.abs(old - new).max(initial=0.0))
         size = float(np.abs(old).max(initial=0.0))
         if not gap <= TOLERANCE * max(size, 1e-3):
-            raise Refused(f"folding changes outputs by at most {TOLERANCE:g}",
-                          value=gap / max(size, 1e-3), place="normalize",
-                          fix="check the model for NaN and for very large weights")  # fmt: skip
+            raise Refused(
+                f"folding changes outputs by at most {TOLERANCE:g}",
+                value=gap / max(size, 1e-3),
+                place="normalize",
+                fix="check the model for NaN and for very large weights",
+            )

@@ -212,8 +212,10 @@ class _Writer:
         bounds = clip_bounds(self.graph, node)
         assert bounds is not None
         ends = quantize(np.array(bounds, np.float32), grid)
-        low, high = (self._constant(f"{node.output[0]}_{end}", self.kinds.stored(value))
-                     for end, value in zip(("low", "high"), ends, strict=True))  # fmt: skip
+        low, high = (
+            self._constant(f"{node.output[0]}_{end}", self.kinds.stored(value))
+            for end, value in zip(("low", "high"), ends, strict=True)
+        )
         made = unique(f"{node.output[0]}_quantized", self._taken)
         self._emit("Clip", [integer, low, high], made)
         self._inherit(node.output[0], made, grid, self._grid(node.input[0]))

@@ -37,8 +37,12 @@ def read_proto(path: Path) -> Any:
     if size == 0:
         raise _broken("the model file is not empty", path, "0 bytes")
     if size > LARGEST_FILE:
-        raise Refused("the model file is at most 2 GB", value=f"{size} bytes", place=str(path),
-                      fix="save the weights as external data beside the model")  # fmt: skip
+        raise Refused(
+            "the model file is at most 2 GB",
+            value=f"{size} bytes",
+            place=str(path),
+            fix="save the weights as external data beside the model",
+        )
     try:
         proto = onnx.load_model_from_string(path.read_bytes())
     except DecodeError:
@@ -71,14 +75,16 @@ def check_proto(proto: Any, place: str) -> None:
         inferred = onnx.shape_inference.infer_shapes(proto)
     except errors as error:
         value = str(error).strip().replace("\n", " ")[:300]
-        raise Refused("the model passes the ONNX checker", value=value, place=place,
-                      fix="export the model again") from error  # fmt: skip
+        raise Refused(
+            "the model passes the ONNX checker", value=value, place=place, fix="export the model again"
+        ) from error
     for info in inferred.graph.value_info:
         shape = info.type.tensor_type.shape.dim
         count = math.prod(dim.dim_value for dim in shape if dim.HasField("dim_value"))
         if count > LARGEST_TENSOR:
-            raise Refused(f"a tensor has at most {LARGEST_TENSOR} values", value=count,
-                          place=f"{place}: {info.name}")  # fmt: skip
+            raise Refused(
+                f"a tensor has at most {LARGEST_TENSOR} values", value=count, place=f"{place}: {info.name}"
+            )
 
 
 def nodes_of(graph: Any) -> Iterator[Any]:
@@ -113,25 +119,45 @@ def _check_external(tensor: Any, path: Path) -> None:
     place = f"{path}: tensor {tensor.name!r}"
     outside = posix.is_absolute() or windows.drive or windows.root or ".." in (*posix.parts, *windows.parts)
     if not location or outside or "\0" in location:
-        raise Refused("external data lies in the model's folder", value=repr(location), place=place,
-                      fix="take the model from somebody you trust")  # fmt: skip
+        raise Refused(
+            "external data lies in the model's folder",
+            value=repr(location),
+            place=place,
+            fix="take the model from somebody you trust",
+        )
     current = path.parent
     for part in posix.parts:
         current = current / part
         if current.is_symlink():
-            raise Refused("external data is no link", value=current.name, place=place,
-                          fix="put the data file itself beside the model")  # fmt: skip
+            raise Refused(
+                "external data is no link",
+                value=current.name,
+                place=place,
+                fix="put the data file itself beside the model",
+            )
     if not current.exists():
-        raise Refused("external data is there", value=repr(location), place=place,
-                      fix="copy the data file beside the model")  # fmt: skip
+        raise Refused(
+            "external data is there",
+            value=repr(location),
+            place=place,
+            fix="copy the data file beside the model",
+        )
     found = os.lstat(current)
     if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
-        raise Refused("external data is a regular file without hard links", value=current.name, place=place,
-                      fix="put a copy of the data file beside the model")  # fmt: skip
+        raise Refused(
+            "external data is a regular file without hard links",
+            value=current.name,
+            place=place,
+            fix="put a copy of the data file beside the model",
+        )
     start, length = (_whole(facts.get(key, "0"), place) for key in ("offset", "length"))
     if start + length > found.st_size:
-        raise Refused("external data is whole", value=f"{found.st_size} of {start + length} bytes",
-                      place=place, fix="copy the data file again")  # fmt: skip
+        raise Refused(
+            "external data is whole",
+            value=f"{found.st_size} of {start + length} bytes",
+            place=place,
+            fix="copy the data file again",
+        )
 
 
 def _whole(text: str, place: str) -> int:
@@ -142,13 +168,21 @@ def _whole(text: str, place: str) -> int:
 
 def _check_versions(proto: Any, place: str) -> None:
     if proto.ir_version > onnx.IR_VERSION:
-        raise Refused(f"the IR version is at most {onnx.IR_VERSION}", value=proto.ir_version, place=place,
-                      fix="upgrade onnx, or export for an older version")  # fmt: skip
+        raise Refused(
+            f"the IR version is at most {onnx.IR_VERSION}",
+            value=proto.ir_version,
+            place=place,
+            fix="upgrade onnx, or export for an older version",
+        )
     newest = onnx.defs.onnx_opset_version()
     opset = opset_of(proto)
     if not OLDEST_OPSET <= opset <= newest:
-        raise Refused(f"the opset is from {OLDEST_OPSET} to {newest}", value=opset, place=place,
-                      fix=f"export with an opset from 18 to {newest}")  # fmt: skip
+        raise Refused(
+            f"the opset is from {OLDEST_OPSET} to {newest}",
+            value=opset,
+            place=place,
+            fix=f"export with an opset from 18 to {newest}",
+        )
 
 
 def opset_of(proto: Any) -> int:
@@ -172,8 +206,12 @@ def _check_functions(proto: Any, place: str) -> None:
         for key in ready:
             depth[key] = 1 + max((depth[callee] for callee in calls[key]), default=0)
         if max(depth.values()) > DEEPEST_CALL:
-            raise Refused(f"functions are nested at most {DEEPEST_CALL} deep", value="deeper", place=place,
-                          fix="inline the functions when exporting")  # fmt: skip
+            raise Refused(
+                f"functions are nested at most {DEEPEST_CALL} deep",
+                value="deeper",
+                place=place,
+                fix="inline the functions when exporting",
+            )
 
 
 def _check_operators(proto: Any, place: str) -> None:
@@ -189,9 +227,12 @@ def _check_operators(proto: Any, place: str) -> None:
                 domain == "ai.onnx.ml" and onnx.defs.has(node.op_type, domain)
             ):
                 name = f"{domain}.{node.op_type}" if domain else node.op_type
-                raise Refused("every operator is known", value=f"{name} (opset {opset})",
-                              place=f"{place}: node {node.name!r}",
-                              fix="replace the custom operator by standard ones when exporting")  # fmt: skip
+                raise Refused(
+                    "every operator is known",
+                    value=f"{name} (opset {opset})",
+                    place=f"{place}: node {node.name!r}",
+                    fix="replace the custom operator by standard ones when exporting",
+                )
 
 
 def _check_constants(proto: Any, place: str) -> None:
@@ -206,9 +247,12 @@ def _check_constants(proto: Any, place: str) -> None:
             continue
         count = math.prod(int(size) for size in onnx.numpy_helper.to_array(shape).ravel())
         if count > LARGEST_CONSTANT:
-            raise Refused(f"a constant has at most {LARGEST_CONSTANT} values", value=count,
-                          place=f"{place}: node {node.name!r}",
-                          fix="take the model from somebody you trust")  # fmt: skip
+            raise Refused(
+                f"a constant has at most {LARGEST_CONSTANT} values",
+                value=count,
+                place=f"{place}: node {node.name!r}",
+                fix="take the model from somebody you trust",
+            )
 
 
 def _broken(rule: str, path: Path, value: str) -> Refused:

@@ -72,11 +72,12 @@ class Segments:
             name for name in made if self._last_use.get(name, -1) >= stop or name == self.ends[index]
         )
         graph = helper.make_graph(
-            nodes, "piece",
+            nodes,
+            "piece",
             [helper.make_tensor_value_info(name, self._types[name], None) for name in given],
             [helper.make_tensor_value_info(name, self._types[name], None) for name in needed],
             constants,
-        )  # fmt: skip
+        )
         piece = helper.make_model(graph, opset_imports=self._proto.opset_import)
         piece.ir_version = self._proto.ir_version
         piece.functions.extend(self._proto.functions)

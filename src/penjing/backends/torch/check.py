@@ -29,9 +29,12 @@ def copied(model: nn.Module) -> nn.Module:
     except Exception as error:
         # Anything that hangs on the user's module takes part in the copy and may raise anything.
         line = str(error).strip().splitlines()[0][:200]
-        raise Refused("the model can be copied with copy.deepcopy", value=f"{type(error).__name__}: {line}",
-                      place=_culprit(model),
-                      fix="remove locks and hooks, and detach() what it caches") from error  # fmt: skip
+        raise Refused(
+            "the model can be copied with copy.deepcopy",
+            value=f"{type(error).__name__}: {line}",
+            place=_culprit(model),
+            fix="remove locks and hooks, and detach() what it caches",
+        ) from error
 
 
 def _culprit(model: nn.Module) -> str:
@@ -63,19 +66,30 @@ def check(model: nn.Module, example: Arrays) -> None:
             # The user's forward may raise anything on data that does not fit.
             line = (str(error).strip().splitlines() or [""])[0][:300]
             shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in example)
-            raise Refused("the model runs on an example of the data", value=f"{type(error).__name__}: {line}",
-                          place=f"model({shapes})", fix="check the task's inputs") from error  # fmt: skip
+            raise Refused(
+                "the model runs on an example of the data",
+                value=f"{type(error).__name__}: {line}",
+                place=f"model({shapes})",
+                fix="check the task's inputs",
+            ) from error
     chosen = select_output(output)
     if chosen.is_floating_point() and bool(chosen.isnan().any()):
-        raise Refused("the model's output has no NaN", place="model",
-                      value=f"{int(chosen.isnan().sum())} of {chosen.numel()}")  # fmt: skip
+        raise Refused(
+            "the model's output has no NaN",
+            place="model",
+            value=f"{int(chosen.isnan().sum())} of {chosen.numel()}",
+        )
 
 
 def _check_kinds(tensors: dict[str, Any]) -> None:
     lazy = [n for n, t in tensors.items() if isinstance(t, nn.parameter.UninitializedTensorMixin)]
     if lazy:
-        raise Refused("every parameter is initialized", value=", ".join(lazy[:5]), place="model",
-                      fix="run the model once on an example")  # fmt: skip
+        raise Refused(
+            "every parameter is initialized",
+            value=", ".join(lazy[:5]),
+            place="model",
+            fix="run the model once on an example",
+        )
     rules: tuple[tuple[str, Any, str], ...] = (
         ("no tensor is on the meta device", lambda t: t.is_meta, "load the weights before optimizing"),
         ("no tensor is complex", lambda t: t.is_complex(), "split it into real and imaginary parts"),
@@ -86,8 +100,12 @@ def _check_kinds(tensors: dict[str, Any]) -> None:
             raise Refused(rule, value=f"{', '.join(names[:5])} ({len(names)} in all)", place="model", fix=fix)
     devices = sorted({str(t.device) for t in tensors.values()})
     if len(devices) > 1:
-        raise Refused("all tensors are on one device", value=", ".join(devices), place="model",
-                      fix="move the model with .to(device)")  # fmt: skip
+        raise Refused(
+            "all tensors are on one device",
+            value=", ".join(devices),
+            place="model",
+            fix="move the model with .to(device)",
+        )
 
 
 def _check_finite(tensors: dict[str, Any]) -> None:
@@ -95,8 +113,12 @@ def _check_finite(tensors: dict[str, Any]) -> None:
     bad = [f"{name} ({count})" for name, count in counts.items() if count]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
-        raise Refused("weights and buffers are finite", value=", ".join(bad[:5]) + more, place="model",
-                      fix="load a checkpoint without NaN or infinity")  # fmt: skip
+        raise Refused(
+            "weights and buffers are finite",
+            value=", ".join(bad[:5]) + more,
+            place="model",
+            fix="load a checkpoint without NaN or infinity",
+        )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -50,8 +50,9 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
             )
         except Exception as error:
             # The exporter wraps whatever its passes raise; none of it is ours.
-            raise Refused("torch.onnx can export the model", value=_cause(error), place="export",
-                          code=Exit.BAD_INPUT) from error  # fmt: skip
+            raise Refused(
+                "torch.onnx can export the model", value=_cause(error), place="export", code=Exit.BAD_INPUT
+            ) from error
     proto = program.model_proto
     _tidy(proto)
     try:

@@ -223,9 +223,11 @@ class QuantizedConv3d(_Quantized, nn.Conv3d):  # type: ignore[misc]
 
 
 CLASSES: dict[type, type[_Quantized]] = {
-    nn.Linear: QuantizedLinear, nn.Conv1d: QuantizedConv1d, nn.Conv2d: QuantizedConv2d,
+    nn.Linear: QuantizedLinear,
+    nn.Conv1d: QuantizedConv1d,
+    nn.Conv2d: QuantizedConv2d,
     nn.Conv3d: QuantizedConv3d,
-}  # fmt: skip
+}
 """The quantized class of each of torch's; subclasses of a user's own are not known."""
 
 
@@ -256,10 +258,12 @@ def refuse_simulated(model: nn.Module) -> None:
     for name, layer in quantized_layers(model):
         made = [str(q.format) for q in (layer.weight_quantizer, layer.input_quantizer) if q is not None]
         raise Refused(
-            "a delivered model is no simulation of number formats", value=f"{' by '.join(made)} in {name}",
-            place="deliver", fix="its quality can be measured, not its speed; Int8Static or WeightOnly "
+            "a delivered model is no simulation of number formats",
+            value=f"{' by '.join(made)} in {name}",
+            place="deliver",
+            fix="its quality can be measured, not its speed; Int8Static or WeightOnly "
             "behind it make integers of what a kernel can hold",
-        )  # fmt: skip
+        )
 
 
 def quantizers_of(model: nn.Module) -> list[Quantizer]:

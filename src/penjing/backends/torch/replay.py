@@ -32,13 +32,18 @@ def replay(module: nn.Module, entries: list[Entry], example: Arrays) -> nn.Modul
     """
     made = history(module)
     if entries[: len(made)] != made:
-        raise Refused("the class was not cut in another way", value=f"{len(made)} steps", place="model()",
-                      fix=_FIX)  # fmt: skip
+        raise Refused(
+            "the class was not cut in another way", value=f"{len(made)} steps", place="model()", fix=_FIX
+        )
     for entry in entries[len(made) :]:
         kind = next((kind for kind in _STEPS if isinstance(entry, dict) and kind in entry), None)
         if kind is None:
-            raise Refused("the recorded step is of a known kind", value=repr(entry)[:80], place="recipe",
-                          fix="open the artefact with the version of Penjing that wrote it")  # fmt: skip
+            raise Refused(
+                "the recorded step is of a known kind",
+                value=repr(entry)[:80],
+                place="recipe",
+                fix="open the artefact with the version of Penjing that wrote it",
+            )
         module = _STEPS[kind](module, entry, example)
     return module
 
@@ -49,8 +54,9 @@ def _cut(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
     groups = backend.groups(module, example, **views)
     unknown = sorted(set(entry["keep"]) - {group.name for group in groups.groups})
     if unknown:
-        raise Refused("the class has the groups that were cut", value=", ".join(unknown[:5]),
-                      place="model()", fix=_FIX)  # fmt: skip
+        raise Refused(
+            "the class has the groups that were cut", value=", ".join(unknown[:5]), place="model()", fix=_FIX
+        )
     kept = {name: np.asarray(units, dtype=np.int64) for name, units in entry["keep"].items()}
     result: nn.Module = backend.keep(module, groups, kept)
     return result
@@ -60,8 +66,12 @@ def _skip(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
     blocks = find_blocks(module, example)
     unknown = [name for name in entry["skip"] if name not in blocks.found]
     if unknown:
-        raise Refused("the class has the blocks that were removed", value=", ".join(unknown[:5]),
-                      place="model()", fix=_FIX)  # fmt: skip
+        raise Refused(
+            "the class has the blocks that were removed",
+            value=", ".join(unknown[:5]),
+            place="model()",
+            fix=_FIX,
+        )
     return take_out(module, blocks, list(entry["skip"]), example)
 
 
@@ -69,8 +79,9 @@ def _normalize(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
     layers = normalizations(module)
     for name, count in entry["group_norm"].items():
         if name not in layers or layers[name].num_features % count:
-            raise Refused("the class has the BatchNorm layers that were replaced", value=name,
-                          place="model()", fix=_FIX)  # fmt: skip
+            raise Refused(
+                "the class has the BatchNorm layers that were replaced", value=name, place="model()", fix=_FIX
+            )
     return with_group_norms(module, entry["group_norm"])
 
 

@@ -155,8 +155,11 @@ def write(model: nn.Module, layer: str, tensors: Mapping[str, NDArray[Any]]) -> 
         if name not in own:
             raise Refused("the tensor is in the layer", value=place, fix=nearest(name, own))
         if tuple(own[name].shape) != array.shape:
-            raise Refused("a written tensor keeps its shape", place=place,
-                          value=f"{array.shape} for {tuple(own[name].shape)}")  # fmt: skip
+            raise Refused(
+                "a written tensor keeps its shape",
+                place=place,
+                value=f"{array.shape} for {tuple(own[name].shape)}",
+            )
         if not np.isfinite(array).all():
             raise Refused("a written tensor is finite", place=place)
     with torch.no_grad():

@@ -142,9 +142,13 @@ def _probe(quantity: Quantity, cut: Callable[[Kept], Model], kept: Kept) -> Reac
 def _unreachable(search: _Search, place: str) -> Refused:
     least = min(search.probes, key=lambda probe: probe.left)
     most = max(0.0, 1 - least.left)
-    return Refused("the share can be removed", value=f"{1 - search.allowed:.3g}", place=place,
-                   fix=f"ask for at most {most:.3g} (found: {least.how}), lower the floor or round_to, or "
-                   "cover more layers")  # fmt: skip
+    return Refused(
+        "the share can be removed",
+        value=f"{1 - search.allowed:.3g}",
+        place=place,
+        fix=f"ask for at most {most:.3g} (found: {least.how}), lower the floor or round_to, or "
+        "cover more layers",
+    )
 
 
 def prices(

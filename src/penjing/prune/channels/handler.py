@@ -87,8 +87,12 @@ def _cut(
         left = units_left(ranking)
         kept = smallest_cut(ranking, left, 1 - method.ratio)
         if left(kept) > 1 - method.ratio + 1e-9:
-            raise Refused("the share can be removed", value=method.ratio, place=place,
-                          fix=f"ask for at most {1 - left(kept):.3g}, or lower the floor")  # fmt: skip
+            raise Refused(
+                "the share can be removed",
+                value=method.ratio,
+                place=place,
+                fix=f"ask for at most {1 - left(kept):.3g}, or lower the floor",
+            )
     return cut(kept), kept
 
 
@@ -99,8 +103,10 @@ def _note_earlier_cuts(model: Model, context: Context) -> None:
 
     steps = len(history(model))
     if steps:
-        _note(context, f"PruneChannels found a model that was cut before ({steps} steps): shares are of what "
-              "it is now")  # fmt: skip
+        _note(
+            context,
+            f"PruneChannels found a model that was cut before ({steps} steps): shares are of what it is now",
+        )
 
 
 def _note(context: Context, line: str) -> None:

@@ -91,13 +91,19 @@ def _turned(groups: Groups) -> set[str]:
 def _change(before: Layer, after: Layer, turned: bool, reason: str) -> Change:
     (out, columns), (new_out, new_columns) = _widths(before, turned), _widths(after, turned)
     detail: dict[str, float | int | str] = {
-        "out_before": out, "out_after": new_out, "in_before": columns, "in_after": new_columns,
-    }  # fmt: skip
+        "out_before": out,
+        "out_after": new_out,
+        "in_before": columns,
+        "in_after": new_columns,
+    }
     done = (out, columns) != (new_out, new_columns)
     return Change(
-        method="PruneChannels", layer=before.name, status="done" if done else "skipped",
-        reason=reason, detail=detail,
-    )  # fmt: skip
+        method="PruneChannels",
+        layer=before.name,
+        status="done" if done else "skipped",
+        reason=reason,
+        detail=detail,
+    )
 
 
 def _widths(layer: Layer, turned: bool) -> tuple[int, int]:

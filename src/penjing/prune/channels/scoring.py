@@ -23,8 +23,12 @@ def refuse_too_little_data(method: PruneChannels, context: Context) -> None:
     """Refuse training data of less than one batch, where the score needs data."""
     found = len(context.task.train)
     if SCORES[method.score].needs not in _WITHOUT_DATA and found < method.size:
-        raise Refused(f"the score {method.score} has a batch of {method.size} examples", value=found,
-                      place="task.train", fix="lower PruneChannels.size, or use score='l2'")  # fmt: skip
+        raise Refused(
+            f"the score {method.score} has a batch of {method.size} examples",
+            value=found,
+            place="task.train",
+            fix="lower PruneChannels.size, or use score='l2'",
+        )
 
 
 def score_groups(
@@ -76,9 +80,12 @@ def _with_gradients(
 def _with_gradients_or_refused(method: PruneChannels, context: Context) -> GradientBackend:
     backend: Backend = context.backend
     if not isinstance(backend, GradientBackend):
-        raise Refused(f"the score {method.score} has gradients", value=backend.name,
-                      place="PruneChannels.score",
-                      fix="use score='l2', or prune before the model leaves its framework")  # fmt: skip
+        raise Refused(
+            f"the score {method.score} has gradients",
+            value=backend.name,
+            place="PruneChannels.score",
+            fix="use score='l2', or prune before the model leaves its framework",
+        )
     return backend
 
 
@@ -115,5 +122,9 @@ def _by_mean(values: Floats) -> Floats:
 def _refuse_not_finite(scores: Mapping[str, Floats], method: PruneChannels) -> None:
     bad = [name for name, values in scores.items() if not np.isfinite(values).all()]
     if bad:
-        raise Refused("scores are finite", value=", ".join(bad[:5]), place=f"score {method.score}",
-                      fix="look for a loss that is NaN or infinite on the training data")  # fmt: skip
+        raise Refused(
+            "scores are finite",
+            value=", ".join(bad[:5]),
+            place=f"score {method.score}",
+            fix="look for a loss that is NaN or infinite on the training data",
+        )

@@ -106,7 +106,9 @@ def _classes(groups: Sequence[Group], layers: Sequence[Layer], counts: Operation
     shapes = {layer.name: layer.shapes for layer in layers}
     found: dict[object, list[Group]] = {}
     for group in groups:
-        slots = tuple((s.tensor, s.axis, s.role, shapes[s.layer][s.tensor], counts.by_layer.get(s.layer, 0))
-                      for s in group.slots)  # fmt: skip
+        slots = tuple(
+            (s.tensor, s.axis, s.role, shapes[s.layer][s.tensor], counts.by_layer.get(s.layer, 0))
+            for s in group.slots
+        )
         found.setdefault((group.kind, group.size, group.blocks.tobytes(), slots), []).append(group)
     return list(found.values())

@@ -45,8 +45,12 @@ def prune_transformer(model: Model, method: PruneTransformer, context: Context) 
         Refused: too few examples, gradients that are not finite, or a share that cannot be removed.
     """
     if len(context.task.train) < LEAST_EXAMPLES:
-        raise Refused(f"masks have at least {LEAST_EXAMPLES} examples", value=len(context.task.train),
-                      place="task.train", fix="give more training data, or use PruneChannels")  # fmt: skip
+        raise Refused(
+            f"masks have at least {LEAST_EXAMPLES} examples",
+            value=len(context.task.train),
+            place="task.train",
+            fix="give more training data, or use PruneChannels",
+        )
     backend = context.backend
     groups, before = backend.groups(model, context.task.valid.example()), backend.layers(model)
     reasons = {group.name: _why_left_out(group, before, context) for group in groups.groups}
@@ -107,9 +111,13 @@ def _cut(search: _Search) -> tuple[Model, Kept]:
                 break
             aim += 1 - ratio - left
     if best is None:
-        raise Refused("the share can be removed", value=ratio, place="PruneTransformer.ratio",
-                      fix=f"ask for at most about {max(0.0, 1 - base):.3g} of the {measured.words}, lower "
-                      "round_to, or cover more layers")  # fmt: skip
+        raise Refused(
+            "the share can be removed",
+            value=ratio,
+            place="PruneTransformer.ratio",
+            fix=f"ask for at most about {max(0.0, 1 - base):.3g} of the {measured.words}, lower "
+            "round_to, or cover more layers",
+        )
     line = f"PruneTransformer left {best[0]:.1%} of the {measured.words} ({ratio:.1%} was to go)"
     search.context.notes.setdefault("pruning", []).append(line)
     return best[1], best[2]
@@ -153,6 +161,13 @@ def _changes(
             rows, columns = (*matrix, 1)[:2]
             detail |= {f"out_{moment}": rows, f"in_{moment}": columns}
         status: Literal["done", "skipped"] = "done" if done else "skipped"
-        found.append(Change(method="PruneTransformer", layer=layer.name, status=status,
-                            reason=reasons.get(layer.name, ""), detail=detail))  # fmt: skip
+        found.append(
+            Change(
+                method="PruneTransformer",
+                layer=layer.name,
+                status=status,
+                reason=reasons.get(layer.name, ""),
+                detail=detail,
+            )
+        )
     return found

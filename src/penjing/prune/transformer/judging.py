@@ -88,9 +88,14 @@ def _backend(context: Context) -> GradientBackend:
 
 
 def _by_masks(
-    model: Model, method: PruneTransformer, context: Context, widths: Mapping[str, Units],
-    groups: list[Group], layers: Sequence[str], sample: Sample,
-) -> dict[str, Judged]:  # fmt: skip
+    model: Model,
+    method: PruneTransformer,
+    context: Context,
+    widths: Mapping[str, Units],
+    groups: list[Group],
+    layers: Sequence[str],
+    sample: Sample,
+) -> dict[str, Judged]:
     """Judge by the Fisher information of masks (Kwon et al. 2022)."""
     found = mask_gradients(groups, _backend(context).gate_gradients(model, layers, sample))
     _finite({name: [g] for name, g in found.items() if g is not None})
@@ -109,9 +114,13 @@ def _by_masks(
 
 
 def _by_refit(
-    model: Model, context: Context, widths: Mapping[str, Units], groups: list[Group],
-    layers: Sequence[str], sample: Sample,
-) -> dict[str, Judged]:  # fmt: skip
+    model: Model,
+    context: Context,
+    widths: Mapping[str, Units],
+    groups: list[Group],
+    layers: Sequence[str],
+    sample: Sample,
+) -> dict[str, Judged]:
     """Judge by what is lost once the layers behind are refitted (Kurtic et al. 2023)."""
     found = _backend(context).kronecker_factors(model, layers, sample)
     _finite({name: [f.inputs, f.slopes] for name, f in found.items()})
@@ -120,8 +129,10 @@ def _by_refit(
         slots = consumers(group)
         if not all(slot.layer in found for slot in slots):
             continue
-        takers = [consumer_of(context.backend.read(model, slot.layer)["weight"], slot, found[slot.layer])
-                  for slot in slots]  # fmt: skip
+        takers = [
+            consumer_of(context.backend.read(model, slot.layer)["weight"], slot, found[slot.layer])
+            for slot in slots
+        ]
         order, losses = surgeon(takers, group.blocks, widths[group.name])
         judged[group.name] = Judged(group, widths[group.name], order, losses)
     return judged
@@ -130,5 +141,9 @@ def _by_refit(
 def _finite(arrays: Mapping[str, Sequence[Floats]]) -> None:
     bad = [name for name, parts in arrays.items() if not all(np.isfinite(part).all() for part in parts)]
     if bad:
-        raise Refused("gradients of masks are finite", value=", ".join(bad[:5]), place="PruneTransformer",
-                      fix="look for a loss that is NaN or infinite on the training data")  # fmt: skip
+        raise Refused(
+            "gradients of masks are finite",
+            value=", ".join(bad[:5]),
+            place="PruneTransformer",
+            fix="look for a loss that is NaN or infinite on the training data",
+        )

@@ -187,9 +187,14 @@ def test_hutchinson_has_the_right_mean_on_a_network_with_a_known_hessian():
     full = torch.autograd.functional.hessian(loss, model.b.weight.detach()).reshape(24, 24)
     expected = full.diagonal().reshape(3, 8).numpy()
     many = Split(tuple(np.tile(a, (400, 1)) for a in data.inputs), np.tile(data.targets, 400), "train")
-    order = [next(BACKEND.hessian_diagonals(model, Sample(many.take(np.arange(16), "t"), "cross_entropy", 1,
-                                                          16, seed)))["b"]["weight"]
-             for seed in range(300)]  # fmt: skip
+    order = [
+        next(
+            BACKEND.hessian_diagonals(
+                model, Sample(many.take(np.arange(16), "t"), "cross_entropy", 1, 16, seed)
+            )
+        )["b"]["weight"]
+        for seed in range(300)
+    ]
     noise = np.std(order, axis=0) / 300**0.5
     assert (np.abs(np.mean(order, axis=0) - expected) < 5 * noise + 1e-6).all()
 

@@ -77,8 +77,11 @@ def test_option_a_shortcut_pads_fewer_channels(shortcut, images, halve):
     small, kept, groups = halve(shortcut, images)
     assert isinstance(small, ExportedNet)
     assert {g.name: g.size for g in groups.groups} == {
-        "stem.0": 8, "one.conv1": 8, "two.conv1": 16, "two.conv2": 8,
-    }  # fmt: skip
+        "stem.0": 8,
+        "one.conv1": 8,
+        "two.conv1": 16,
+        "two.conv2": 8,
+    }
     assert small.two.conv2.weight.shape == (8, 8, 3, 3)
     assert close(BACKEND.run(small, images), masked(shortcut, images, groups, kept))
     assert [n for n, _ in small.named_parameters()] == [n for n, _ in shortcut.named_parameters()]

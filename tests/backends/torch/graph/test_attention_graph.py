@@ -72,8 +72,12 @@ def test_fused_rows_of_one_head_go_together(settled):
     _, _, groups = cut(model, IDS)
     [group] = [g for g in groups.groups if g.kind == "head"]
     slots = {(s.layer, s.tensor, s.axis): s for s in group.slots}
-    assert set(slots) == {("attentions.0.qkv", "weight", 0), ("attentions.0.qkv", "bias", 0),
-                          ("attentions.0.proj", "weight", 1), ("attentions.0", "bias", 0)}  # fmt: skip
+    assert set(slots) == {
+        ("attentions.0.qkv", "weight", 0),
+        ("attentions.0.qkv", "bias", 0),
+        ("attentions.0.proj", "weight", 1),
+        ("attentions.0", "bias", 0),
+    }
     assert (
         slots["attentions.0.qkv", "weight", 0].units.tolist() == np.tile(np.arange(4).repeat(5), 3).tolist()
     )
@@ -187,8 +191,14 @@ COMMON = settings(deadline=None, derandomize=True, suppress_health_check=list(He
 
 
 @settings(COMMON, max_examples=6)
-@given(BLOCKS, st.sampled_from(sorted(NORMS)), st.booleans(), st.sampled_from(["whole", "width"]),
-       st.floats(0.1, 0.9), st.integers(0, 99))  # fmt: skip
+@given(
+    BLOCKS,
+    st.sampled_from(sorted(NORMS)),
+    st.booleans(),
+    st.sampled_from(["whole", "width"]),
+    st.floats(0.1, 0.9),
+    st.integers(0, 99),
+)
 def test_random_transformers_shrink_train_and_shrink_again(settled, blocks, norm, tied, heads, ratio, seed):
     model = settled(Transformer(blocks, norm, tied=tied), seed)
     small, kept, groups = cut(model, IDS, heads, ratio, seed)

@@ -57,8 +57,9 @@ def zeroed(model, inputs, groups, kept):
                 if len(gone) == tensor.shape[slot.axis]:
                     tensor[(slice(None),) * slot.axis + (gone,)] = 0
                     continue
-                for block, columns in zip(tensor.chunk(len(gone) // tensor.shape[1]),
-                                          gone.split(tensor.shape[1]), strict=True):  # fmt: skip
+                for block, columns in zip(
+                    tensor.chunk(len(gone) // tensor.shape[1]), gone.split(tensor.shape[1]), strict=True
+                ):
                     block[:, columns] = 0
     return BACKEND.run(model, inputs)
 
@@ -93,92 +94,139 @@ CASES = {
     # forward, modules, sizes of the groups by their first layer, whether the user's class goes on
     "pixel shuffle": (
         lambda self, x: self.head(pooled(F.pixel_unshuffle(F.pixel_shuffle(self.a(x), 2).relu(), 4))),
-        lambda: {"a": conv(3, 16), "head": nn.Linear(4 * 16, 2)}, {"a": 4}, True,
+        lambda: {"a": conv(3, 16), "head": nn.Linear(4 * 16, 2)},
+        {"a": 4},
+        True,
     ),
     "channel shuffle": (
         shuffle_net,
         lambda: {"a": conv(3, 8), "b": conv(4, 4), "c": conv(4, 4), "head": nn.Linear(8, 2)},
-        {"a": 2, "a#2": 2, "a#3": 4, "c": 4}, None,
+        {"a": 2, "a#2": 2, "a#3": 4, "c": 4},
+        None,
     ),
     "grouped convolution and shuffle": (
         grouped_shuffle,
-        lambda: {"a": conv(3, 8), "b": conv(8, 12, groups=2), "c": conv(12, 8, groups=2),
-                 "head": nn.Linear(8, 2)},
-        {"a": 8, "b": 6, "c": 8}, True,
+        lambda: {
+            "a": conv(3, 8),
+            "b": conv(8, 12, groups=2),
+            "c": conv(12, 8, groups=2),
+            "head": nn.Linear(8, 2),
+        },
+        {"a": 8, "b": 6, "c": 8},
+        True,
     ),
     "im2col and col2im": (
         windows,
-        lambda: {"a": conv(3, 4), "b": nn.Conv1d(36, 45, 1), "head": nn.Linear(5, 2)}, {"a": 4, "b": 5}, True,
+        lambda: {"a": conv(3, 4), "b": nn.Conv1d(36, 45, 1), "head": nn.Linear(5, 2)},
+        {"a": 4, "b": 5},
+        True,
     ),
     "transposed convolution in blocks": (
         lambda self, x: self.head(pooled(self.c(self.b(self.a(x)).relu()))),
-        lambda: {"a": conv(3, 8), "b": nn.ConvTranspose2d(8, 12, 2, groups=2),
-                 "c": nn.ConvTranspose2d(12, 12, 2, groups=12), "head": nn.Linear(12, 2)},
-        {"a": 8, "b": 12}, True,
+        lambda: {
+            "a": conv(3, 8),
+            "b": nn.ConvTranspose2d(8, 12, 2, groups=2),
+            "c": nn.ConvTranspose2d(12, 12, 2, groups=12),
+            "head": nn.Linear(12, 2),
+        },
+        {"a": 8, "b": 12},
+        True,
     ),
     "depthwise transposed, two channels each": (
         lambda self, x: self.head(pooled(self.b(self.a(x)).relu())),
         lambda: {"a": conv(3, 6), "b": nn.ConvTranspose2d(6, 12, 2, groups=6), "head": nn.Linear(12, 2)},
-        {"a": 6}, True,
+        {"a": 6},
+        True,
     ),
     "strided slices": (
         lambda self, x: self.head(pooled(self.a(x)[:, ::2].relu() * self.b(x).sigmoid())),
-        lambda: {"a": conv(3, 12), "b": conv(3, 6), "head": nn.Linear(6, 2)}, {"a": 6}, False,
+        lambda: {"a": conv(3, 12), "b": conv(3, 6), "head": nn.Linear(6, 2)},
+        {"a": 6},
+        False,
     ),
     "narrow and select": (
         lambda self, x: self.head(pooled(self.a(x).narrow(1, 2, 5).relu() * self.a(x)[:, 1:2])),
-        lambda: {"a": conv(3, 9), "head": nn.Linear(5, 2)}, {"a": 5}, False,
+        lambda: {"a": conv(3, 9), "head": nn.Linear(5, 2)},
+        {"a": 5},
+        False,
     ),
     "gated linear unit": (
         lambda self, x: self.head(pooled(F.glu(self.a(x), 1))),
-        lambda: {"a": conv(3, 12), "head": nn.Linear(6, 2)}, {"a": 6}, True,
+        lambda: {"a": conv(3, 12), "head": nn.Linear(6, 2)},
+        {"a": 6},
+        True,
     ),
     "constant indices": (
         lambda self, x: self.head((y := pooled(self.a(x)).relu())[:, [5, 0, 3, 1]] + y[:, [2, 4, 1, 0]]),
-        lambda: {"a": conv(3, 6), "head": nn.Linear(4, 2)}, {}, None,
+        lambda: {"a": conv(3, 6), "head": nn.Linear(4, 2)},
+        {},
+        None,
     ),
     "flip, tile, repeat": (
-        lambda self, x: self.head(pooled(
-            self.a(x).flip(1).repeat(1, 2, 1, 1).repeat_interleave(2, 1).roll(3, 2))),
-        lambda: {"a": conv(3, 6), "head": nn.Linear(24, 2)}, {"a": 6}, True,
+        lambda self, x: self.head(
+            pooled(self.a(x).flip(1).repeat(1, 2, 1, 1).repeat_interleave(2, 1).roll(3, 2))
+        ),
+        lambda: {"a": conv(3, 6), "head": nn.Linear(24, 2)},
+        {"a": 6},
+        True,
     ),
     "normalized vectors": (
         lambda self, x: F.normalize(self.a(pooled(x)), dim=1) @ F.normalize(self.b(pooled(x)), dim=1).T,
-        lambda: {"a": nn.Linear(3, 8), "b": nn.Linear(3, 8)}, {"a": 8}, True,
+        lambda: {"a": nn.Linear(3, 8), "b": nn.Linear(3, 8)},
+        {"a": 8},
+        True,
     ),
     "stacked and summed": (
         lambda self, x: self.head(torch.stack([pooled(self.a(x)), pooled(self.b(x).relu())], 1).sum(1)),
-        lambda: {"a": conv(3, 6), "b": conv(3, 6), "head": nn.Linear(6, 2)}, {"a": 6}, True,
+        lambda: {"a": conv(3, 6), "b": conv(3, 6), "head": nn.Linear(6, 2)},
+        {"a": 6},
+        True,
     ),
     "attention over channels": (
-        lambda self, x: self.head(pooled(self.a(x) * self.m(
-            torch.stack([self.a(x).mean(1), self.a(x).amax(1)], 1)).sigmoid())),
-        lambda: {"a": conv(3, 8), "m": conv(2, 1, 3, padding=1), "head": nn.Linear(8, 2)}, {"a": 8}, True,
+        lambda self, x: self.head(
+            pooled(self.a(x) * self.m(torch.stack([self.a(x).mean(1), self.a(x).amax(1)], 1)).sigmoid())
+        ),
+        lambda: {"a": conv(3, 8), "m": conv(2, 1, 3, padding=1), "head": nn.Linear(8, 2)},
+        {"a": 8},
+        True,
     ),
     "split into an image": (
         lambda self, x: self.head(pooled(self.up(self.a(x.flatten(1)).relu().unflatten(1, (8, 3, 3))))),
         lambda: {"a": nn.Linear(192, 72), "up": nn.ConvTranspose2d(8, 4, 2), "head": nn.Linear(4, 2)},
-        {"a": 8, "up": 4}, False,
+        {"a": 8, "up": 4},
+        False,
     ),
     "numbers in a row": (
         lambda self, x: self.head((y := pooled(self.a(x))) * torch.arange(1, y.shape[1] + 1) / 8),
-        lambda: {"a": conv(3, 8), "head": nn.Linear(8, 2)}, {"a": 8}, False,
+        lambda: {"a": conv(3, 8), "head": nn.Linear(8, 2)},
+        {"a": 8},
+        False,
     ),
     "chosen by a tensor": (
-        lambda self, x: self.head(torch.gather(self.a(x).flatten(2), 2,
-            self.b(x).flatten(2).argsort(-1)[:, :1, :4].expand(-1, 8, -1)).mean(2)),
-        lambda: {"a": conv(3, 8), "b": conv(3, 8), "head": nn.Linear(8, 2)}, {"a": 8}, False,
+        lambda self, x: self.head(
+            torch.gather(
+                self.a(x).flatten(2), 2, self.b(x).flatten(2).argsort(-1)[:, :1, :4].expand(-1, 8, -1)
+            ).mean(2)
+        ),
+        lambda: {"a": conv(3, 8), "b": conv(3, 8), "head": nn.Linear(8, 2)},
+        {"a": 8},
+        False,
     ),
     "einsum": (
         lambda self, x: self.head(torch.einsum("nchw,nchw->nc", self.a(x), self.b(x)) @ self.m),
-        lambda: {"a": conv(3, 6), "b": conv(3, 6), "head": nn.Linear(5, 2)}, {"a": 6, "": 5}, True,
+        lambda: {"a": conv(3, 6), "b": conv(3, 6), "head": nn.Linear(5, 2)},
+        {"a": 6, "": 5},
+        True,
     ),
     "interactions of embeddings": (
         lambda self, x: torch.bmm(
-            t := torch.stack([self.a(pooled(x)), self.b(pooled(x)).relu()], 1), t.mT).flatten(1),
-        lambda: {"a": nn.Linear(3, 8), "b": nn.Linear(3, 8)}, {"a": 8}, True,
+            t := torch.stack([self.a(pooled(x)), self.b(pooled(x)).relu()], 1), t.mT
+        ).flatten(1),
+        lambda: {"a": nn.Linear(3, 8), "b": nn.Linear(3, 8)},
+        {"a": 8},
+        True,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

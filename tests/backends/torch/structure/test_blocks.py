@@ -191,9 +191,13 @@ def test_a_tuple_of_more_is_passed_on_where_the_block_got_it(settled):
 def bert(layers=3):
     transformers = pytest.importorskip("transformers")
     config = transformers.BertConfig(
-        vocab_size=30, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2, intermediate_size=24,
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=24,
         max_position_embeddings=8,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     return BACKEND.select(transformers.BertForSequenceClassification(config).eval(), "logits")
 
@@ -214,9 +218,14 @@ def test_layers_of_bert_go_and_it_is_the_shallower_bert():
 def test_other_transformers_have_blocks_or_a_reason(family):
     transformers = pytest.importorskip("transformers")
     sizes = {
-        "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2,
-        "num_key_value_heads": 1, "intermediate_size": 24, "max_position_embeddings": 16,
-    }  # fmt: skip
+        "vocab_size": 30,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "intermediate_size": 24,
+        "max_position_embeddings": 16,
+    }
     if family == "T5Encoder":
         made = {"vocab_size": 30, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2}
         config = transformers.T5Config(**made)

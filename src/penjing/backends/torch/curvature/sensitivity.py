@@ -141,8 +141,12 @@ def _signed_products(value: Any, parameters: list[Any], rng: np.random.Generator
                 [g for g, _ in curved], parameters, [z for _, z in curved], allow_unused=True
             )
     except RuntimeError as error:
-        raise Refused("the loss can be differentiated twice", value=str(error).splitlines()[0][:200],
-                      place="score hessian", fix="use another score") from error  # fmt: skip
+        raise Refused(
+            "the loss can be differentiated twice",
+            value=str(error).splitlines()[0][:200],
+            place="score hessian",
+            fix="use another score",
+        ) from error
     return {id(p): None if h is None else h * z for p, h, z in zip(parameters, products, signs, strict=True)}
 
 

@@ -42,8 +42,12 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
     if not isinstance(groups, TorchGroups) or groups.flow is None:
         raise Refused("groups come from the torch backend", value=type(groups).__name__, place="keep")
     if device_of(model).type == "meta":
-        raise Refused("a model that is cut has its weights", value="tensors on the meta device", place="keep",
-                      fix="load the weights first")  # fmt: skip
+        raise Refused(
+            "a model that is cut has its weights",
+            value="tensors on the meta device",
+            place="keep",
+            fix="load the weights first",
+        )
     by_name = {group.name: group for group in groups.groups}
     units = {name: _check_units(by_name, name, chosen) for name, chosen in kept.items()}
     proof = Proof(model, groups.flow, units)

@@ -18,15 +18,47 @@ from penjing.backends.torch.graph.flow import Flow
 from penjing.backends.torch.graph.steps import Value, operator_name
 
 _SUMS = {"addmm": (1,), "baddbmm": (1,), "addmv": (1,), "einsum": (1,)} | dict.fromkeys(
-    ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "linear",
-     "matmul", "mm", "bmm", "mv", "dot", "scaled_dot_product_attention"), (0,),
-)  # fmt: skip
+    (
+        "conv1d",
+        "conv2d",
+        "conv3d",
+        "conv_transpose1d",
+        "conv_transpose2d",
+        "conv_transpose3d",
+        "linear",
+        "matmul",
+        "mm",
+        "bmm",
+        "mv",
+        "dot",
+        "scaled_dot_product_attention",
+    ),
+    (0,),
+)
 """Operators that sum over channels, and the arguments in which zeros take a channel out of the sum."""
 
 _STATISTICS = frozenset(
-    {"layer_norm", "rms_norm", "group_norm", "mean", "sum", "amax", "amin", "prod", "var", "std", "logsumexp",
-     "norm", "linalg_vector_norm", "any", "all", "cosine_similarity", "batch_norm", "instance_norm"}
-)  # fmt: skip
+    {
+        "layer_norm",
+        "rms_norm",
+        "group_norm",
+        "mean",
+        "sum",
+        "amax",
+        "amin",
+        "prod",
+        "var",
+        "std",
+        "logsumexp",
+        "norm",
+        "linalg_vector_norm",
+        "any",
+        "all",
+        "cosine_similarity",
+        "batch_norm",
+        "instance_norm",
+    }
+)
 """Operators whose result depends on which channels there are."""
 
 

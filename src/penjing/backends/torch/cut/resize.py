@@ -201,21 +201,26 @@ def _resize_attention(cut: Cut, node: Any) -> Any:
 RESIZE: dict[str, Callable[[Cut, Any], Any]] = {
     **dict.fromkeys(("zeros", "ones", "full"), _resize_first),
     **dict.fromkeys(("arange", "linspace"), _resize_row),
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "new_zeros", "new_ones",
-                     "new_full"), _resize_second),
+    **dict.fromkeys(
+        ("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "new_zeros", "new_ones", "new_full"),
+        _resize_second,
+    ),
     "unflatten": _resize_unflatten,
     "slice": _resize_slice,
     "narrow": _resize_narrow,
     "select": _resize_select,
     "index_select": _resize_index_select,
     "index": _resize_index,
-    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk", "unsafe_split"),
-                    _resize_split),
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_chunk", "unsafe_split"), _resize_split
+    ),
     **dict.fromkeys(("pad", "constant_pad_nd"), _resize_pad),
-    **dict.fromkeys(("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d",
-                     "conv_transpose3d"), _resize_convolution),
+    **dict.fromkeys(
+        ("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+        _resize_convolution,
+    ),
     **dict.fromkeys(("layer_norm", "rms_norm"), _resize_layer_norm),
     "group_norm": _resize_group_norm,
     "scaled_dot_product_attention": _resize_attention,
-}  # fmt: skip
+}
 """How an operator's arguments follow a cut: target, arguments (and keywords), or None to leave the node."""

@@ -38,8 +38,12 @@ def exported_net(model: nn.Module, sliced: nn.Module, flow: Flow, kept: Mapping[
     code = graph.python_code("self")
     foreign = sorted(set(code.globals) - {*NAMES, "fx_pytree", "pytree"})
     if foreign:
-        raise Refused("the graph can be written as code", value=", ".join(foreign), place="model",
-                      fix="replace these functions in forward by torch operators")  # fmt: skip
+        raise Refused(
+            "the graph can be written as code",
+            value=", ".join(foreign),
+            place="model",
+            fix="replace these functions in forward by torch operators",
+        )
     net = ExportedNet(sliced, Code(code.src), flow.capture.names, flow.capture.structure)
     for name, tensor in constants.items():
         net.register_buffer(name, tensor.clone(), persistent=False)
@@ -65,8 +69,12 @@ class _Builder:
             elif node.op == "call_function":
                 self.new[node] = self._call(node)
             elif node.op == "get_attr":
-                raise Refused("the graph can be written as code", value=str(node.target), place="model",
-                              fix="remove control flow and gradient modes from forward")  # fmt: skip
+                raise Refused(
+                    "the graph can be written as code",
+                    value=str(node.target),
+                    place="model",
+                    fix="remove control flow and gradient modes from forward",
+                )
         returned = next(n for n in reversed(capture.graph.nodes) if n.op == "output").args[0]
         returned = fx.node.map_arg(returned, self.new.get)
         self.graph.output(returned if capture.structure else returned[0])

@@ -79,9 +79,12 @@ def check_capture(model: nn.Module, captured: Capture) -> None:
     outputs = [tensors_in(run_quietly(model, probes(captured))) for _ in range(2)]
     if not all(within(graph, output, slack=10) for output in outputs):
         gap = max(largest_gap(graph, output) for output in outputs)
-        raise Refused("the captured graph computes what the model computes", place="model",
-                      value=f"relative difference {gap:.1e}",
-                      fix="remove state that changes from call to call from forward")  # fmt: skip
+        raise Refused(
+            "the captured graph computes what the model computes",
+            place="model",
+            value=f"relative difference {gap:.1e}",
+            fix="remove state that changes from call to call from forward",
+        )
 
 
 def probes(captured: Capture) -> tuple[Any, ...]:

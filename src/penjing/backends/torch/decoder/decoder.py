@@ -160,9 +160,12 @@ class Decoder:
         with contextlib.suppress(_Enough):
             self._run(ids, record)
         if order != list(range(len(self))) or any(not torch.equal(states[0], x) for x in states):
-            raise Refused("blocks follow each other, each once, on what the one before gives",
-                          value=f"{type(self.model).__name__}: {order}"[:200], place=self.path,
-                          fix="this architecture cannot be quantized block by block")  # fmt: skip
+            raise Refused(
+                "blocks follow each other, each once, on what the one before gives",
+                value=f"{type(self.model).__name__}: {order}"[:200],
+                place=self.path,
+                fix="this architecture cannot be quantized block by block",
+            )
         return states[0], calls
 
     def losses(self, ids: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
@@ -229,8 +232,12 @@ def open_decoder(folder: Path) -> Decoder:
 
 def _config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
-        raise Refused("the checkpoint has a configuration", value="no config.json", place=str(folder),
-                      fix="give the folder that save_pretrained wrote")  # fmt: skip
+        raise Refused(
+            "the checkpoint has a configuration",
+            value="no config.json",
+            place=str(folder),
+            fix="give the folder that save_pretrained wrote",
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from transformers import AutoConfig
@@ -238,12 +245,19 @@ def _config(folder: Path) -> Any:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, OSError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise Refused("the transformers library knows the architecture", value=first[:200],
-                      place=str(folder / "config.json"),
-                      fix="code that comes with a checkpoint is never run") from error  # fmt: skip
+        raise Refused(
+            "the transformers library knows the architecture",
+            value=first[:200],
+            place=str(folder / "config.json"),
+            fix="code that comes with a checkpoint is never run",
+        ) from error
     if getattr(config, "quantization_config", None) is not None:
-        raise Refused("the model is not quantized yet", value="config.json has quantization_config",
-                      place=str(folder), fix="start from the float model")  # fmt: skip
+        raise Refused(
+            "the model is not quantized yet",
+            value="config.json has quantization_config",
+            place=str(folder),
+            fix="start from the float model",
+        )
     return config
 
 
@@ -259,9 +273,10 @@ def _block_list(model: nn.Module, folder: Path) -> str:
         seen = ", ".join(f"{name} of {len(x)}" for name, x in lists.items()) or "no lists"
         raise Refused(
             f"one list holds the {count} decoder blocks of the configuration, each with linear layers",
-            value=f"{type(model).__name__} has {seen}", place=str(folder),
+            value=f"{type(model).__name__} has {seen}",
+            place=str(folder),
             fix="this architecture cannot be quantized block by block",
-        )  # fmt: skip
+        )
     return str(outer[0])
 
 

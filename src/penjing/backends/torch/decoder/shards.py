@@ -19,10 +19,16 @@ from penjing.core.files import read_json, write_file
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 TYPES: dict[str, torch.dtype] = {
-    "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
     "BOOL": torch.bool,
-}  # fmt: skip
+}
 """Types that are read and written, by their names in the format."""
 _NAMES = {kind: name for name, kind in TYPES.items()}
 _ALIGNMENT = 8
@@ -68,8 +74,12 @@ class Shards:
             self._read_header(file)
         for name, file in wanted.items():
             if name not in self.stored or self.stored[name].file != file:
-                raise Refused("a shard holds what the index says", value=f"no {name} in {file}",
-                              place=str(folder), fix="copy the checkpoint again")  # fmt: skip
+                raise Refused(
+                    "a shard holds what the index says",
+                    value=f"no {name} in {file}",
+                    place=str(folder),
+                    fix="copy the checkpoint again",
+                )
 
     @property
     def files(self) -> list[str]:
@@ -98,8 +108,12 @@ class Shards:
                     tensor = file.get_tensor(name)
                     bad = tensor.is_floating_point() and int((~torch.isfinite(tensor)).sum())
                     if bad:
-                        raise Refused("weights are finite", value=f"{bad} NaN or infinite values in {name}",
-                                      place=str(self.folder / shard), fix="look at the training")  # fmt: skip
+                        raise Refused(
+                            "weights are finite",
+                            value=f"{bad} NaN or infinite values in {name}",
+                            place=str(self.folder / shard),
+                            fix="look at the training",
+                        )
 
     def _read_header(self, shard: str) -> None:
         with self._opened(shard) as file:
@@ -109,23 +123,32 @@ class Shards:
                 if kind not in TYPES:
                     raise Refused(
                         "weights are float32, float16 or bfloat16, not quantized yet",
-                        value=f"{name} is {kind}", place=str(self.folder / shard),
+                        value=f"{name} is {kind}",
+                        place=str(self.folder / shard),
                         fix="start from the float model",
-                    )  # fmt: skip
+                    )
                 self.stored[name] = Stored(shard, kind, tuple(part.get_shape()))
 
     @contextmanager
     def _opened(self, shard: str) -> Iterator[Any]:
         path = self.folder / shard
         if not path.is_file():
-            raise Refused("every shard of the checkpoint is there", value=f"no file {shard}",
-                          place=str(self.folder), fix="copy the checkpoint again")  # fmt: skip
+            raise Refused(
+                "every shard of the checkpoint is there",
+                value=f"no file {shard}",
+                place=str(self.folder),
+                fix="copy the checkpoint again",
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 yield file
         except SafetensorError as error:
-            raise Refused("a shard is a whole safetensors file", value=error, place=str(path),
-                          fix="copy the checkpoint again") from error  # fmt: skip
+            raise Refused(
+                "a shard is a whole safetensors file",
+                value=error,
+                place=str(path),
+                fix="copy the checkpoint again",
+            ) from error
 
 
 def _wanted(folder: Path) -> dict[str, str]:
@@ -135,16 +158,21 @@ def _wanted(folder: Path) -> dict[str, str]:
         wanted: Any = index.get("weight_map") if isinstance(index, dict) else None
         good = isinstance(wanted, dict) and bool(wanted)
         if not good or not all(isinstance(x, str) and x == Path(x).name for x in wanted.values()):
-            raise Refused("the index says which shard holds each tensor", value=f"{wanted!r}"[:80],
-                          place=str(folder / INDEX), fix="copy the checkpoint again")  # fmt: skip
+            raise Refused(
+                "the index says which shard holds each tensor",
+                value=f"{wanted!r}"[:80],
+                place=str(folder / INDEX),
+                fix="copy the checkpoint again",
+            )
         return {str(name): file for name, file in wanted.items()}
     if not (folder / SINGLE).is_file():
         pickles = sorted(x.name for x in folder.glob("*") if x.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         raise Refused(
-            "the checkpoint holds safetensors", place=str(folder),
+            "the checkpoint holds safetensors",
+            place=str(folder),
             value=f"only {', '.join(pickles)}, which are never unpickled" if pickles else f"no {SINGLE}",
             fix="save the model again with save_pretrained, which writes safetensors",
-        )  # fmt: skip
+        )
     return {}
 
 

@@ -128,8 +128,9 @@ def watched(model: nn.Module, names: Sequence[str], watch: Any) -> Iterator[None
     def entering(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             entered[name] = (
-                tuple(_kept(value) for value in args), {key: _kept(value) for key, value in kwargs.items()}
-            )  # fmt: skip
+                tuple(_kept(value) for value in args),
+                {key: _kept(value) for key, value in kwargs.items()},
+            )
 
         return hook
 

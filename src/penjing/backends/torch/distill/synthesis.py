@@ -70,8 +70,12 @@ def floats(example: Arrays) -> None:
     """Refuse examples of which an input holds no floating-point numbers: none can be made."""
     for number, x in enumerate(example):
         if x.dtype.kind != "f":
-            raise Refused("made inputs are floats", value=x.dtype, place=f"task.train, input {number}",
-                          fix="use training data, data='train'")  # fmt: skip
+            raise Refused(
+                "made inputs are floats",
+                value=x.dtype,
+                place=f"task.train, input {number}",
+                fix="use training data, data='train'",
+            )
 
 
 def _distance(model: nn.Module, inputs: Sequence[Any]) -> Any:
@@ -91,14 +95,21 @@ def _distance(model: nn.Module, inputs: Sequence[Any]) -> Any:
             stack.callback(layer.register_forward_pre_hook(watch).remove)
         model(*inputs)
     if not parts:
-        raise Refused("the model has BatchNorm layers, which remember its data", value="none is called",
-                      place=type(model).__name__,
-                      fix="use training data, data='train', or to distil data='noise'")  # fmt: skip
+        raise Refused(
+            "the model has BatchNorm layers, which remember its data",
+            value="none is called",
+            place=type(model).__name__,
+            fix="use training data, data='train', or to distil data='noise'",
+        )
     return torch.stack(parts).mean()
 
 
 def _finite(x: NDArray[Any]) -> NDArray[Any]:
     if not np.isfinite(x).all():
-        raise Refused("made inputs are finite", value="NaN or infinite", place="calibration",
-                      fix="look for NaN in the model's weights and BatchNorm statistics")  # fmt: skip
+        raise Refused(
+            "made inputs are finite",
+            value="NaN or infinite",
+            place="calibration",
+            fix="look for NaN in the model's weights and BatchNorm statistics",
+        )
     return x

@@ -68,8 +68,12 @@ class Capture:
         try:
             return str(pytree.treespec_dumps(spec))
         except (NotImplementedError, TypeError, ValueError) as error:
-            raise Refused("the outputs' containers can be written down", value=error, place="model",
-                          fix="name the output that counts in task.output") from error  # fmt: skip
+            raise Refused(
+                "the outputs' containers can be written down",
+                value=error,
+                place="model",
+                fix="name the output that counts in task.output",
+            ) from error
 
 
 def capture(model: nn.Module, example: Arrays) -> Capture:

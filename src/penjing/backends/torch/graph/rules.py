@@ -302,33 +302,55 @@ def _axes(given: Any, rank: int) -> list[int]:
 def _table() -> dict[str, Rule]:
     table: dict[str, Rule] = {**views.RULES, **indexing.RULES, **contractions.RULES, "einsum": einsum}
     entries: list[tuple[Rule, str]] = [
-        (same, "clone contiguous detach alias to _to_copy type_as float half double lift_fresh_copy "
-               "lift_fresh dropout feature_dropout alpha_dropout positive"),
+        (
+            same,
+            "clone contiguous detach alias to _to_copy type_as float half double lift_fresh_copy "
+            "lift_fresh dropout feature_dropout alpha_dropout positive",
+        ),
         (like, "zeros_like ones_like full_like rand_like randn_like empty_like"),
         # Pointwise operators that torch does not tag as such.
-        (pointwise, "hardswish log_sigmoid masked_fill true_divide rsub divide multiply subtract where copy "
-                    "fill floor_divide special_expit absolute negative greater less greater_equal less_equal "
-                    "zero __and__ __or__ __xor__"),
+        (
+            pointwise,
+            "hardswish log_sigmoid masked_fill true_divide rsub divide multiply subtract where copy "
+            "fill floor_divide special_expit absolute negative greater less greater_equal less_equal "
+            "zero __and__ __or__ __xor__",
+        ),
         (convolution, "conv1d conv2d conv3d"),
         (transposed_convolution, "conv_transpose1d conv_transpose2d conv_transpose3d"),
         (channelwise_norm, "batch_norm instance_norm prelu"),
-        (layer_norm, "layer_norm rms_norm"), (group_norm, "group_norm"),
+        (layer_norm, "layer_norm rms_norm"),
+        (group_norm, "group_norm"),
         (mixing("its channels compete in a softmax"), "softmax log_softmax _softmax _log_softmax"),
         (mixing("is accumulated over its channels"), "cumsum cumprod logcumsumexp"),
-        (pooling(1), "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d "
-                     "upsample_linear1d"),
-        (pooling(2), "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d_with_indices "
-                     "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d"),
-        (pooling(3), "max_pool3d avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d upsample_nearest3d "
-                     "upsample_trilinear3d"),
-        (reduction, "mean sum amax amin max min argmax argmin prod var std logsumexp norm linalg_vector_norm "
-                    "any all"),
+        (
+            pooling(1),
+            "max_pool1d avg_pool1d adaptive_avg_pool1d adaptive_max_pool1d upsample_nearest1d "
+            "upsample_linear1d",
+        ),
+        (
+            pooling(2),
+            "max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d max_pool2d_with_indices "
+            "upsample_nearest2d upsample_bilinear2d upsample_bicubic2d _upsample_nearest_exact2d",
+        ),
+        (
+            pooling(3),
+            "max_pool3d avg_pool3d adaptive_avg_pool3d adaptive_max_pool3d upsample_nearest3d "
+            "upsample_trilinear3d",
+        ),
+        (
+            reduction,
+            "mean sum amax amin max min argmax argmin prod var std logsumexp norm linalg_vector_norm any all",
+        ),
         (cosine, "cosine_similarity"),
-        (embedding, "embedding"), (embedding_bag, "embedding_bag"),
+        (embedding, "embedding"),
+        (embedding_bag, "embedding_bag"),
         (factory, "zeros ones full new_zeros new_ones new_full arange linspace"),
-        (nothing, "sym_size sym_numel sym_stride _assert_scalar _assert_tensor_metadata sym_constrain_range "
-                  "sym_constrain_range_for_size scalar_tensor"),
-    ]  # fmt: skip
+        (
+            nothing,
+            "sym_size sym_numel sym_stride _assert_scalar _assert_tensor_metadata sym_constrain_range "
+            "sym_constrain_range_for_size scalar_tensor",
+        ),
+    ]
     for rule, names in entries:
         table |= dict.fromkeys(names.split(), rule)
     return table

@@ -258,8 +258,20 @@ def as_real(step: Step) -> Value:
 
 
 RULES: dict[str, Rule] = {
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze",
-                     "view_as", "reshape_as"), reshape),
+    **dict.fromkeys(
+        (
+            "view",
+            "reshape",
+            "_unsafe_view",
+            "flatten",
+            "unflatten",
+            "squeeze",
+            "unsqueeze",
+            "view_as",
+            "reshape_as",
+        ),
+        reshape,
+    ),
     "permute": permute,
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), transpose),
     **dict.fromkeys(("t", "numpy_T"), turn),
@@ -280,4 +292,4 @@ RULES: dict[str, Rule] = {
     "unfold": unfold,
     "view_as_complex": as_complex,
     "view_as_real": as_real,
-}  # fmt: skip
+}

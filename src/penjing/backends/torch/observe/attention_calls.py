@@ -58,9 +58,16 @@ class AttentionCalls(TorchFunctionMode):  # type: ignore[misc]
         return function(*args, **kwargs)
 
     def _note(
-        self, query: Any, key: Any, value: Any, attn_mask: Any = None,
-        dropout_p: float = 0.0, is_causal: bool = False, scale: float | None = None, **more: Any,
-    ) -> None:  # fmt: skip
+        self,
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **more: Any,
+    ) -> None:
         if query.ndim != 4 or query.shape[2] != key.shape[2]:
             return
         q, k, v = (x.transpose(1, 2).flatten(2) for x in (query, key, value))

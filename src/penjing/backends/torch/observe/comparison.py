@@ -59,9 +59,11 @@ def compare(model: nn.Module, layers: Sequence[str], examples: int, context: Con
     arrays = next(context.task.train.batches(examples, context.seed))[0]
     if len(arrays[0]) < LEAST_EXAMPLES:
         raise Refused(
-            f"repair has at least {LEAST_EXAMPLES} training examples", value=len(arrays[0]),
-            place="task.train", fix="give more training data, labels do not matter, or leave the step out",
-        )  # fmt: skip
+            f"repair has at least {LEAST_EXAMPLES} training examples",
+            value=len(arrays[0]),
+            place="task.train",
+            fix="give more training data, labels do not matter, or leave the step out",
+        )
     one = tuple(x[:1] for x in arrays)
     original: nn.Module = context.original
     known = dict(original.named_modules())
@@ -109,8 +111,11 @@ def _reason(model: nn.Module, name: str, here: Call, there: Call | None) -> str:
     if here.times > 1 or there.times > 1:
         return "it is called several times"
     own = {id(tensor): local for local, tensor in own_tensors(model.get_submodule(name)).items()}
-    shared = [other for other, tensor in tensors_of(model).items()
-              if id(tensor) in own and other != f"{name}.{own[id(tensor)]}".lstrip(".")]  # fmt: skip
+    shared = [
+        other
+        for other, tensor in tensors_of(model).items()
+        if id(tensor) in own and other != f"{name}.{own[id(tensor)]}".lstrip(".")
+    ]
     return f"it shares a tensor with {shared[0]}" if shared else ""
 
 

@@ -35,9 +35,14 @@ def inputs_of(module: nn.Module) -> int:
 
 
 def observations(
-    module: nn.Module, x: Any, y: Any, kept: NDArray[np.int64], limit: int, rng: np.random.Generator,
+    module: nn.Module,
+    x: Any,
+    y: Any,
+    kept: NDArray[np.int64],
+    limit: int,
+    rng: np.random.Generator,
     counting: NDArray[np.bool_] | None = None,
-) -> Rows | None:  # fmt: skip
+) -> Rows | None:
     """Return inputs `[n, blocks · inputs]` and outputs `[n, outputs]` of a layer, in runs of neighbours.
 
     Args:

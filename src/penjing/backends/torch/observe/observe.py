@@ -65,12 +65,20 @@ def _recorder(calls: list[tuple[Any, Any]]) -> Callable[..., None]:
 
 def _joined(name: str, calls: list[tuple[Any, Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
     if not calls:
-        raise Refused("an observed layer is called as a module", value=name, place="observe",
-                      fix="leave the layer out with only(...)")  # fmt: skip
+        raise Refused(
+            "an observed layer is called as a module",
+            value=name,
+            place="observe",
+            fix="leave the layer out with only(...)",
+        )
     shapes = {x.shape[1:] for x, _ in calls}
     if len(shapes) > 1:
-        raise Refused("the calls of an observed layer have inputs of one shape", place=name,
-                      value=sorted(shapes), fix="leave the layer out with only(...)")  # fmt: skip
+        raise Refused(
+            "the calls of an observed layer have inputs of one shape",
+            place=name,
+            value=sorted(shapes),
+            fix="leave the layer out with only(...)",
+        )
     if len(calls) == 1:
         return calls[0]
     return np.concatenate([x for x, _ in calls]), np.concatenate([y for _, y in calls])

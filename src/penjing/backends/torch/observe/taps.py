@@ -56,8 +56,12 @@ def shapes_of(model: nn.Module, names: Sequence[str], example: Arrays, whose: st
         found = seen.get(name)
         if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.ndim < 2:
             kind = type(found).__name__ if found is not None else "nothing: it is not called as a module"
-            raise Refused("a paired layer gives a tensor of floating-point numbers", value=kind,
-                          place=f"{whose}.{name}", fix="name a layer that does")  # fmt: skip
+            raise Refused(
+                "a paired layer gives a tensor of floating-point numbers",
+                value=kind,
+                place=f"{whose}.{name}",
+                fix="name a layer that does",
+            )
     return {name: tuple(seen[name].shape[1:]) for name in names}
 
 
@@ -78,9 +82,12 @@ def pairs_between(student: nn.Module, teacher: nn.Module, example: Arrays) -> li
     rows = [list(find_blocks(model, example).found) for model in (student, teacher)]
     m, n = len(rows[0]), len(rows[1])
     if not m or not n:
-        raise Refused("layers that belong together are found", place="pairs",
-                      value="no feature maps of one size, and no blocks in a row",
-                      fix='name them: pairs={"layer of the student": "layer of the teacher"}')  # fmt: skip
+        raise Refused(
+            "layers that belong together are found",
+            place="pairs",
+            value="no feature maps of one size, and no blocks in a row",
+            fix='name them: pairs={"layer of the student": "layer of the teacher"}',
+        )
     return [(name, rows[1][its]) for name, its in zip(rows[0], uniform_mapping(m, n), strict=True)]
 
 

@@ -101,9 +101,13 @@ output) to the names of its layers, which have learned."""
 
 
 def reconstruct(
-    model: nn.Module, reference: nn.Module, arrays: Arrays, learn: Learn, largest: int,
+    model: nn.Module,
+    reference: nn.Module,
+    arrays: Arrays,
+    learn: Learn,
+    largest: int,
     say: Callable[[str], None],
-) -> list[Reconstructed]:  # fmt: skip
+) -> list[Reconstructed]:
     """Learn the rounding of every quantized layer's weight, block by block, in place.
 
     Each block is given what the quantized blocks before it give and learns to give the float model's output.

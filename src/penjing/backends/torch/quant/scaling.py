@@ -57,9 +57,13 @@ def feeds(
         width = model.get_submodule(consumers[0]).in_features
         factors = torch.rand(width, generator=generator) * 1.5 + 0.5
         producer = next(
-            (name for name in _candidates(model, watched, consumers)
-             if covers(name) and _same(model, Feed(name, tuple(consumers)), factors, inputs, before)), "",
-        )  # fmt: skip
+            (
+                name
+                for name in _candidates(model, watched, consumers)
+                if covers(name) and _same(model, Feed(name, tuple(consumers)), factors, inputs, before)
+            ),
+            "",
+        )
         found.append(Feed(producer, tuple(consumers)))
     return found
 

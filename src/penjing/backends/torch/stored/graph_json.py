@@ -16,29 +16,71 @@ FORMAT = 1
 """Version of `graph.json`."""
 
 _PYTHON: dict[str, Callable[..., Any]] = {
-    **{f"operator.{name}": getattr(operator, name) for name in (
-        "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "getitem",
-        "eq", "ne", "lt", "le", "gt", "ge", "and_", "or_",
-    )},
-    **{f"torch.{name}": getattr(torch, name) for name in (
-        "sym_float", "sym_int", "sym_ite", "sym_max", "sym_min", "sym_not",
-    )},
-}  # fmt: skip
+    **{
+        f"operator.{name}": getattr(operator, name)
+        for name in (
+            "add",
+            "sub",
+            "mul",
+            "truediv",
+            "floordiv",
+            "mod",
+            "pow",
+            "neg",
+            "pos",
+            "getitem",
+            "eq",
+            "ne",
+            "lt",
+            "le",
+            "gt",
+            "ge",
+            "and_",
+            "or_",
+        )
+    },
+    **{
+        f"torch.{name}": getattr(torch, name)
+        for name in (
+            "sym_float",
+            "sym_int",
+            "sym_ite",
+            "sym_max",
+            "sym_min",
+            "sym_not",
+        )
+    },
+}
 """Functions that compute sizes and take tuples apart."""
 
-_PRIVATE = frozenset({"_unsafe_view", "_softmax", "_log_softmax", "_to_copy", "_weight_norm",
-                      "_scaled_dot_product_attention_math"})  # fmt: skip
+_PRIVATE = frozenset(
+    {
+        "_unsafe_view",
+        "_softmax",
+        "_log_softmax",
+        "_to_copy",
+        "_weight_norm",
+        "_scaled_dot_product_attention_math",
+    }
+)
 """Operators of aten that begin with an underscore and may appear all the same."""
 
 _HANDLES = ("Storage", "Stream", "Generator", "ScriptObject")
-_ALIASES = {"__and__": "bitwise_and", "__or__": "bitwise_or", "__xor__": "bitwise_xor",
-            "__lshift__": "bitwise_left_shift", "__rshift__": "bitwise_right_shift"}  # fmt: skip
+_ALIASES = {
+    "__and__": "bitwise_and",
+    "__or__": "bitwise_or",
+    "__xor__": "bitwise_xor",
+    "__lshift__": "bitwise_left_shift",
+    "__rshift__": "bitwise_right_shift",
+}
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9_]+", re.ASCII)
 _DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _LAYOUTS = {"strided": torch.strided}
-_MEMORY = {name: getattr(torch, name) for name in (
-    "contiguous_format", "preserve_format", "channels_last", "channels_last_3d")}  # fmt: skip
+_MEMORY = {
+    name: getattr(torch, name)
+    for name in ("contiguous_format", "preserve_format", "channels_last", "channels_last_3d")
+}
 _NUMBERS = {"inf": float("inf"), "-inf": float("-inf"), "nan": float("nan")}
 _TABLES: dict[str, dict[str, Any]] = {
     "dtype": _DTYPES,
@@ -94,8 +136,9 @@ def operator_named(name: Any) -> Callable[..., Any]:
             found: Callable[..., Any] = getattr(packet, overload)
             if _is_harmless(found):
                 return found
-    raise Refused("a stored graph consists of known operators of aten", value=repr(name)[:80],
-                  place="graph.json")  # fmt: skip
+    raise Refused(
+        "a stored graph consists of known operators of aten", value=repr(name)[:80], place="graph.json"
+    )
 
 
 def _is_harmless(overload: Any) -> bool:
@@ -110,8 +153,9 @@ def check_keywords(target: Any, keywords: Any) -> None:
     schema = getattr(target, "_schema", None)
     known = {argument.name for argument in schema.arguments} if schema is not None else set()
     if not isinstance(keywords, dict) or set(keywords) - known:
-        raise Refused("an operator has its own keyword arguments", value=repr(keywords)[:80],
-                      place="graph.json")  # fmt: skip
+        raise Refused(
+            "an operator has its own keyword arguments", value=repr(keywords)[:80], place="graph.json"
+        )
 
 
 def encode(value: Any, reference: Callable[[Any], Any]) -> Any:
@@ -135,8 +179,11 @@ def encode(value: Any, reference: Callable[[Any], Any]) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [encode(item, reference) for item in value]
-    raise Refused("arguments of operators are numbers, texts, types and lists", value=type(value).__name__,
-                  place="graph")  # fmt: skip
+    raise Refused(
+        "arguments of operators are numbers, texts, types and lists",
+        value=type(value).__name__,
+        place="graph",
+    )
 
 
 def decode(data: Any, reference: Callable[[str, Any], Any]) -> Any:

@@ -48,16 +48,20 @@ def net_of(data: Any, constants: Mapping[str, Any]) -> ExportedNet:
         OverflowError,
     ) as error:
         line = (str(error).strip().splitlines() or [""])[0][:200]
-        raise Refused("graph.json describes a graph", value=f"{type(error).__name__}: {line}",
-                      place="graph.json") from error  # fmt: skip
+        raise Refused(
+            "graph.json describes a graph", value=f"{type(error).__name__}: {line}", place="graph.json"
+        ) from error
 
 
 class _Reader:
     def __init__(self, data: Any, constants: Mapping[str, Any]) -> None:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise Refused("graph.json has a known format", place="graph.json",
-                          value=repr(data.get("format") if isinstance(data, dict) else data)[:40],
-                          fix="open the artefact with the version of Penjing that wrote it")  # fmt: skip
+            raise Refused(
+                "graph.json has a known format",
+                place="graph.json",
+                value=repr(data.get("format") if isinstance(data, dict) else data)[:40],
+                fix="open the artefact with the version of Penjing that wrote it",
+            )
         self._data = data
         self._root = nn.Module()
         self._graph = fx.Graph()
@@ -69,8 +73,9 @@ class _Reader:
 
     def net(self) -> ExportedNet:
         if len(self._data["nodes"]) > MOST_NODES:
-            raise Refused("a stored graph is of a sensible length", value=len(self._data["nodes"]),
-                          place="graph.json")  # fmt: skip
+            raise Refused(
+                "a stored graph is of a sensible length", value=len(self._data["nodes"]), place="graph.json"
+            )
         for entry in self._data["nodes"]:
             self._nodes.append(self._call(entry))
         outputs = decode(list(self._data["outputs"]), self._resolve)
@@ -93,8 +98,11 @@ class _Reader:
             else:
                 made[name] = torch.zeros(shape, dtype=dtype)
             if list(made[name].shape) != shape or made[name].dtype != dtype:
-                raise Refused("a stored tensor has the described shape and type", place="graph.json",
-                              value=f"{name}: {list(made[name].shape)}")  # fmt: skip
+                raise Refused(
+                    "a stored tensor has the described shape and type",
+                    place="graph.json",
+                    value=f"{name}: {list(made[name].shape)}",
+                )
             if role == "parameter":
                 made[name] = nn.Parameter(made[name], requires_grad=dtype.is_floating_point)
             self._register(name, made[name], persistent=role != "constant")
@@ -162,5 +170,6 @@ class _Reader:
             return self._graph.get_attr(value)
         if kind == "training" and value is True:
             return self._graph.get_attr("training")
-        raise Refused("a stored argument is of a known kind", value=repr({kind: value})[:80],
-                      place="graph.json")  # fmt: skip
+        raise Refused(
+            "a stored argument is of a known kind", value=repr({kind: value})[:80], place="graph.json"
+        )

@@ -13,8 +13,12 @@ from penjing.backends.torch.tensors import tensors_of
 from penjing.core.errors import Refused
 
 CONSTANT = "_penjing_constant_"
-_TRAINING = {"aten.batch_norm.default": 5, "aten.dropout.default": 2, "aten.feature_dropout.default": 2,
-             "aten.alpha_dropout.default": 2}  # fmt: skip
+_TRAINING = {
+    "aten.batch_norm.default": 5,
+    "aten.dropout.default": 2,
+    "aten.feature_dropout.default": 2,
+    "aten.alpha_dropout.default": 2,
+}
 """Where an operator takes whether it trains."""
 
 _DROPPED = ("_assert", "sym_constrain_range")
@@ -87,8 +91,12 @@ class _Writer:
 
     def reference(self, node: Any) -> Any:
         if node not in self._values:
-            raise Refused("a stored graph consists of known operators of aten", value=str(node.target),
-                          place="model", fix="take control flow out of forward")  # fmt: skip
+            raise Refused(
+                "a stored graph consists of known operators of aten",
+                value=str(node.target),
+                place="model",
+                fix="take control flow out of forward",
+            )
         return self._values[node]
 
     def _placeholder(self, node: Any) -> Any:
@@ -131,8 +139,12 @@ class _Writer:
             _name(node.target) == "wrap_with_autocast" and False in modes
         )
         if inner is None or not harmless:
-            raise Refused("a stored graph consists of known operators of aten", value=_name(node.target),
-                          place="model", fix="take control flow and autocast out of forward")  # fmt: skip
+            raise Refused(
+                "a stored graph consists of known operators of aten",
+                value=_name(node.target),
+                place="model",
+                fix="take control flow and autocast out of forward",
+            )
         module = getattr(owner, inner.target)
         given = [self._values[a] for a in node.args[node.args.index(inner) + 1 :]]
         places = [n for n in module.graph.nodes if n.op == "placeholder"]

@@ -71,11 +71,15 @@ def _convolution(kind: type[nn.Module], rank: int) -> Callable[..., LayerCall | 
         groups = _argument(entry, 6, 1)
         padding = _argument(entry, 4, 0)
         settings = {
-            "in_channels": columns * groups, "out_channels": rows, "kernel_size": tuple(kernel),
+            "in_channels": columns * groups,
+            "out_channels": rows,
+            "kernel_size": tuple(kernel),
             "stride": _each(_argument(entry, 3, 1), rank),
             "padding": padding if isinstance(padding, str) else _each(padding, rank),
-            "dilation": _each(_argument(entry, 5, 1), rank), "groups": groups, "bias": "bias" in found[1],
-        }  # fmt: skip
+            "dilation": _each(_argument(entry, 5, 1), rank),
+            "groups": groups,
+            "bias": "bias" in found[1],
+        }
         return LayerCall(found[0], kind, tuple(settings.items()), found[1])
 
     return find
@@ -104,8 +108,9 @@ def _batchnorm(entry: Mapping[str, Any], tensors: Mapping[str, Any]) -> LayerCal
     kind = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}[entry["rank"]]
     settings = {
         "num_features": tensors[f"{found[0]}.weight"]["shape"][0],
-        "momentum": float(_argument(entry, 6, 0.1)), "eps": float(_argument(entry, 7, 1e-5)),
-    }  # fmt: skip
+        "momentum": float(_argument(entry, 6, 0.1)),
+        "eps": float(_argument(entry, 7, 1e-5)),
+    }
     counted = f"{found[0]}.num_batches_tracked" in tensors
     holds = found[1] | {"num_batches_tracked"} if counted else found[1]
     return LayerCall(found[0], kind, tuple(settings.items()), holds)
@@ -130,8 +135,11 @@ def _embedding(entry: Mapping[str, Any], tensors: Mapping[str, Any]) -> LayerCal
         return None
     padding = _argument(entry, 2, -1)
     count, width = tensors[f"{found[0]}.weight"]["shape"]
-    settings = {"num_embeddings": count, "embedding_dim": width,
-                "padding_idx": None if padding < 0 else padding}  # fmt: skip
+    settings = {
+        "num_embeddings": count,
+        "embedding_dim": width,
+        "padding_idx": None if padding < 0 else padding,
+    }
     return LayerCall(found[0], nn.Embedding, tuple(settings.items()), found[1], input=1)
 
 
