@@ -13,7 +13,7 @@ import pytest
 import typer.main
 
 from penjing.cli.main import VERBS, app, run
-from penjing.core.method import load_methods
+from penjing.core.registry import load_methods
 from penjing.train.strategy import Strategy
 
 ROOT = Path(__file__).parents[1]

@@ -18,15 +18,8 @@ from penjing.core.apply import apply
 from penjing.core.backend import backend_for
 from penjing.core.context import Context
 from penjing.core.extras import missing
-from penjing.core.method import (
-    Stage,
-    backends_of,
-    inner,
-    load_methods,
-    method_from_json,
-    method_to_json,
-    stage_of,
-)
+from penjing.core.method import Stage, inner, stage_of
+from penjing.core.registry import backends_of, load_methods, method_from_json, method_to_json
 from penjing.core.task import Split, Task
 
 BACKENDS = ("numpy", "torch", "onnx")

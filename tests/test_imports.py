@@ -101,7 +101,7 @@ def loaded_after(statement: str) -> set[str]:
     [
         "import penjing",
         "import penjing as pj; pj.Budget(max_drop='1%'); pj.Target(); pj.Task; pj.Refused",
-        "from penjing.core.method import load_methods; load_methods()",
+        "from penjing.core.registry import load_methods; load_methods()",
         "import penjing as pj; pj.chain(pj.PruneChannels(ratio=0.5), pj.Distill(), pj.Int8Static())",
     ],
 )

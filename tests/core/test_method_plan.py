@@ -9,20 +9,16 @@ from pydantic import ValidationError
 
 import penjing as pj
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import (
-    Only,
-    Stage,
+from penjing.core.method import Only, Stage, inner, name_of, stage_of
+from penjing.core.plan import chain, digest, only, plan_from_json, plan_name, plan_to_json
+from penjing.core.registry import (
     backends_of,
     handler_for,
     handles,
-    inner,
     load_methods,
     method_from_json,
     method_to_json,
-    name_of,
-    stage_of,
 )
-from penjing.core.plan import chain, digest, only, plan_from_json, plan_name, plan_to_json
 
 CUT, TUNE, INT8 = pj.PruneChannels(0.5), pj.FineTune(epochs=1), pj.Int8Static()
 

@@ -13,7 +13,8 @@ from penjing.calibration.candidates import Candidate, matrices
 from penjing.calibration.layerwise import Solve, Work, prepare, prune_layers
 from penjing.calibration.settings import Corrected
 from penjing.core.context import Context
-from penjing.core.method import Model, Outcome
+from penjing.core.method import Outcome
+from penjing.core.value import Model
 
 
 def prune_corrected(model: Model, method: Corrected, context: Context, solve: Solve) -> Outcome:

@@ -14,7 +14,8 @@ from penjing.arrays.sparsity.patterns import kept_count
 from penjing.calibration.settings import Sparse
 from penjing.core.backend import Layer, MaskBackend
 from penjing.core.context import Context
-from penjing.core.method import Change, Method, Model
+from penjing.core.method import Change, Method
+from penjing.core.value import Model
 
 WEIGHTED = ("conv", "depthwise", "linear")
 

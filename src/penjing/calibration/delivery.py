@@ -12,7 +12,8 @@ from penjing.arrays.formats.stated import LayerFormats
 from penjing.calibration.inputs import calibration_batches
 from penjing.core.apply import to_onnx
 from penjing.core.context import Context
-from penjing.core.method import Change, Model
+from penjing.core.method import Change
+from penjing.core.value import Model
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.graph import Graph

@@ -16,8 +16,8 @@ from penjing.core.backend import Arrays, Backend, Layer
 from penjing.core.context import Context
 from penjing.core.data import Split
 from penjing.core.errors import Refused
-from penjing.core.method import Model
 from penjing.core.task import Batch
+from penjing.core.value import Model
 
 ROWS = 2**18
 """Observations of a layer that its moments are taken over, at most about so many: drawn positions of each

@@ -31,8 +31,9 @@ from penjing.calibration.inputs import (
 )
 from penjing.calibration.settings import Corrected, LayerWise
 from penjing.core.context import Context
-from penjing.core.method import Change, Model, Outcome
+from penjing.core.method import Change, Outcome
 from penjing.core.task import Batch
+from penjing.core.value import Model
 
 Solve = Callable[[Any, Any, float, Pattern], tuple[Any, Any]]
 """From a weight `[rows, columns]`, the mean of x xᵀ, the share of zeros and the pattern to the new weight and

@@ -8,7 +8,8 @@ from penjing.calibration.placing import place_quantizers
 from penjing.calibration.rounding import Rounded
 from penjing.core.backend import Arrays
 from penjing.core.context import Context
-from penjing.core.method import Change, Model, Outcome
+from penjing.core.method import Change, Outcome
+from penjing.core.value import Model
 
 if TYPE_CHECKING:
     from penjing.backends.torch.quant.reconstruct import Learn

@@ -14,7 +14,7 @@ from penjing.calibration.rounding import MixedBits
 from penjing.core.backend import Sample
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Model
+from penjing.core.value import Model
 
 BATCH = 32
 

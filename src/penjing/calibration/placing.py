@@ -19,8 +19,9 @@ from penjing.calibration.mixed_bits import choose_formats
 from penjing.calibration.rounding import Option, Rounded
 from penjing.core.context import Context
 from penjing.core.errors import Refused, nearest
-from penjing.core.method import Change, Model
+from penjing.core.method import Change
 from penjing.core.number_format import NumberFormat
+from penjing.core.value import Model
 
 BATCH = 32
 

@@ -10,8 +10,9 @@ from pydantic import Field, ValidationError, ValidationInfo, field_validator, mo
 from penjing.arrays.observers.observer import ObserverKind
 from penjing.core.config import refusal
 from penjing.core.errors import Refused
-from penjing.core.method import Method, Stage, Value
+from penjing.core.method import Method, Stage
 from penjing.core.number_format import NumberFormat, number_format
+from penjing.core.value import Value
 
 Option = tuple[NumberFormat, NumberFormat | None]
 """Formats of a layer's weights and of its input; None: that which the method has for inputs."""
@@ -44,7 +45,7 @@ class MixedBits(Value):
         try:
             super().__init__(**{"bits": bits, **fields})
         except ValidationError as error:
-            raise refusal(error, "MixedBits", tuple(type(self).model_fields)) from None
+            raise refusal(error, "MixedBits", type(self)) from None
 
     @field_validator("options", mode="before")
     @classmethod

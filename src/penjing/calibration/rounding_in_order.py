@@ -24,9 +24,10 @@ from penjing.calibration.placing import Placed, place_quantizers, quantizer_of
 from penjing.calibration.rounding import Rounded
 from penjing.core.backend import Arrays, Layer
 from penjing.core.context import Context
-from penjing.core.method import Change, Model, Outcome
+from penjing.core.method import Change, Outcome
 from penjing.core.number_format import NumberFormat
 from penjing.core.task import Batch
+from penjing.core.value import Model
 
 PROBE = 2
 """Examples that find the order of the layers."""

@@ -11,7 +11,8 @@ import numpy as np
 from penjing.core.context import Context
 from penjing.core.data import Arrays, Split
 from penjing.core.errors import Refused
-from penjing.core.method import Method, Model, name_of
+from penjing.core.method import Method, name_of
+from penjing.core.value import Model
 
 CalibrationData = Literal["train", "synthetic"]
 """Training inputs, or such as are made."""

@@ -37,7 +37,7 @@ def quantize_lm(
 ) -> int:
     """Quantize the blocks of a causal language model; the same command goes on after a kill."""
     from penjing.cli.main import emit
-    from penjing.core.method import method_from_json
+    from penjing.core.registry import method_from_json
     from penjing.language.checkpoint import quantize_checkpoint
 
     fields = {"method": method, "weights": weights, "inputs": None, "calibration": calibration}

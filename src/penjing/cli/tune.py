@@ -37,7 +37,8 @@ def tune(
     from penjing.experiments.tune import tune as run
 
     file = load_task_file(task_file)
-    strategy, names = strategy_of(file, settings), optimizer or None
+    names: Any = optimizer or None  # checked by name in `tune`
+    strategy = strategy_of(file, settings)
     tuned = run(
         file.model,
         call(file.task, file),
@@ -48,7 +49,7 @@ def tune(
         optimizers=names,
         first=first,
         seed=seed,
-        say=silent if json else say,  # type: ignore[arg-type]
+        say=silent if json else say,
     )
     data = tuned.record.model_dump(mode="json") | {
         "report": str(tuned.report),

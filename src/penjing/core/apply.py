@@ -10,9 +10,11 @@ from typing import Any
 from penjing.core.backend import Backend, backend_for, backend_named, enter
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Model, Only, handler_for, inner, name_of
+from penjing.core.method import Change, Method, Only, inner, name_of
 from penjing.core.plan import Plan
+from penjing.core.registry import handler_for
 from penjing.core.task import Task
+from penjing.core.value import Model
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ from pydantic import ValidationError
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import MANIFEST, refusing, sha256_file, verify_manifest, write_folder, write_json
-from penjing.core.method import Change, Method, Model, Value
+from penjing.core.method import Change, Method
 from penjing.core.plan import Plan, plan_to_json
 from penjing.core.target import Runner, Target, runtime_for
+from penjing.core.value import Model, Value
 
 PICKLES = frozenset(
     (

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from penjing.core.errors import Refused
 from penjing.core.extras import EXTRAS, need
 from penjing.core.measurement import Operations
-from penjing.core.method import Model
+from penjing.core.value import Model
 
 if TYPE_CHECKING:
     from penjing.core.task import Batch, Split, Task

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Value
+from penjing.core.value import Value
 
 CostUnit = Literal["ms", "bytes", "count"]
 
@@ -201,4 +201,4 @@ LimitName = Literal["max_drop", "latency", "size", "memory", "operations", "time
 def _from_pydantic(error: ValueError) -> Refused:
     from penjing.core.config import refusal
 
-    return refusal(error, "budget", tuple(Budget.model_fields))
+    return refusal(error, "budget", Budget)

@@ -20,12 +20,23 @@ class Exit(IntEnum):
 
 
 class Refused(Exception):
-    """Something cannot be done, and here is the rule, the value, the place and the fix.
+    """Something cannot be done: the rule that was broken, the value, the place, and what to do.
 
     Only this exception may turn into a failed trial; every other one is a defect and passes through.
 
-    >>> print(Refused("ratio < 1", value=1.5, place="PruneChannels.ratio", fix="choose a ratio in [0, 1)"))
-    `ratio < 1` does not hold: got 1.5 at PruneChannels.ratio. Fix: choose a ratio in [0, 1).
+    Attributes:
+        rule: what must hold, as a clause with "must", "needs" or "cannot". A rule that begins with one of
+            them has the place as its subject; any other is a sentence of its own.
+        value: what was found instead.
+        place: the field, file or layer where it was found.
+        fix: what to do, as a sentence.
+        code: the exit code of the command line.
+
+    >>> print(Refused("must be less than 1", value=1.5, place="PruneChannels.ratio",
+    ...               fix="use the share to remove, such as 0.3"))
+    PruneChannels.ratio must be less than 1, got 1.5. Use the share to remove, such as 0.3.
+    >>> print(Refused("the split must have examples", value=0, place="task.train", fix="give more data"))
+    task.train: the split must have examples, got 0. Give more data.
     """
 
     def __init__(
@@ -42,13 +53,25 @@ class Refused(Exception):
         self.place = place
         self.fix = fix
         self.code = code
-        got = "" if value is None else f": got {value}"
-        where = f" at {place}" if place else ""
-        how = f" Fix: {fix}." if fix else ""
-        super().__init__(f"`{rule}` does not hold{got}{where}.{how}")
+        super().__init__(_sentence(rule, value, place, fix))
+
+    def at(self, place: str) -> Refused:
+        """Return the same refusal at another place, for one who knows better where the value came from."""
+        return Refused(self.rule, value=self.value, place=place, fix=self.fix, code=self.code)
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (self.rule, str(self.value), self.place, self.fix, int(self.code)))
+
+
+_PREDICATES = ("must ", "needs ", "need ", "cannot ", "can ", "may ", "is ", "has ", "does ")
+
+
+def _sentence(rule: str, value: object, place: str, fix: str) -> str:
+    joint = " " if rule.startswith(_PREDICATES) else ": "
+    text = f"{place}{joint}{rule}" if place else rule[:1].upper() + rule[1:]
+    text += "" if value is None else f", got {value}"
+    how = fix[:1].upper() + fix[1:]
+    return f"{text}. {how}{'' if not how or how.endswith(('.', '?', '`')) else '.'}".rstrip()
 
 
 def _rebuild(rule: str, value: str, place: str, fix: str, code: int) -> Refused:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Value
+from penjing.core.value import Value
 
 Say = Callable[[str], None]
 Job = Callable[..., dict[str, Any]]

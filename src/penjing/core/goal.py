@@ -6,7 +6,7 @@ import math
 import re
 
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Value
+from penjing.core.value import Value
 
 _TEXT = re.compile(
     r"^\s*([A-Za-z_][\w.-]*)\s*(>=|<=|≥|≤)\s*([+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*(%?)\s*$"

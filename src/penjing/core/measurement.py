@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from penjing.core.method import Value
+from penjing.core.value import Value
 
 
 class Estimate(Value):

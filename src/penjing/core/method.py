@@ -1,23 +1,15 @@
-"""Methods as frozen data, handlers as functions, and the one registry that joins them."""
+"""Methods as frozen data, and what comes of carrying one out."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Iterator
 from enum import IntEnum
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from penjing.core.config import refusal
-from penjing.core.errors import Exit, Refused, nearest
-
-if TYPE_CHECKING:
-    from penjing.core.context import Context
-
-Model = Any
-"""A model of any framework; the backend that fits is found from its class."""
+from penjing.core.value import Model, Value
 
 
 class Stage(IntEnum):
@@ -27,19 +19,6 @@ class Stage(IntEnum):
     WEIGHTS = 2
     PRECISION = 3
     FORM = 4
-
-
-class Value(BaseModel):
-    """Base of every saved value: frozen, compared by content, unknown fields refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        return ((k, v) for k, v in super().__repr_args__() if k is None or v != self._default(k))
-
-    def _default(self, field: str) -> object:
-        info = type(self).model_fields.get(field)
-        return object() if info is None or info.is_required() else info.get_default(call_default_factory=True)
 
 
 class Method(Value):
@@ -55,7 +34,7 @@ class Method(Value):
         try:
             super().__init__(**fields)
         except ValidationError as error:
-            raise refusal(error, type(self).__name__, tuple(type(self).model_fields)) from None
+            raise refusal(error, type(self).__name__, type(self)) from None
 
     def __str__(self) -> str:
         return repr(self)
@@ -81,6 +60,29 @@ class Change(Value):
     def done(self) -> bool:
         """Whether the layer was changed."""
         return self.status == "done"
+
+
+class Changes(list[Change]):
+    """The changes of one method, in the order in which layers were looked at.
+
+    >>> changes = Changes("PruneChannels")
+    >>> changes.done("conv1", before=64, after=32)
+    >>> changes.skip("fc", "the output of the model keeps its width")
+    >>> [(change.layer, change.status) for change in changes]
+    [('conv1', 'done'), ('fc', 'skipped')]
+    """
+
+    def __init__(self, method: Method | str) -> None:
+        super().__init__()
+        self.method = method if isinstance(method, str) else name_of(method)
+
+    def done(self, layer: str, reason: str = "", **detail: float | int | str) -> None:
+        """Record that a layer was changed, with the numbers and words of the report."""
+        self.append(Change(method=self.method, layer=layer, status="done", reason=reason, detail=detail))
+
+    def skip(self, layer: str, reason: str, **detail: float | int | str) -> None:
+        """Record why a layer was left as it is."""
+        self.append(Change(method=self.method, layer=layer, status="skipped", reason=reason, detail=detail))
 
 
 class Outcome:
@@ -112,60 +114,6 @@ class Only(Method):
         return matches and self.method.covers(layer)
 
 
-Handler = Callable[[Model, Any, "Context"], Outcome]
-
-_HANDLERS: dict[tuple[type[Method], str], Handler] = {}
-
-METHOD_MODULES = (
-    "penjing.prune.blocks",
-    "penjing.prune.channels",
-    "penjing.prune.transformer",
-    "penjing.prune.magnitude",
-    "penjing.prune.gradual",
-    "penjing.prune.second_order",
-    "penjing.prune.kfac",
-    "penjing.prune.wanda",
-    "penjing.prune.sparsegpt",
-    "penjing.prune.obc",
-    "penjing.prune.alps",
-    "penjing.repair.batchnorm",
-    "penjing.repair.bias",
-    "penjing.repair.least_squares",
-    "penjing.repair.match_statistics",
-    "penjing.train.finetune",
-    "penjing.distillation.logits",
-    "penjing.distillation.features",
-    "penjing.distillation.relations",
-    "penjing.distillation.on_policy",
-    "penjing.distillation.blocks",
-    "penjing.quantize.int8_static",
-    "penjing.quantize.int8_dynamic",
-    "penjing.quantize.nearest",
-    "penjing.quantize.reconstruct",
-    "penjing.quantize.gptq",
-    "penjing.quantize.awq",
-    "penjing.quantize.autoround",
-    "penjing.quantize.equalize",
-    "penjing.quantize.smooth",
-    "penjing.quantize.train",
-    "penjing.quantize.weight_only",
-    "penjing.quantize.embeddings",
-)
-"""Where methods live; importing them imports no framework."""
-
-
-def handles(method: type[Method], backend: str = "any") -> Callable[[Handler], Handler]:
-    """Register a function as the handler of a method on one backend (or on any)."""
-
-    def register(function: Handler) -> Handler:
-        key = (method, backend)
-        assert key not in _HANDLERS, f"{method.__name__} already has a handler for {backend}"
-        _HANDLERS[key] = function
-        return function
-
-    return register
-
-
 def inner(method: Method) -> Method:
     """Return the method inside any number of `only` wrappers."""
     while isinstance(method, Only):
@@ -181,77 +129,3 @@ def stage_of(method: Method) -> Stage:
 def name_of(method: Method) -> str:
     """Return the name of a method's class, looking through `only`."""
     return type(inner(method)).__name__
-
-
-def handler_for(method: Method, backend: str) -> Handler | None:
-    """Return the handler of a method on a backend, or None where there is none."""
-    load_methods()
-    kind = type(inner(method))
-    return _HANDLERS.get((kind, backend)) or _HANDLERS.get((kind, "any"))
-
-
-def backends_of(method: type[Method]) -> tuple[str, ...]:
-    """Return the names of the backends that have a handler for a method."""
-    load_methods()
-    return tuple(sorted(backend for kind, backend in _HANDLERS if kind is method))
-
-
-def load_methods() -> dict[str, type[Method]]:
-    """Import every method module and return the methods by name."""
-    for module in METHOD_MODULES:
-        importlib.import_module(module)
-    return {kind.__name__: kind for kind, _ in _HANDLERS}
-
-
-def method_from_json(data: Any) -> Method:
-    """Rebuild a method from what `method_to_json` wrote.
-
-    Raises:
-        Refused: the entry is no mapping with a known `method`, or a field is wrong.
-    """
-    if not isinstance(data, dict) or "method" not in data:
-        raise Refused(
-            "a plan's entry is a mapping with the key 'method'",
-            value=repr(data)[:80],
-            place="plan",
-            fix="write it as {method: PruneChannels, ratio: 0.5}",
-            code=Exit.USAGE,
-        )
-    fields = {str(k): v for k, v in data.items() if k not in ("method", "only")}
-    name, known = str(data["method"]), load_methods()
-    if name not in known:
-        raise Refused(
-            "the method is known", value=name, place="plan", fix=nearest(name, known), code=Exit.USAGE
-        )
-    required = (field for field, info in known[name].model_fields.items() if info.is_required())
-    missing = ", ".join(field for field in required if field not in fields)
-    if missing:
-        raise Refused(
-            "the method has its fields",
-            value=f"no {missing}",
-            place=f"plan.{name}",
-            fix="write it as {method: PruneChannels, ratio: 0.5}",
-            code=Exit.USAGE,
-        )
-    patterns = data.get("only", [])
-    try:
-        method = known[name](**fields)
-        for pattern in reversed([patterns] if isinstance(patterns, str) else patterns):
-            method = Only(pattern=pattern, method=method)
-    except TypeError as error:
-        raise refusal(error, f"plan.{name}", tuple(known[name].model_fields)) from error
-    return method
-
-
-def method_to_json(method: Method) -> dict[str, Any]:
-    """Return a method as plain data: its name, its fields, and `only` where it is limited.
-
-    `only` is a pattern, or a list of patterns that all have to match, outermost first.
-    """
-    patterns = []
-    while isinstance(method, Only):
-        patterns.append(method.pattern)
-        method = method.method
-    if patterns:
-        return method_to_json(method) | {"only": patterns[0] if len(patterns) == 1 else patterns}
-    return {"method": type(method).__name__} | method.model_dump(mode="json")

@@ -12,7 +12,7 @@ from pydantic.functional_validators import ModelWrapValidatorHandler
 
 from penjing.core.config import refusal
 from penjing.core.errors import Exit, Refused, nearest
-from penjing.core.method import Value
+from penjing.core.value import Value
 
 Kind = Literal[
     "integer", "fp8_e4m3", "fp8_e5m2", "nf4", "mxfp4", "mxfp8", "mxfp8_e5m2", "nvfp4", "ternary", "binary"
@@ -90,7 +90,7 @@ class NumberFormat(Value):
         try:
             found = build(data)
         except ValidationError as error:
-            raise refusal(error, "NumberFormat", tuple(cls.model_fields)) from None
+            raise refusal(error, "NumberFormat", cls) from None
         for rule, holds in _rules(found):
             if not holds:
                 fields = ", ".join(f"{name}={value!r}" for name, value in found.__repr_args__())

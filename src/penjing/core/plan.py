@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Method, Only, method_from_json, method_to_json, name_of, stage_of
+from penjing.core.method import Method, Only, name_of, stage_of
+from penjing.core.registry import method_from_json, method_to_json
 
 Plan = tuple[Method, ...]
 """Methods in a legal order: stages never descend."""

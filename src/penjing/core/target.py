@@ -13,8 +13,8 @@ from penjing.core.backend import Arrays
 from penjing.core.config import refusal
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import need
-from penjing.core.method import Model, Value
 from penjing.core.plan import Plan
+from penjing.core.value import Model, Value
 
 RuntimeName = Literal["auto", "onnxruntime", "openvino", "torch"]
 
@@ -59,7 +59,7 @@ class Target(Value):
         try:
             super().__init__(**{"runtime": runtime, **fields})
         except ValidationError as error:
-            raise refusal(error, "target", tuple(type(self).model_fields)) from None
+            raise refusal(error, "target", type(self)) from None
 
     @model_validator(mode="after")
     def _has_the_mode(self) -> Target:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from penjing.core.budget import Budget
 from penjing.core.measurement import Estimate, Latency, Measurement
-from penjing.core.method import Value
+from penjing.core.value import Value
 
 
 class Trial(Value):

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from penjing.core.budget import say
 from penjing.core.measurement import Estimate, NotMeasured
-from penjing.core.method import Value
+from penjing.core.value import Value
 
 Status = Literal["reached", "not_reached", "inconclusive"]
 _SHARE = re.compile(r"^(accuracy|top_?\d+|(precision|recall|f1)_(micro|macro|weighted))$")

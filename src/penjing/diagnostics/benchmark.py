@@ -11,9 +11,9 @@ from penjing.core.artefact import deliver, open_artefact
 from penjing.core.backend import enter
 from penjing.core.extras import missing
 from penjing.core.measurement import Measurement
-from penjing.core.method import Model
 from penjing.core.target import Target
 from penjing.core.task import Task
+from penjing.core.value import Model
 from penjing.measurement.measure import measure_all
 from penjing.measurement.sealing import factory_of
 from penjing.search.runtimes import openvino_modes

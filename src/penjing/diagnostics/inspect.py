@@ -6,8 +6,9 @@ from typing import Any
 
 from penjing.core.backend import Arrays, Backend, Groups, enter
 from penjing.core.errors import Refused
-from penjing.core.method import Model, backends_of, load_methods
+from penjing.core.registry import backends_of, load_methods
 from penjing.core.task import Task
+from penjing.core.value import Model
 
 
 def inspect_model(model: Model, task: Task) -> dict[str, Any]:

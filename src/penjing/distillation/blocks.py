@@ -11,7 +11,9 @@ from pydantic import ValidationInfo, field_validator
 
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Model, Outcome, handles
+from penjing.core.method import Change, Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 from penjing.train.hooks import Hooks
 from penjing.train.loop import fit
 from penjing.train.objective import tensors_of

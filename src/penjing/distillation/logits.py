@@ -8,7 +8,9 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from penjing.calibration.synthetic import TrainingData, to_train_on
 from penjing.core.context import Context
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 from penjing.train.hooks import Hooks
 from penjing.train.matching import Name
 from penjing.train.outcome import trained

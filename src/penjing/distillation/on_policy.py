@@ -8,7 +8,9 @@ from pydantic import Field, field_validator
 
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 from penjing.train.objective import IGNORED_TARGET, task_objective
 from penjing.train.outcome import trained
 from penjing.train.teacher import Taught, Teacher, layers_below, resting, teachers_of

@@ -10,7 +10,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from penjing.arrays.features import uniform_mapping
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 from penjing.train.objective import pick, task_objective
 from penjing.train.outcome import trained
 from penjing.train.teacher import Taught, Teaching, alone, layers_below, matching, resting

@@ -10,8 +10,9 @@ from penjing.core.apply import Applied, apply
 from penjing.core.backend import Backend, enter
 from penjing.core.context import Context, silent
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Method, Model, inner
+from penjing.core.method import Method, inner
 from penjing.core.task import Task
+from penjing.core.value import Model
 from penjing.distillation.logits import Distill
 from penjing.train.teacher import Taught
 

@@ -19,8 +19,8 @@ from penjing.core.context import silent
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import make_folder, read_json, refusing, write_bytes, write_json
 from penjing.core.goal import Goal, parse_goal
-from penjing.core.method import Model, Value
 from penjing.core.task import Task
+from penjing.core.value import Model, Value
 from penjing.experiments.monitor import Monitor, Point
 from penjing.measurement.energy import EnergyMeter
 from penjing.measurement.quality import maximized, metric_name
@@ -291,7 +291,7 @@ def _finished(folder: Path, key: str) -> FitRecord | None:
     try:
         return FitRecord.model_validate(content.get("record"))
     except ValidationError as error:
-        raise refusal(error, str(path), tuple(FitRecord.model_fields)) from error
+        raise refusal(error, str(path), FitRecord) from error
 
 
 def _save(model: Model, record: FitRecord, folder: Path, key: str) -> None:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from penjing.arrays.statistics import superiority_p_value
 from penjing.core.backend import Backend
 from penjing.core.goal import Goal
-from penjing.core.method import Value
 from penjing.core.task import Task
+from penjing.core.value import Value
 from penjing.measurement.nondeterminism import outputs_of
 from penjing.measurement.quality import maximized, metric_name, metric_value, per_example
 from penjing.train.hooks import Moment, Reaction

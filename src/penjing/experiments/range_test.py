@@ -7,8 +7,8 @@ from pathlib import Path
 
 from penjing.core.backend import backend_for
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Model
 from penjing.core.task import Task
+from penjing.core.value import Model
 from penjing.report.training import write_range_report
 from penjing.train.objective import task_objective
 from penjing.train.range_test import RangeTest, run_range_test

@@ -9,7 +9,7 @@ from typing import Any
 
 from penjing.core.context import silent
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Model
+from penjing.core.value import Model
 
 DEPTH = "num_hidden_layers"
 

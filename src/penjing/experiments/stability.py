@@ -24,8 +24,8 @@ from penjing.arrays.spread import (
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Limits, refused_from
 from penjing.core.files import make_folder, read_json, write_json
-from penjing.core.method import Value
 from penjing.core.task import Task
+from penjing.core.value import Value
 from penjing.experiments.fit import to_stderr
 from penjing.experiments.stability_job import run_once
 from penjing.experiments.stability_recipe import Recipe, recipe_of

@@ -12,8 +12,8 @@ from penjing.arrays.corruptions import corrupt, fitting
 from penjing.core.backend import backend_for
 from penjing.core.errors import Refused
 from penjing.core.executor import Say
-from penjing.core.method import Model
 from penjing.core.task import Split, Task
+from penjing.core.value import Model
 from penjing.experiments.stability_recipe import Recipe
 from penjing.measurement.quality import is_classification, metric_value, per_example
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Model
 from penjing.core.task import Task
+from penjing.core.value import Model
 from penjing.experiments.fit import TrainingJob
 from penjing.train.strategy import Strategy
 

@@ -23,8 +23,8 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.extras import missing, need
 from penjing.core.files import make_folder, write_json
 from penjing.core.goal import Goal, parse_goal
-from penjing.core.method import Model
 from penjing.core.task import Task
+from penjing.core.value import Model
 from penjing.experiments.fit import FitRecord, TrainingJob, check_goal, read_weights, to_stderr, write_weights
 from penjing.experiments.tuned import LEDGER, RECORD, REPORT, Tuned, TunedRun, TuneRecord
 from penjing.measurement.quality import maximized, metric_name, metric_value

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from penjing.core.goal import Goal
-from penjing.core.method import Model, Value
+from penjing.core.value import Model, Value
 from penjing.experiments.fit import FitRecord
 from penjing.train.strategy import Strategy
 

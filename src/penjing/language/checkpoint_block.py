@@ -15,7 +15,8 @@ from penjing.core.backend import backend_named
 from penjing.core.context import Context
 from penjing.core.data import Split
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, handler_for, name_of
+from penjing.core.method import Change, Method, name_of
+from penjing.core.registry import handler_for
 from penjing.core.task import Task
 from penjing.language.checkpoint_input import Tokens, rounded_layers, rounded_method
 from penjing.language.codes import CODES, write_codes

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from penjing.arrays.bootstrap import bootstrap
 from penjing.core.files import MANIFEST, refusing, write_json
-from penjing.core.method import Change, Value, method_to_json, name_of
+from penjing.core.method import Change, name_of
+from penjing.core.registry import method_to_json
+from penjing.core.value import Value
 from penjing.language.checkpoint_block import KINDS, Job
 from penjing.language.codes import CODES, RECORD
 from penjing.language.hidden_states import read_states

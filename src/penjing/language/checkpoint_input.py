@@ -16,7 +16,8 @@ from penjing.calibration.rounding import Rounded
 from penjing.core.data import row_hashes
 from penjing.core.errors import Exit, Refused, nearest
 from penjing.core.files import free_bytes, sha256_file
-from penjing.core.method import Method, handler_for, inner, method_to_json, name_of
+from penjing.core.method import Method, inner, name_of
+from penjing.core.registry import handler_for, method_to_json
 from penjing.quantize.autoround import QuantizeAutoRound
 from penjing.quantize.awq import QuantizeAWQ
 from penjing.quantize.gptq import QuantizeGPTQ

@@ -16,9 +16,9 @@ from penjing.core.artefact import deliver, open_artefact
 from penjing.core.backend import Arrays, enter
 from penjing.core.errors import Exit, Refused, nearest
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured, Operations
-from penjing.core.method import Model
 from penjing.core.target import Target
 from penjing.core.task import Split, Task
+from penjing.core.value import Model
 from penjing.measurement.latency import Samples, interleave, summarise
 from penjing.measurement.process import RuntimeProcess, save_arrays
 from penjing.measurement.quality import all_metrics, metric_name, per_class_recall

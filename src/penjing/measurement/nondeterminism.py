@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.core.backend import Backend
-from penjing.core.method import Model
 from penjing.core.task import Task
+from penjing.core.value import Model
 from penjing.core.verdict import Verdict
 from penjing.measurement.measure import difference
 from penjing.measurement.quality import metric_name, metric_value

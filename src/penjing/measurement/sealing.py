@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from penjing.core.errors import Refused
-from penjing.core.method import Model
+from penjing.core.value import Model
 
 Factory = Callable[[], Model]
 """Makes a model of the user's own class; called without arguments."""

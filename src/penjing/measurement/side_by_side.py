@@ -13,8 +13,8 @@ from penjing.core.backend import Arrays
 from penjing.core.data import LiveSplit, Split
 from penjing.core.errors import Refused
 from penjing.core.measurement import Estimate
-from penjing.core.method import Model
 from penjing.core.target import Target
+from penjing.core.value import Model
 from penjing.measurement.latency import interleave, summarise
 from penjing.measurement.measure import timed_batch
 from penjing.measurement.process import RuntimeProcess, save_arrays

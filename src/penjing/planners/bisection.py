@@ -21,10 +21,10 @@ from pydantic import Field
 
 from penjing.arrays.structure.selection import kept_width
 from penjing.core.budget import Budget
-from penjing.core.method import Value
 from penjing.core.plan import Plan, chain, plan_from_json
 from penjing.core.search import Planner
 from penjing.core.trial import Trial
+from penjing.core.value import Value
 from penjing.planners.forecast import WITHOUT_TIME
 from penjing.planners.recovery import recovery
 from penjing.prune.blocks import RemoveBlocks

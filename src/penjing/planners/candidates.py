@@ -13,9 +13,9 @@ from pydantic import Field
 
 from penjing.core.budget import Budget
 from penjing.core.measurement import Estimate
-from penjing.core.method import Value
 from penjing.core.plan import Plan, chain, digest, plan_from_json, plan_to_json
 from penjing.core.target import Target, runtime_for
+from penjing.core.value import Value
 from penjing.planners.recipes import SMOOTHED, STATIC
 from penjing.quantize.int8_dynamic import Int8Dynamic
 from penjing.quantize.int8_static import Int8Static

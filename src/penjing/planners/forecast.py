@@ -6,8 +6,8 @@ from pydantic import Field
 
 from penjing.core.budget import COSTS, Budget, say
 from penjing.core.measurement import Measurement
-from penjing.core.method import Value
 from penjing.core.trial import cost_of
+from penjing.core.value import Value
 
 TRAINED_TRIALS = 4
 """Trials with recovery that a time budget is divided into where it suffices."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from penjing.core.errors import Refused
 from penjing.core.extras import need
-from penjing.core.method import Value
+from penjing.core.value import Value
 from penjing.train.optimizers import KINDS, Name
 from penjing.train.schedule import Schedule
 from penjing.train.strategy import Strategy

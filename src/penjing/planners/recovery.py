@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from penjing.core.method import handler_for, inner
+from penjing.core.method import inner
 from penjing.core.plan import Plan, chain
+from penjing.core.registry import handler_for
 from penjing.distillation.logits import Distill
 from penjing.repair.batchnorm import ReestimateBatchNorm
 from penjing.repair.least_squares import LeastSquares

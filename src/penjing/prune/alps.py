@@ -6,7 +6,9 @@ from penjing.arrays.sparsity.alps import alps
 from penjing.calibration.allocation import prune_corrected
 from penjing.calibration.settings import Corrected
 from penjing.core.context import Context
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 
 class PruneALPS(Corrected):

@@ -13,7 +13,9 @@ from penjing.arrays.structure.removal import Judge, additive_choice, joint_choic
 from penjing.core.backend import Arrays
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
+from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 if TYPE_CHECKING:
     from penjing.backends.torch.cut.shortened import Shortened

@@ -14,8 +14,10 @@ from penjing.arrays.sparsity.ramp import Ramp, ramp_at, round_sparsity
 from penjing.calibration.candidates import candidates, done
 from penjing.calibration.settings import Sparse
 from penjing.core.context import Context
-from penjing.core.method import Change, Model, Outcome, handles
+from penjing.core.method import Change, Outcome
+from penjing.core.registry import handles
 from penjing.core.task import Split
+from penjing.core.value import Model
 from penjing.train.hooks import NO_HOOKS, Hooks
 from penjing.train.objective import Objective, task_objective
 from penjing.train.outcome import trained

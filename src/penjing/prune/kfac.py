@@ -17,7 +17,9 @@ from penjing.calibration.settings import LayerWise
 from penjing.core.backend import GradientBackend
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 
 class PruneKFAC(LayerWise):

@@ -12,7 +12,9 @@ from penjing.arrays.sparsity.patterns import global_masks, mask_of
 from penjing.calibration.candidates import Candidate, candidates, done, keep_masks, matrices, unpacked
 from penjing.calibration.settings import Sparse
 from penjing.core.context import Context
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 
 class PruneMagnitude(Sparse):

@@ -19,8 +19,10 @@ from penjing.calibration.inputs import calibration_batches, called
 from penjing.calibration.settings import Sparse
 from penjing.core.context import Context
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
 from penjing.core.task import Batch
+from penjing.core.value import Model
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that gradients may take; solving copies a part of them."""

@@ -6,7 +6,9 @@ from penjing.arrays.sparsity.wanda import wanda
 from penjing.calibration.layerwise import prepare, prune_layers
 from penjing.calibration.settings import LayerWise
 from penjing.core.context import Context
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 
 class PruneWanda(LayerWise):

@@ -10,8 +10,10 @@ from penjing.calibration.inputs import calibration_batches, refuse_dull
 from penjing.calibration.learned_rounding import learned_by_blocks
 from penjing.calibration.rounding import RoundedWeights
 from penjing.core.context import Context
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
 from penjing.core.number_format import NumberFormat
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 
 class QuantizeAutoRound(RoundedWeights):

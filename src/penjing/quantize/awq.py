@@ -15,8 +15,10 @@ from penjing.calibration.placing import quantizer_of
 from penjing.calibration.rounding import RoundedWeights
 from penjing.calibration.rounding_in_order import begin
 from penjing.core.context import Context
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
 from penjing.core.number_format import NumberFormat
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 Facts = dict[str, float | int | str]
 

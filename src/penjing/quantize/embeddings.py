@@ -15,8 +15,9 @@ from penjing.arrays.formats.packing import pack
 from penjing.arrays.quantization import relative_error
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Method, Outcome, Stage, handles
+from penjing.core.method import Method, Outcome, Stage
 from penjing.core.number_format import NumberFormat, number_format
+from penjing.core.registry import handles
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.graph import Graph, WeightNode

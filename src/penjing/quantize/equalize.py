@@ -8,7 +8,8 @@ from pydantic import Field
 
 from penjing.arrays.equalization import equalizing_factors, precision
 from penjing.core.context import Context
-from penjing.core.method import Change, Method, Outcome, Stage, handles
+from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.registry import handles
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.graph import Graph, WeightNode

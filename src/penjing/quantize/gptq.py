@@ -18,8 +18,10 @@ from penjing.arrays.sparsity.gram import DAMPING, Gram
 from penjing.calibration.rounding import RoundedWeights
 from penjing.calibration.rounding_in_order import Rounding, round_in_order
 from penjing.core.context import Context
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
 from penjing.core.number_format import NumberFormat
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 COMPENSATION = 0.5
 """Share of the way to the float model's outputs; all of it learns the calibration data by heart."""

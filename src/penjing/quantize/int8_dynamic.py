@@ -8,7 +8,8 @@ import numpy as np
 
 from penjing.arrays.quantization import dequantize_weight, quantize_weight, relative_error, weight_scales
 from penjing.core.context import Context
-from penjing.core.method import Method, Outcome, Stage, handles
+from penjing.core.method import Method, Outcome, Stage
+from penjing.core.registry import handles
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.graph import Graph, WeightNode

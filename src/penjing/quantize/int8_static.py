@@ -16,7 +16,9 @@ from penjing.arrays.quantization import Grid, bias_floor, grid_of_range
 from penjing.calibration.synthetic import CalibrationData, no_gradients, without_data
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
+from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.graph import Graph, WeightNode

@@ -6,7 +6,9 @@ from penjing.calibration.placing import place_quantizers
 from penjing.calibration.rounding import Rounded
 from penjing.calibration.synthetic import CalibrationData, without_data
 from penjing.core.context import Context
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 
 class QuantizeNearest(Rounded):

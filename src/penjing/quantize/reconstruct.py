@@ -10,7 +10,9 @@ from penjing.calibration.learned_rounding import learned_by_blocks
 from penjing.calibration.rounding import Rounded
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 
 class QuantizeReconstruct(Rounded):

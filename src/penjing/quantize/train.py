@@ -8,7 +8,9 @@ from pydantic import Field
 
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Model, Outcome, Stage, handles
+from penjing.core.method import Outcome, Stage
+from penjing.core.registry import handles
+from penjing.core.value import Model
 from penjing.train.outcome import trained
 from penjing.train.strategy import Strategy
 from penjing.train.teacher import Teaching, taught

@@ -17,8 +17,10 @@ from penjing.arrays.formats.stated import LayerFormats, container, in_groups, is
 from penjing.arrays.quantization import relative_error
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Method, Model, Outcome, Stage, handles
+from penjing.core.method import Method, Outcome, Stage
 from penjing.core.number_format import NumberFormat, number_format
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.graph import Graph, WeightNode

@@ -12,7 +12,9 @@ from pydantic import Field
 from penjing.core.backend import Arrays
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
+from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 
 class ReestimateBatchNorm(Method):

@@ -13,7 +13,8 @@ from penjing.arrays.quantization import ChannelMean, bias_correction
 from penjing.core.backend import Arrays
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Outcome, Stage, handles
+from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.registry import handles
 
 if TYPE_CHECKING:
     from penjing.backends.onnx.graph import Graph, WeightNode

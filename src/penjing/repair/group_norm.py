@@ -7,7 +7,9 @@ from typing import ClassVar
 from pydantic import Field
 
 from penjing.core.context import Context
-from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
+from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 
 class ReplaceBatchNorm(Method):

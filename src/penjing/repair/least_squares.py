@@ -20,7 +20,9 @@ from penjing.arrays.least_squares import (
     relative_error,
 )
 from penjing.core.context import Context
-from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
+from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 if TYPE_CHECKING:
     from penjing.backends.torch.observe.comparison import Comparison

@@ -12,7 +12,9 @@ from pydantic import Field
 
 from penjing.arrays.moments import Moments, match
 from penjing.core.context import Context
-from penjing.core.method import Change, Method, Model, Outcome, Stage, handles
+from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.registry import handles
+from penjing.core.value import Model
 
 if TYPE_CHECKING:
     from penjing.backends.torch.observe.comparison import Comparison

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import refusing
-from penjing.core.method import Value
+from penjing.core.value import Value
 
 _HELD: set[str] = set()
 _BUSY = {errno.EAGAIN, errno.EACCES}

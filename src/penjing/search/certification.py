@@ -10,8 +10,9 @@ from typing import Any
 
 from penjing.core.budget import COSTS, Budget
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured, Operations
-from penjing.core.method import Stage, method_from_json, stage_of
+from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_name
+from penjing.core.registry import method_from_json
 from penjing.core.trial import Trial, cost_of
 from penjing.core.verdict import Certificate, LimitVerdict, Verdict, judge_upper
 from penjing.measurement.certify import certify

@@ -32,8 +32,8 @@ from penjing.planners.recovery import recovery
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from penjing.core.method import Model
     from penjing.core.plan import Plan
+    from penjing.core.value import Model
 
 Shared = tuple[Any, Task]
 

@@ -16,10 +16,10 @@ from penjing.core.budget import Budget
 from penjing.core.config import refusal
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import remove_leftovers
-from penjing.core.method import Model
 from penjing.core.plan import digest
 from penjing.core.target import Target
 from penjing.core.task import Task
+from penjing.core.value import Model
 from penjing.measurement.quality import maximized
 from penjing.planners.bisection import Bisection
 from penjing.processes.workers import LocalExecutor
@@ -125,7 +125,9 @@ def _options(options: dict[str, Any]) -> tuple[Callable[[str], None], str, dict[
     try:
         planner = Bisection(**rest)
     except ValueError as error:
-        raise refusal(error, "optimize", (*Bisection.model_fields, "say", "name", "config")) from None
+        raise refusal(
+            error, "optimize", {**Bisection.model_fields, "say": None, "name": None, "config": None}
+        ) from None
     return _isolated(say) if say else (lambda line: None), name, config, planner
 
 

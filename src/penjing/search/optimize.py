@@ -15,12 +15,12 @@ from penjing.core.budget import Budget
 from penjing.core.errors import Refused
 from penjing.core.executor import Finished, candidate_seed, refused_from
 from penjing.core.measurement import Measurement, Operations
-from penjing.core.method import Model
 from penjing.core.plan import Plan, plan_from_json, plan_name
 from penjing.core.search import search
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.trial import Trial
+from penjing.core.value import Model
 from penjing.measurement.measure import Measured
 from penjing.measurement.nondeterminism import within_noise
 from penjing.measurement.quality import reacts

@@ -11,9 +11,10 @@ from penjing.core.backend import Arrays, backend_for, backend_named
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.executor import Say
-from penjing.core.method import Method, Model
+from penjing.core.method import Method
 from penjing.core.plan import Plan, plan_from_json
 from penjing.core.target import Target, runtime_for
+from penjing.core.value import Model
 from penjing.repair.bias import CorrectBias
 from penjing.search.jobs import Shared
 

@@ -12,9 +12,9 @@ import penjing
 from penjing.core.artefact import load, open_artefact
 from penjing.core.errors import Refused
 from penjing.core.files import read_json, write_json
-from penjing.core.method import Model, Value
 from penjing.core.target import Runner
 from penjing.core.trial import Trial
+from penjing.core.value import Model, Value
 from penjing.core.verdict import Verdict
 from penjing.measurement.quality import metric_name
 from penjing.planners.forecast import Forecast

@@ -10,7 +10,7 @@ from penjing.core.backend import Backend
 from penjing.core.budget import Budget, say
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Limits
-from penjing.core.method import Model
+from penjing.core.value import Model
 
 COPIES = 4
 """Copies of the weights in memory at one time: sent, rebuilt in the child, changed there, exported."""

@@ -10,10 +10,10 @@ from typing import Any
 
 from penjing.core.budget import Budget
 from penjing.core.executor import Executor
-from penjing.core.method import Model
 from penjing.core.plan import digest
 from penjing.core.target import Target
 from penjing.core.task import Task
+from penjing.core.value import Model
 from penjing.planners.bisection import Bisection
 from penjing.run.ledger import Ledger
 

@@ -11,8 +11,8 @@ from penjing.core.backend import backend_for, enter
 from penjing.core.budget import Budget
 from penjing.core.errors import Exit, Refused
 from penjing.core.measurement import Operations
-from penjing.core.method import Model
 from penjing.core.task import Task
+from penjing.core.value import Model
 from penjing.core.verdict import Verdict
 from penjing.measurement.certify import certify
 from penjing.measurement.measure import measure_all

@@ -10,7 +10,7 @@ import onnx
 
 from penjing.core.backend import Arrays, backend_for
 from penjing.core.errors import Refused
-from penjing.core.method import Model
+from penjing.core.value import Model
 from penjing.targets.signature import TensorSpec
 
 

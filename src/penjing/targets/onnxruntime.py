@@ -12,9 +12,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Model
 from penjing.core.plan import Plan
 from penjing.core.target import Target
+from penjing.core.value import Model
 from penjing.targets.onnx_file import facts_of, input_specs, write_onnx
 from penjing.targets.signature import Guard, TensorSpec, fixed_batch
 

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import bring
-from penjing.core.method import Change, Model
+from penjing.core.method import Change
 from penjing.core.plan import Plan
 from penjing.core.target import Target, need_to_deliver
+from penjing.core.value import Model
 from penjing.targets.signature import Guard, TensorSpec, fixed_batch
 
 ov = bring("openvino")

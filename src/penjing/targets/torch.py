@@ -19,9 +19,9 @@ from penjing.backends.torch.structure.history import HISTORY, history
 from penjing.core.artefact import open_artefact
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Model
 from penjing.core.plan import Plan
 from penjing.core.target import Target
+from penjing.core.value import Model
 from penjing.targets import stored_graph, torch_weights
 from penjing.targets.signature import Guard, TensorSpec, spec_from_json
 

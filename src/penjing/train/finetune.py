@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from penjing.core.context import Context
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 from penjing.train.strategy import Strategy
 
 

@@ -21,8 +21,8 @@ from penjing.backends.torch.observe import observe
 from penjing.backends.torch.structure import blocks
 from penjing.core.backend import Arrays, GateGradients, Groups, Heads, KroneckerFactors, Layer, Sample
 from penjing.core.measurement import Operations
-from penjing.core.method import Model
 from penjing.core.task import Batch, Split
+from penjing.core.value import Model
 
 
 class TorchBackend:

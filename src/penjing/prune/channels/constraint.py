@@ -19,7 +19,7 @@ from penjing.arrays.structure.ranking import Kept, Ranking, same, smallest_cut
 from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Model
+from penjing.core.value import Model
 from penjing.prune.channels.method import PruneChannels
 
 EXACT = 1e-3

@@ -9,7 +9,9 @@ from penjing.arrays.structure.ranking import Bounds, Kept, Ranking, bounds, clas
 from penjing.core.backend import Group, Groups, Heads, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Model, Outcome, handles
+from penjing.core.method import Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 from penjing.prune.channels import report
 from penjing.prune.channels.constraint import prices, quantity_of, reach, units_left
 from penjing.prune.channels.method import PruneChannels

@@ -13,7 +13,7 @@ from penjing.arrays.scores import SCORES, Floats, Tensors, consumers
 from penjing.core.backend import Backend, GradientBackend, Group, Layer, Sample
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Model
+from penjing.core.value import Model
 from penjing.prune.channels.method import PruneChannels
 
 _WITHOUT_DATA = ("seed", "weights")

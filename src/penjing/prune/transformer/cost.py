@@ -13,7 +13,7 @@ from penjing.arrays.structure.mask_search import ranked
 from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.measurement import Operations
-from penjing.core.method import Model
+from penjing.core.value import Model
 from penjing.prune.transformer.method import PruneTransformer
 
 Floats = NDArray[np.float64]

@@ -15,7 +15,9 @@ from penjing.arrays.structure.mask_search import Widths, allocate, width_options
 from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Model, Outcome, handles
+from penjing.core.method import Change, Outcome
+from penjing.core.registry import handles
+from penjing.core.value import Model
 from penjing.prune.transformer.cost import clock, cost_table
 from penjing.prune.transformer.judging import Judged, judge
 from penjing.prune.transformer.method import LEAST_EXAMPLES, PruneTransformer

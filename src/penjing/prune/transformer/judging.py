@@ -14,7 +14,7 @@ from penjing.arrays.unit_surgeon import surgeon
 from penjing.core.backend import GradientBackend, Group, Sample
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Model
+from penjing.core.value import Model
 from penjing.prune.transformer.method import PruneTransformer
 
 Floats = NDArray[np.float64]
