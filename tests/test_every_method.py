@@ -26,9 +26,9 @@ BACKENDS = ("numpy", "torch", "onnx")
 TRAIN = {"epochs": 0.25, "batch_size": 32, "precision": "float32"}
 FEW = {"calibration": 48}
 WEIGHTED = ("conv", "depthwise", "linear")
-NO_HANDLER = "`the method has a handler for the model's backend`"
-NO_BATCHNORM = "`inputs are made through a PyTorch model with BatchNorm`"
-IN_FRAMEWORK = "`channels are pruned in the framework of the model`"
+NO_HANDLER = "the method needs a handler for the model's backend"
+NO_BATCHNORM = "inputs are made through a PyTorch model with BatchNorm"
+IN_FRAMEWORK = "channels are pruned in the framework of the model"
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ ROWS = {
             pj.PruneChannels(0.5, score=score, batches=2),
             ("torch",),
             {},
-            refused={"numpy": f"`the score {score} has gradients`", "onnx": IN_FRAMEWORK},
+            refused={"numpy": f"the score {score} has gradients", "onnx": IN_FRAMEWORK},
             kinds=WEIGHTED,
         )
         for score in ("taylor", "fisher", "output_fisher", "hessian", "refit")
@@ -490,7 +490,7 @@ ROWS = {
         pj.QuantizeEmbeddings(),
         ("onnx", "torch"),
         {"weights": ["int3", "int4 group 24", "nf4", "int8 narrow", None]},
-        refused={"numpy": "`a step changes at least one layer`"},
+        refused={"numpy": "must change at least one layer"},
         adopted=("torch",),
         kinds=("embedding", "linear"),
         one="table",
@@ -499,7 +499,7 @@ ROWS = {
         pj.QuantizeEmbeddings("uint4 group 16"),
         ("onnx", "torch"),
         {},
-        refused={"numpy": "`a step changes at least one layer`"},
+        refused={"numpy": "must change at least one layer"},
         adopted=("torch",),
         kinds=("embedding", "linear"),
         one="table",
@@ -989,7 +989,7 @@ NOT_TOGETHER = {
     (DYNAMIC, DYNAMIC): "not quantized yet",
     **{(first, BIAS): "float reference" for first in (PRUNE, BN, BIAS)},
     **{(BIAS, second): "float reference" for second in (STATIC, DYNAMIC)},
-    (DYNAMIC, BIAS): "changes at least one layer",
+    (DYNAMIC, BIAS): "must change at least one layer",
 }
 
 

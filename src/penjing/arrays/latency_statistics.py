@@ -73,7 +73,12 @@ def check_rounds(samples: Sequence[Sequence[float]]) -> list[Floats]:
     """
     rounds = [np.asarray(times, dtype=np.float64) for times in samples]
     if not rounds or any(times.size == 0 for times in rounds):
-        raise Refused("every round has a time", value=[len(t) for t in rounds], place="latency")
+        raise Refused(
+            "every round must have a time",
+            value=[len(t) for t in rounds],
+            place="latency",
+            fix="let each round make at least one call",
+        )
     _check_positive(rounds)
     return rounds
 
@@ -81,4 +86,9 @@ def check_rounds(samples: Sequence[Sequence[float]]) -> list[Floats]:
 def _check_positive(rounds: list[Floats]) -> None:
     wrong: Any = next((t for times in rounds for t in times if not (np.isfinite(t) and t > 0)), None)
     if wrong is not None:
-        raise Refused("a time is positive and finite", value=wrong, place="latency")
+        raise Refused(
+            "a time must be positive and finite",
+            value=wrong,
+            place="latency",
+            fix="take times from a monotonic clock, and more calls in each of them",
+        )

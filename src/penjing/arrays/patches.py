@@ -71,9 +71,10 @@ def windows(
     rank = x.ndim - 2
     if len(kernel) != rank:
         raise Refused(
-            "a kernel has one size for each spatial axis",
+            "the kernel must have one size for each spatial axis",
             value=f"{tuple(kernel)} for {x.shape}",
             place="patches",
+            fix=f"give {x.ndim - 2} sizes",
         )
     strides, spread = _each(stride, rank), _each(dilation, rank)
     sides = padding_pairs(padding, rank)
@@ -82,7 +83,10 @@ def windows(
     extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, spread, strict=True))
     if any(e > size for e, size in zip(extent, x.shape[2:], strict=True)):
         raise Refused(
-            "the kernel fits into the padded input", value=f"{extent} for {x.shape[2:]}", place="patches"
+            "the kernel must fit into the padded input",
+            value=f"{extent} for {x.shape[2:]}",
+            place="patches",
+            fix="pad the input, or take a smaller kernel or dilation",
         )
     seen = sliding_window_view(x, extent, axis=tuple(range(2, x.ndim)))
     steps = tuple(slice(None, None, s) for s in strides) + tuple(slice(None, None, d) for d in spread)
@@ -99,7 +103,12 @@ def padding_pairs(padding: Padding, rank: int) -> tuple[tuple[int, int], ...]:
     sides: tuple[Any, ...] = (padding,) * rank if isinstance(padding, int) else tuple(padding)
     pairs = [(s, s) if isinstance(s, int) else (s[0], s[1]) for s in sides]
     if len(pairs) != rank:
-        raise Refused("padding is given for each spatial axis", value=repr(padding), place="patches")
+        raise Refused(
+            "the padding must be given for each spatial axis",
+            value=repr(padding),
+            place="patches",
+            fix="give (before, after) for each of them",
+        )
     return tuple(pairs)
 
 
@@ -107,8 +116,9 @@ def _each(sizes: Sizes, rank: int) -> tuple[int, ...]:
     values = (sizes,) * rank if isinstance(sizes, int) else tuple(sizes)
     if len(values) != rank or min(values, default=1) < 1:
         raise Refused(
-            "strides and dilations are at least 1, one for each spatial axis",
+            "strides and dilations must be at least 1, one for each spatial axis",
             value=repr(sizes),
             place="patches",
+            fix="give a 1 where an axis is read without a gap",
         )
     return values
