@@ -220,7 +220,7 @@ def test_memory_bounds_how_many_layers_share_a_pass(images, monkeypatch):
     monkeypatch.setattr(inputs, "GRAM_BYTES", moments["2"] + moments["0"])
     said: list[str] = []
     prepared = task(images).prepare()
-    context = Context(task=prepared, backend=BACKEND, original=None, say=said.append)
+    context = Context(task=prepared, backend=BACKEND, original=None, say=lambda line: said.append(str(line)))
     parts = pj.apply(network(), method, prepared, context=context)
     reasons = {c.layer: c.reason for c in parts.changes if not c.done}
     assert list(reasons) == ["4"]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from penjing.core.errors import Refused
+from penjing.core.progress import Line, Say
 from penjing.core.task import Batch, Split
 
 SEEN = 10
@@ -119,7 +120,7 @@ class Tally:
 
     _KEPT = ("losses", "examples", "_epoch", "_sum", "_count")
 
-    def __init__(self, say: Callable[[str], None], epochs: float) -> None:
+    def __init__(self, say: Say, epochs: float) -> None:
         self.losses: list[float] = []
         self.examples = 0
         self._say, self._epochs = say, epochs
@@ -153,5 +154,6 @@ class Tally:
         """End a pass and say its mean."""
         if self._count:
             self.losses.append(self._sum / self._count)
-            self._say(f"epoch {self._epoch + 1} of {self._epochs:g}: loss {self.losses[-1]:.4g}")
+            text = f"epoch {self._epoch + 1} of {self._epochs:g}: loss {self.losses[-1]:.4g}"
+            self._say(Line.training(text))
         self._sum, self._count = 0.0, 0
