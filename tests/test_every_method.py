@@ -934,7 +934,7 @@ def test_repr_and_json_rebuild_the_method(row):
 
 
 def some_values(info):
-    """Values of a field that are good by themselves: every choice, both truths, numbers near the bounds."""
+    """Values of a field that are good by themselves: every choice, both truths, numbers around bounds."""
     names = ("gt", "ge", "lt", "le")
     bounds = {name: getattr(part, name) for part in info.metadata for name in names if hasattr(part, name)}
     low = bounds.get("ge", bounds.get("gt", 0))
@@ -945,8 +945,11 @@ def some_values(info):
             found += get_args(kind)
         elif kind is type(None):
             found.append(None)
-        elif kind in (bool, int, float):
-            found += {bool: [False, True], int: [low + 1, low + 2], float: [low, 0.9 * width + low]}[kind]
+        elif kind is bool:
+            found += [False, True]
+        elif kind in (int, float):
+            inside = {int: [low + 1, low + 2], float: [0.1 * width + low, 0.9 * width + low]}[kind]
+            found += [*inside, *(kind(bounds[name]) for name in ("ge", "le") if name in bounds)]
     return found
 
 
