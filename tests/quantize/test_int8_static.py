@@ -6,6 +6,7 @@ import onnxruntime as ort
 import pytest
 
 import penjing as pj
+from oracles.quantization import dequantize
 from penjing.arrays import quantization as q
 from penjing.backends.onnx import BACKEND, OnnxModel
 from penjing.backends.onnx.model import open_session, run_session
@@ -139,8 +140,8 @@ def test_one_convolution_equals_the_simulation(net, task_of):
     out = model.run((x,))[0]
     grid = q.grid_of_range(out.min(), out.max())
     got = applied.model.run((x,))[0]
-    assert np.abs(got - q.dequantize(q.quantize(y, grid), grid)).max() <= float(grid.scale) * 1.01
-    assert np.mean(got != q.dequantize(q.quantize(y, grid), grid)) < 0.001
+    assert np.abs(got - dequantize(q.quantize(y, grid), grid)).max() <= float(grid.scale) * 1.01
+    assert np.mean(got != dequantize(q.quantize(y, grid), grid)) < 0.001
     assert applied.model.proto.graph.output[0].name == model.proto.graph.output[0].name
 
 
