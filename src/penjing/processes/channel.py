@@ -11,6 +11,7 @@ from typing import Any
 
 from penjing.core.errors import Refused
 from penjing.core.executor import refusal_of
+from penjing.core.progress import Line
 
 Message = dict[str, Any]
 
@@ -26,9 +27,9 @@ class Channel:
         self.descriptor = descriptor
         self._sending = threading.Lock()
 
-    def say(self, line: str) -> None:
+    def say(self, line: Line) -> None:
         """Send a line of progress; safe from any thread."""
-        self.send({"say": str(line)})
+        self.send({"say": line.model_dump()})
 
     def send(self, message: Message) -> None:
         """Send a message whole."""

@@ -7,8 +7,8 @@ import time
 from typing import Any
 
 from penjing.core.budget import say as in_words
-from penjing.core.context import silent
-from penjing.core.executor import Finished, Limits, Refusal, Say
+from penjing.core.executor import Finished, Limits, Refusal
+from penjing.core.progress import Line, Say, silent
 from penjing.processes.child import Child
 
 _TICK_S = 0.5
@@ -86,7 +86,7 @@ class _Watch:
     def _read(self, timeout: float) -> None:
         for message in self.child.messages(min(timeout, _TICK_S)):
             if "say" in message:
-                self.say(message["say"])
+                self.say(Line(**message["say"]))
             elif "ended" in message:
                 self.ended = message["ended"]
                 self.peak = max(self.peak, message["peak_bytes"])

@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from penjing.core.context import silent
-from penjing.core.executor import Finished, Job, Limits, Say
+from penjing.core.executor import Finished, Job, Limits
+from penjing.core.progress import Say, silent
 from penjing.processes.channel import Channel, attempt
 from penjing.processes.child import Child, Output
 from penjing.processes.follow import follow, last_lines
