@@ -3,9 +3,12 @@
 A new method needs a row in `ROWS`, and nothing else here.
 """
 
+import contextlib
+import itertools
 import json
 import math
 from dataclasses import dataclass, field
+from typing import Literal, get_args, get_origin
 
 import numpy as np
 import pytest
@@ -928,6 +931,41 @@ def test_repr_and_json_rebuild_the_method(row):
         assert eval(repr(method), names) == method  # noqa: S307
         assert method_from_json(json.loads(json.dumps(method_to_json(method)))) == method
         assert hash(method) == hash(method_from_json(method_to_json(method)))
+
+
+def some_values(info):
+    """Values of a field that are good by themselves: every choice, both truths, numbers near the bounds."""
+    names = ("gt", "ge", "lt", "le")
+    bounds = {name: getattr(part, name) for part in info.metadata for name in names if hasattr(part, name)}
+    low = bounds.get("ge", bounds.get("gt", 0))
+    width = min(bounds.get("le", bounds.get("lt", low + 1)) - low, 1)
+    found = [info.get_default(call_default_factory=True)]
+    for kind in (info.annotation, *get_args(info.annotation)):
+        if get_origin(kind) is Literal:
+            found += get_args(kind)
+        elif kind is type(None):
+            found.append(None)
+        elif kind in (bool, int, float):
+            found += {bool: [False, True], int: [low + 1, low + 2], float: [low, 0.9 * width + low]}[kind]
+    return found
+
+
+FIRST = {type(row.method): row.method for row in reversed(ROWS.values())}
+"""Of each kind of method the first in the table."""
+
+
+@pytest.mark.parametrize("method", FIRST.values(), ids=[kind.__name__ for kind in FIRST])
+def test_whatever_two_fields_can_be_constructed_is_rebuilt_from_its_json(method):
+    kind, given = type(method), {name: getattr(method, name) for name in method.model_fields_set}
+    pairs = itertools.combinations_with_replacement(kind.model_fields, 2)
+    built = [kind(**given)]
+    for first, second in pairs:
+        values = (some_values(kind.model_fields[name]) for name in (first, second))
+        for one, other in itertools.product(*values):
+            with contextlib.suppress(pj.Refused):
+                built.append(kind(**given | {first: one, second: other}))
+    for one in built:
+        assert method_from_json(json.loads(json.dumps(method_to_json(one)))) == one
 
 
 WRONG = [

@@ -267,7 +267,9 @@ def test_a_killed_run_goes_on_and_gives_the_same_to_the_bit(saved, tmp_path):
     assert not shot.exists()
     seen = []
     first = pj.quantize_checkpoint(folder, method, TOKENS, calm, evaluation=EVALUATION)
-    second = pj.quantize_checkpoint(folder, method, TOKENS, shot, evaluation=EVALUATION, say=seen.append)
+    second = pj.quantize_checkpoint(
+        folder, method, TOKENS, shot, evaluation=EVALUATION, say=lambda line: seen.append(str(line))
+    )
     assert [line for line in seen if line.startswith("block ")] == ["block 2 of 3", "block 3 of 3"]
     assert content(shot) == content(calm)
     assert first.changes == second.changes
@@ -299,7 +301,7 @@ def test_a_beginning_of_another_run_is_left_alone(saved, tmp_path, monkeypatch):
         pass
 
     def stop(line):
-        if line.startswith("block 2"):
+        if line.text.startswith("block 2"):
             raise Stop
 
     with pytest.raises(Stop):
@@ -307,7 +309,7 @@ def test_a_beginning_of_another_run_is_left_alone(saved, tmp_path, monkeypatch):
     with pytest.raises(pj.Refused, match="the beginning of another"):
         pj.quantize_checkpoint(folder, NEAREST, TOKENS[:20], out)
     seen = []
-    pj.quantize_checkpoint(folder, NEAREST, TOKENS, out, say=seen.append)
+    pj.quantize_checkpoint(folder, NEAREST, TOKENS, out, say=lambda line: seen.append(str(line)))
     assert seen == ["block 2 of 3", "block 3 of 3"]
 
 
@@ -417,7 +419,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(saved
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def limit(line):
-        if line == "block 2 of 3":
+        if line.text == "block 2 of 3":
             resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
 
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -432,7 +434,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(saved
     assert not out.exists()
     assert not list((tmp_path / "out.partial").rglob("*.tmp"))
     seen = []
-    pj.quantize_checkpoint(folder, NEAREST, TOKENS, out, say=seen.append)
+    pj.quantize_checkpoint(folder, NEAREST, TOKENS, out, say=lambda line: seen.append(str(line)))
     assert seen[0] == "block 2 of 3"
     assert perplexity(loaded(out), EVALUATION) > 0
 

@@ -9,7 +9,7 @@ import typer
 
 from penjing.cli import options as o
 from penjing.cli.training import say
-from penjing.core.context import silent
+from penjing.core.progress import silent
 
 Checkpoint = Annotated[
     Path, typer.Argument(help="A folder with config.json and safetensors files.", metavar="FOLDER")

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from penjing.cli.taskfile import TaskFile
+    from penjing.core.progress import Line
     from penjing.train.strategy import Strategy
 
 Set = Annotated[
@@ -58,7 +59,7 @@ def _value(text: str) -> Any:
         return None if text == "None" else text
 
 
-def say(line: str) -> None:
+def say(line: Line) -> None:
     """Write a line of progress to stderr."""
     from penjing.report.words import clean
 

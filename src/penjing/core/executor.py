@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from penjing.core.errors import Exit, Refused
+from penjing.core.progress import Say
 from penjing.core.value import Value
 
-Say = Callable[[str], None]
 Job = Callable[..., dict[str, Any]]
 """`job(payload, say, *args)` returns plain data; `payload` is what all jobs of a run share."""
 

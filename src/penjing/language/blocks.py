@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,6 +16,7 @@ from penjing.core.context import Context
 from penjing.core.data import Split
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Method, name_of
+from penjing.core.progress import Say
 from penjing.core.registry import handler_for
 from penjing.core.task import Task
 from penjing.language.checks import Tokens, quantized_layers, weight_method
@@ -56,7 +57,7 @@ class Job:
     out: Path
     seed: int
     key: str
-    say: Callable[[str], None]
+    say: Say
 
     @property
     def work(self) -> Path:
@@ -159,7 +160,7 @@ def _quantize(
         block,
         job.seed,
         job.method.covers,
-        lambda line: job.say(f"{block.name}: {line}"),
+        lambda line: job.say(line.under(block.name)),
     )
     inside = [name for name in job.decoder.linear_layers() if name.startswith(f"{block.name}.")]
     layers, changes = quantized_layers(job.method, inside), list[Change]()

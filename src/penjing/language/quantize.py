@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from penjing.core.files import (
     write_json,
 )
 from penjing.core.method import Method
+from penjing.core.progress import Line, Say, silent
 from penjing.language.blocks import KINDS, Job, quantize_block
 from penjing.language.checks import (
     PLACE,
@@ -50,7 +51,7 @@ def quantize_checkpoint(
     *,
     evaluation: Any = None,
     seed: int = 0,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = silent,
 ) -> QuantizedCheckpoint:
     """Quantize the linear layers in the blocks of a causal language model without holding it whole.
 
@@ -99,9 +100,7 @@ def quantize_checkpoint(
     return result
 
 
-def _checked(
-    folder: Path, method: Method, tokens: dict[str, Any], out: Path, seed: int, say: Callable[[str], None]
-) -> Job:
+def _checked(folder: Path, method: Method, tokens: dict[str, Any], out: Path, seed: int, say: Say) -> Job:
     """Refuse what cannot be done, and return the run."""
     need("language", PLACE)
     from penjing.backends.torch.decoder.decoder import open_decoder
@@ -166,7 +165,7 @@ def _run(job: Job, start: float) -> QuantizedCheckpoint:
     progress = _begun(job)
     before = progress["seconds"]
     for index in range(progress["done"], len(job.decoder)):
-        job.say(f"block {index + 1} of {len(job.decoder)}")
+        job.say(Line.phase(f"block {index + 1} of {len(job.decoder)}"))
         changes, layers = quantize_block(job, index)
         progress["changes"] += [change.model_dump(mode="json") for change in changes]
         progress["layers"] |= layers

@@ -93,7 +93,7 @@ def _work(payload: int, arguments: int, reply: int) -> NoReturn:
 def _outcome(payload: int, arguments: int, reply: int) -> dict[str, Any]:
     try:
         job, args = unpack(arguments)
-        value = job(unpack(payload), lambda line: _send(reply, {"say": str(line)}), *args)
+        value = job(unpack(payload), lambda line: _send(reply, {"say": line.model_dump()}), *args)
         return {"status": "done", "value": checked(value)}
     except Refused as refused:
         return {"status": "refused", "refusal": refusal_of(refused).model_dump(), "reason": str(refused)}

@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import IO, Any
 
 from penjing.core.budget import say as in_words
-from penjing.core.context import silent
 from penjing.core.errors import Refused
-from penjing.core.executor import Finished, Job, Limits, Refusal, Say, refusal_of
+from penjing.core.executor import Finished, Job, Limits, Refusal, refusal_of
+from penjing.core.progress import Line, Say, silent
 from penjing.processes.child import Child, Output
 from penjing.processes.packing import pack
 from penjing.processes.worker import checked
@@ -127,7 +127,7 @@ class _Watch:
     def _read(self, timeout: float) -> None:
         for message in self.child.messages(min(timeout, _TICK_S)):
             if "say" in message:
-                self.say(message["say"])
+                self.say(Line(**message["say"]))
             elif "ended" in message:
                 self.ended = message["ended"]
                 self.peak = max(self.peak, message["peak_bytes"])

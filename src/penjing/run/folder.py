@@ -269,7 +269,7 @@ def _refuse_used(path: Path) -> None:
             "a run needs a folder of its own",
             value=state,
             place=str(path),
-            fix=f"penjing {verb} {path}, or choose another --out",
+            fix=f"type penjing {verb} {path}, or choose another --out",
             code=Exit.USAGE,
         )
     with refusing(path, "read"):
