@@ -34,6 +34,9 @@ def rounds_interval(
         resamples: draws of the bootstrap.
         seed: of the draws; the same samples give the same interval.
 
+    >>> rounds_interval([[1.0, 3.0], [2.0, 2.0]], percentile(50)).value
+    2.0
+
     Raises:
         Refused: no rounds, an empty round, or a time that is not positive and finite.
     """
@@ -77,7 +80,7 @@ def check_rounds(samples: Sequence[Sequence[float]]) -> list[Floats]:
             "every round must have a time",
             value=[len(t) for t in rounds],
             place="latency",
-            fix="let each round make at least one call",
+            fix="time at least one call in each round",
         )
     _check_positive(rounds)
     return rounds
@@ -87,8 +90,8 @@ def _check_positive(rounds: list[Floats]) -> None:
     wrong: Any = next((t for times in rounds for t in times if not (np.isfinite(t) and t > 0)), None)
     if wrong is not None:
         raise Refused(
-            "a time must be positive and finite",
+            "times must be positive and finite",
             value=wrong,
             place="latency",
-            fix="take times from a monotonic clock, and more calls in each of them",
+            fix="take them with a monotonic clock",
         )
