@@ -1,14 +1,14 @@
 """Bounds on a sum of independent bounded contributions, by betting: valid for every number of them.
 
 A contribution W has mean E[W] and is at most c; nothing else is known of it, and no two need be alike. For a
-stake s of at most 1 / c the factor 1 - s W is never negative, so that the product over all contributions times
-exp(s d) has a mean of at most 1 wherever the means add up to d or more (1 - x <= exp(-x)). By Markov's inequality
-it exceeds 1 / alpha with probability at most alpha; so does its average over several stakes that were chosen
-before.
+stake s of at most 1 / c the factor 1 - s W is never negative, so that the product over all contributions
+times exp(s d) has a mean of at most 1 wherever the means add up to d or more (1 - x <= exp(-x)). By Markov's
+inequality it exceeds 1 / alpha with probability at most alpha; so does its average over several stakes that
+were chosen before.
 
-Sources: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86 (2024); the
-average over stakes is the universal portfolio of Orabona and Jun, "Tight concentrations and confidence sequences
-from the regret of universal portfolio", IEEE Trans. Information Theory 70 (2024).
+Sources: Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86 (2024);
+the average over stakes is the universal portfolio of Orabona and Jun, "Tight concentrations and confidence
+sequences from the regret of universal portfolio", IEEE Trans. Information Theory 70 (2024).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def stakes_below(largest: Floats) -> Floats:
         largest: `[units]`, above 0: the most that each contribution can be.
 
     >>> stakes_below(np.full(100, 0.01)).tolist()
-    [100.0, 50.0, 25.0]
+    [100.0, 50.0, 25.0, 12.5]
     """
     most = 1 / float(largest.max())
     least = math.sqrt(2 * EVIDENCE / float((largest**2).sum()))
@@ -52,7 +52,7 @@ class Bets:
 
     >>> bets = Bets(np.zeros(1000), stakes_below(np.full(1000, 0.001)))
     >>> round(bets.upper(0.05), 4)
-    0.0046
+    0.0044
     """
 
     losses: Floats
@@ -73,13 +73,11 @@ class Bets:
     def upper(self, alpha: float) -> float:
         """Return the largest total that is not rejected at a level; infinite where no bet was placed."""
         winnings = self._winnings
-        alone = (-math.log(alpha) - winnings) / self.stakes
-        if not len(alone) or not np.isfinite(alone).any():
+        if not np.isfinite(winnings).any():
             return math.inf
-        high = float(alone.min())
-        low = high - math.log(len(alone)) / float(self.stakes[int(alone.argmin())])
-        while self._p(winnings, low) <= alpha:
-            low -= high - low
+        # One bet alone that wins enough is an upper end; a bet that wins its part of it a lower one.
+        enough = -math.log(alpha) - np.array([0.0, math.log(len(winnings))])[:, None] - winnings
+        high, low = (float(ends.min()) for ends in enough / self.stakes)
         while high - low > 1e-9 * max(1.0, abs(high)):
             middle = (low + high) / 2
             low, high = (low, middle) if self._p(winnings, middle) <= alpha else (middle, high)

@@ -28,10 +28,16 @@ def certificate(found: Json | None, metric: str) -> dict[str, Any] | None:
 
 def _sentences(found: Json, metric: str) -> tuple[str, str]:
     d, confidence, n = found.get("drop") or {}, found.get("confidence") or 0.95, found.get("n") or 0
+    bound = (
+        "an indication, no bound"
+        if found.get("no_bound")
+        else f"each bound at {percent(confidence)} confidence"
+    )
+    groups = f" in {found['groups']:,} groups" if found.get("groups") else ""
     first = (
-        f"On {n:,} test examples that the search never saw, compared one by one with the baseline, the drop "
-        f"in {clean(metric, 60)} is {words.drop(d.get('value'), metric)} ({_drop_interval(d, metric)}, "
-        f"each bound at {percent(confidence)} confidence)."
+        f"On {n:,} test examples{groups} that the search never saw, compared one by one with the baseline, "
+        f"the drop in {clean(metric, 60)} is {words.drop(d.get('value'), metric)} "
+        f"({_drop_interval(d, metric)}, {bound})."
     )
     return first, _second_sentence(found, metric, n, percent(round(1 - confidence, 6)))
 
@@ -40,6 +46,8 @@ def _second_sentence(found: Json, metric: str, n: int, risk: str) -> str:
     method, limit = clean(found.get("method") or "paired test", 160), found.get("max_drop")
     name = clean(found.get("candidate") or "the result", 160)
     most = "the limit" if limit is None else words.drop(limit, metric)
+    if found.get("no_bound"):
+        return f"Nothing was certified: no bound on the metric is known; {clean(found['no_bound'], 240)}."
     if any(
         s.get("certified") and s.get("name") == found.get("candidate") for s in found.get("sequence") or ()
     ):

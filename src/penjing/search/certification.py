@@ -258,7 +258,6 @@ def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Tria
         session.task,
         session.budget.max_drop,
         session.budget.confidence,
-        session.task.class_names,
     )
     return {
         "certificate": certificate.model_dump(mode="json"),
