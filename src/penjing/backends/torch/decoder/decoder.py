@@ -27,6 +27,7 @@ from penjing.backends.torch.decoder.decoder_block import (
     turned_class,
 )
 from penjing.backends.torch.decoder.shards import Shards
+from penjing.backends.torch.hooks import EndOfPass
 from penjing.core.errors import Refused
 from penjing.core.extras import need
 
@@ -46,10 +47,6 @@ class Source:
 
 POSITIONS = 256
 """Of a sequence whose logits are computed at once."""
-
-
-class _Enough(BaseException):
-    """Ends a pass behind the last block; no `Exception`, so that a forward cannot swallow it."""
 
 
 def _given(hidden: torch.Tensor, index: int, *given: Any, **named: Any) -> torch.Tensor:
@@ -154,10 +151,10 @@ class Decoder:
             states.append(hidden)
             calls.append(named_arguments(type(blocks[index]), given[1:]) | named)
             if index == len(self) - 1:
-                raise _Enough
+                raise EndOfPass
             return hidden
 
-        with contextlib.suppress(_Enough):
+        with contextlib.suppress(EndOfPass):
             self._run(ids, record)
         if order != list(range(len(self))) or any(not torch.equal(states[0], x) for x in states):
             raise Refused(

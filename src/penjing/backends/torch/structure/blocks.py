@@ -11,15 +11,14 @@ import torch
 from torch import nn
 
 from penjing.backends.torch.check import copied
+from penjing.backends.torch.hooks import Call, watched
 from penjing.backends.torch.structure.history import record
 from penjing.backends.torch.structure.pass_through import (
-    Call,
     PassThrough,
     Source,
     main_input,
     main_output,
     put,
-    run_watched,
     without,
 )
 from penjing.backends.torch.tensors import evaluating, to_inputs
@@ -54,7 +53,8 @@ def find_blocks(model: nn.Module, example: Arrays) -> Blocks:
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         calls: dict[str, list[Call]] = {}
-        output = run_watched(model, members, inputs, lambda n, call: calls.setdefault(n, []).append(call))
+        with watched(members, lambda name, call: calls.setdefault(name, []).append(call)):
+            output = model(*inputs)
         why = dict.fromkeys(members, "the model does not call it as a module")
         found: dict[str, PassThrough] = {}
         for name, runs in calls.items():
