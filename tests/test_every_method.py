@@ -29,9 +29,9 @@ BACKENDS = ("numpy", "torch", "onnx")
 TRAIN = {"epochs": 0.25, "batch_size": 32, "precision": "float32"}
 FEW = {"calibration": 48}
 WEIGHTED = ("conv", "depthwise", "linear")
-NO_HANDLER = "`the method has a handler for the model's backend`"
-NO_BATCHNORM = "`inputs are made through a PyTorch model with BatchNorm`"
-IN_FRAMEWORK = "`channels are pruned in the framework of the model`"
+NO_HANDLER = "the method needs a handler for the model's backend"
+NO_BATCHNORM = "inputs are made through a PyTorch model with BatchNorm"
+IN_FRAMEWORK = "channels are pruned in the framework of the model"
 
 
 @dataclass(frozen=True)
@@ -179,7 +179,7 @@ ROWS = {
             pj.PruneChannels(0.5, score=score, batches=2),
             ("torch",),
             {},
-            refused={"numpy": f"`the score {score} has gradients`", "onnx": IN_FRAMEWORK},
+            refused={"numpy": f"the score {score} has gradients", "onnx": IN_FRAMEWORK},
             kinds=WEIGHTED,
         )
         for score in ("taylor", "fisher", "output_fisher", "hessian", "refit")
@@ -493,7 +493,7 @@ ROWS = {
         pj.QuantizeEmbeddings(),
         ("onnx", "torch"),
         {"weights": ["int3", "int4 group 24", "nf4", "int8 narrow", None]},
-        refused={"numpy": "`a step changes at least one layer`"},
+        refused={"numpy": "must change at least one layer"},
         adopted=("torch",),
         kinds=("embedding", "linear"),
         one="table",
@@ -502,7 +502,7 @@ ROWS = {
         pj.QuantizeEmbeddings("uint4 group 16"),
         ("onnx", "torch"),
         {},
-        refused={"numpy": "`a step changes at least one layer`"},
+        refused={"numpy": "must change at least one layer"},
         adopted=("torch",),
         kinds=("embedding", "linear"),
         one="table",
@@ -934,7 +934,7 @@ def test_repr_and_json_rebuild_the_method(row):
 
 
 def some_values(info):
-    """Values of a field that are good by themselves: every choice, both truths, numbers near the bounds."""
+    """Values of a field that are good by themselves: every choice, both truths, numbers around bounds."""
     names = ("gt", "ge", "lt", "le")
     bounds = {name: getattr(part, name) for part in info.metadata for name in names if hasattr(part, name)}
     low = bounds.get("ge", bounds.get("gt", 0))
@@ -945,8 +945,11 @@ def some_values(info):
             found += get_args(kind)
         elif kind is type(None):
             found.append(None)
-        elif kind in (bool, int, float):
-            found += {bool: [False, True], int: [low + 1, low + 2], float: [low, 0.9 * width + low]}[kind]
+        elif kind is bool:
+            found += [False, True]
+        elif kind in (int, float):
+            inside = {int: [low + 1, low + 2], float: [0.1 * width + low, 0.9 * width + low]}[kind]
+            found += [*inside, *(kind(bounds[name]) for name in ("ge", "le") if name in bounds)]
     return found
 
 
@@ -1027,7 +1030,7 @@ NOT_TOGETHER = {
     (DYNAMIC, DYNAMIC): "not quantized yet",
     **{(first, BIAS): "float reference" for first in (PRUNE, BN, BIAS)},
     **{(BIAS, second): "float reference" for second in (STATIC, DYNAMIC)},
-    (DYNAMIC, BIAS): "changes at least one layer",
+    (DYNAMIC, BIAS): "must change at least one layer",
 }
 
 

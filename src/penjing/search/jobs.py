@@ -25,9 +25,10 @@ from penjing.core.progress import Line, Say
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.measurement.nondeterminism import outputs_of, spread_of, twice
+from penjing.measurement.process import factory_of
 from penjing.measurement.quality_interval import quality_of
-from penjing.measurement.sealing import factory_of, seal
 from penjing.planners.recovery import recovery
+from penjing.processes.packing import pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -155,7 +156,7 @@ def deliver_float(
 def _cannot_be_sent(model: Model) -> str:
     """Return a note where the user's class cannot go to the process that would time it; else nothing."""
     try:
-        seal(factory_of(model))
+        pack(factory_of(model), "model").close()
     except Refused as refused:
         return f"PyTorch eager was not measured: {refused}"
     return ""

@@ -19,7 +19,7 @@ from penjing.core.progress import Line
 from penjing.core.target import Target, need_to_deliver, runtime_for
 from penjing.core.trial import Trial
 from penjing.measurement.measure import Measured, measure_all
-from penjing.measurement.sealing import factory_of
+from penjing.measurement.process import factory_of
 from penjing.planners.bisection import Setting
 from penjing.search.evaluate import REFERENCE, apart_from_memory, judge, outputs_in_float32
 from penjing.search.jobs import deliver_float

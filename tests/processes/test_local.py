@@ -15,7 +15,7 @@ import pytest
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Limits, candidate_seed, refused_from
 from penjing.core.progress import Line
-from penjing.processes.workers import LocalExecutor
+from penjing.processes.local import LocalExecutor
 
 ENOUGH = Limits(seconds=60, grace_s=0.3)
 
@@ -280,7 +280,7 @@ import signal, sys, time
 import numpy as np
 from penjing.core.executor import Limits
 from penjing.core.progress import Line
-from penjing.processes.workers import LocalExecutor
+from penjing.processes.local import LocalExecutor
 print("top", flush=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
