@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penjing.arrays.structure.selection import select
+from oracles.selection import select
 from penjing.backends.numpy import BACKEND, Node, NumpyNet
 from penjing.backends.numpy.evaluate import COMPUTE, evaluate
 from penjing.backends.numpy.export import WRITE

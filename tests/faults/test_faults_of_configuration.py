@@ -32,7 +32,9 @@ def unreachable(tiny, shorten, tmp_path_factory):
         shorten(patch)
         budget = pj.Budget(max_drop="5%", size="0.1%", trials=1)
         out = tmp_path_factory.mktemp("runs") / "unreachable"
-        result = pj.optimize(tiny["model"](), tiny["task"](), budget, out=out, say=said.append)
+        result = pj.optimize(
+            tiny["model"](), tiny["task"](), budget, out=out, say=lambda line: said.append(str(line))
+        )
     return result, said
 
 

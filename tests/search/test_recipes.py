@@ -96,7 +96,7 @@ def run(tmp_path):
     def choose(model, task, target=None, apart=False, **budget):
         target, said = target or Target(), []
         limits = pj.Budget(max_drop="5%", **budget)
-        folder, options = tmp_path / f"run{next(count)}", {"say": said.append}
+        folder, options = tmp_path / f"run{next(count)}", {"say": lambda line: said.append(str(line))}
         with open_session(model, task, limits, target, folder, 0, options) as session:
             said.clear()
             if target.runtime != "torch":

@@ -136,7 +136,14 @@ def test_a_run_that_chooses_from_start_to_end(parts, tmp_path, quick, monkeypatc
     model, task = parts
     said = []
     budget = pj.Budget(max_drop="6%", trials=1)
-    result = pj.optimize(model, task, budget, target=Target("auto"), out=tmp_path / "run", say=said.append)
+    result = pj.optimize(
+        model,
+        task,
+        budget,
+        target=Target("auto"),
+        out=tmp_path / "run",
+        say=lambda line: said.append(str(line)),
+    )
     assert any(line.startswith("openvino bf16 alone is") for line in said)
     record = json.loads((tmp_path / "run" / "record.json").read_text())
     assert record["runtimes"]["asked"] == "auto"

@@ -9,7 +9,7 @@ import typer
 
 from penjing.cli import options as o
 from penjing.cli.training import Set, say, strategy_of
-from penjing.core.context import silent
+from penjing.core.progress import silent
 
 Folder = Annotated[Path, typer.Option("--out", help="Folder of the record, the weights and the state.")]
 Goal = Annotated[str | None, typer.Option("--goal", help="Where training ends, as 'accuracy >= 92%'.")]

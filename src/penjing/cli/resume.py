@@ -23,8 +23,8 @@ def resume(run: o.RunPath, json: o.Json = False) -> int:
     path, budget, target, seed = settings_of(folder)
     if path is None:
         raise Refused(
-            "the run was started from a task file",
-            value="started from Python",
+            "must have been started from a task file",
+            value="a run started from Python",
             place=str(folder.path),
             fix="call pj.optimize again with the same arguments and out=",
         )

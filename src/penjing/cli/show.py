@@ -7,9 +7,7 @@ from types import TracebackType
 from typing import Any
 
 from penjing.core.errors import Exit
-
-ACTIVITIES = ("looking at", "exporting", "measuring", "probing", "trying", "certifying")
-"""Beginnings of the lines that say what goes on now."""
+from penjing.core.progress import Kind, Line
 
 
 class Reporter:
@@ -25,16 +23,16 @@ class Reporter:
             self._progress.__enter__()
         return self
 
-    def __call__(self, line: str) -> None:
+    def __call__(self, line: Line) -> None:
         """Show a line: what goes on now lives on the bar of a terminal, results stay."""
         if self._progress is None:
             return
-        if line.startswith(ACTIVITIES):
-            self._progress.stage(line)
-        elif ": epoch " in line:
-            self._progress.detail(line)
+        if line.kind is Kind.PHASE:
+            self._progress.stage(line.text)
+        elif line.kind in (Kind.STEP, Kind.TRAINING):
+            self._progress.detail(line.text)
         else:
-            self._progress.say(line)
+            self._progress.say(line.text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

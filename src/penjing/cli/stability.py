@@ -9,7 +9,7 @@ import typer
 
 from penjing.cli import options as o
 from penjing.cli.training import Set, say, strategy_of
-from penjing.core.context import silent
+from penjing.core.progress import silent
 
 Folder = Annotated[Path, typer.Option("--out", help="Folder of the runs.")]
 Seeds = Annotated[int, typer.Option("--seeds", help="How many runs.", min=2)]

@@ -9,9 +9,9 @@ from typing import Any, Literal, Protocol
 from pydantic import Field
 
 from penjing.core.errors import Exit, Refused
+from penjing.core.progress import Say
 from penjing.core.value import Value
 
-Say = Callable[[str], None]
 Job = Callable[..., dict[str, Any]]
 """`job(payload, say, *args)` returns plain data; `payload` is what all jobs of a run share."""
 
@@ -23,6 +23,9 @@ class Limits(Value):
         seconds: of wall time; None for no limit.
         memory_bytes: resident memory of the job with its children; None for no limit.
         grace_s: seconds between asking a job to end and killing it.
+
+    >>> Limits(seconds=60, memory_bytes=2 * 10**9).grace_s
+    5.0
     """
 
     seconds: float | None = Field(default=None, gt=0)

@@ -79,7 +79,7 @@ def distill_blocks(model: Model, method: DistillBlocks, context: Context) -> Out
             method.sized(context.task),
             seed=context.seed,
             covers=lambda layer: context.covers(local.layer(layer)),
-            hooks=replace(Hooks(), say=lambda line: context.say(f"DistillBlocks: {line}")),
+            hooks=replace(Hooks(), say=lambda line: context.say(line.under("DistillBlocks"))),
         )
         after = _errors(local, context, size)
     notes = context.notes

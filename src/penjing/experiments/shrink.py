@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from penjing.core.context import silent
 from penjing.core.errors import Exit, Refused
+from penjing.core.progress import Line, Say, silent
 from penjing.core.value import Model
 
 DEPTH = "num_hidden_layers"
@@ -19,7 +19,7 @@ def shrunk(
     *,
     start: str = "teacher",
     seed: int = 0,
-    say: Callable[[str], None] = silent,
+    say: Say = silent,
     **changes: Any,
 ) -> Model:
     """Return a model of the teacher's class, made from its configuration with some values changed.
@@ -69,7 +69,7 @@ def shrunk(
     like = next(teacher.parameters())
     student = student.to(like.device, like.dtype).train(teacher.training)
     if start == "teacher":
-        say(_take_over(student, teacher))
+        say(Line.note(_take_over(student, teacher)))
     return student
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -24,13 +24,14 @@ from penjing.arrays.spread import (
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Limits, refused_from
 from penjing.core.files import make_folder, read_json, write_json
+from penjing.core.progress import Line, Say
 from penjing.core.task import Task
 from penjing.core.value import Value
 from penjing.experiments.fit import to_stderr
 from penjing.experiments.stability_job import run_once
 from penjing.experiments.stability_recipe import Recipe, recipe_of
 from penjing.measurement.quality import maximized, metric_name
-from penjing.processes.workers import LocalExecutor
+from penjing.processes.local import LocalExecutor
 
 RECORD = "stability.json"
 LAYOUT = 2
@@ -142,7 +143,7 @@ def stability(
     corruptions: bool = True,
     out: Path | str,
     workers: int | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> Stability:
     """Train and judge a recipe with several seeds, on one data set or several.
 
@@ -201,7 +202,7 @@ def _one(
     splits: str,
     severities: tuple[int, ...],
     key: str,
-    say: Callable[[str], None],
+    say: Say,
     name: str,
     seed: int,
 ) -> dict[str, Any]:
@@ -217,11 +218,11 @@ def _one(
         if ended.refusal is not None and ended.refusal.code == Exit.USAGE:
             raise refused_from(ended.refusal)
         reason = str(refused_from(ended.refusal)) if ended.refusal is not None else ended.reason
-        say(f"{name}, seed {seed}: {reason}")
+        say(Line.trial(f"{name}, seed {seed}: {reason}"))
         refused = ended.refusal is not None and ended.refusal.code == Exit.BAD_INPUT
         return {"failed": reason, "broke": not refused}
     write_json(path, ended.value)
-    say(f"{name}, seed {seed}: {ended.value['quality']:.4g}, {ended.seconds:.1f} s")
+    say(Line.trial(f"{name}, seed {seed}: {ended.value['quality']:.4g}, {ended.seconds:.1f} s"))
     return ended.value | {"file": str(predictions)}
 
 

@@ -18,11 +18,11 @@ import numpy as np
 from penjing.core.backend import Backend, backend_for
 from penjing.core.budget import parse_time
 from penjing.core.budget import say as in_words
-from penjing.core.context import silent
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import missing, need
 from penjing.core.files import make_folder, write_json
 from penjing.core.goal import Goal, parse_goal
+from penjing.core.progress import Line, Say, silent
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.experiments.fit import FitRecord, TrainingJob, check_goal, read_weights, to_stderr, write_weights
@@ -54,7 +54,7 @@ def tune(
     optimizers: Sequence[Name] | None = None,
     first: int = 9,
     seed: int = 0,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> Tuned:
     """Find the strategy with the shortest training time to a quality.
 
@@ -102,7 +102,7 @@ class _Search:
     goal: Goal
     base: Strategy
     seed: int
-    say: Callable[[str], None]
+    say: Say
     key: str
 
 
@@ -164,12 +164,12 @@ class _Tuning:
         start = time.perf_counter()
         probe = self._once("probe", self._probe)
         base = Strategy(**probe["strategy"])
-        self._say_event(probe["why"])
+        self._say_event(Line.note(probe["why"]))
         ranges: dict[Name, dict[str, Any]] = {}
         for name in optimizers:
             late = time.perf_counter() - start > RANGE_SHARE * seconds
             ranges[name] = self._once(f"range {name}", partial(self._range, base, name, late))
-            self._say_event(ranges[name]["why"])
+            self._say_event(Line.note(ranges[name]["why"]))
         spent = probe["spent_s"] + sum(each["spent_s"] for each in ranges.values())
         task = self._search.task
         space = Space(
@@ -249,7 +249,7 @@ class _Tuning:
         self._runs.append(done)
         if done.record is not None and self._leads(done.record):
             self._best = self._rank(done.record)
-        self._say_event(_line(len(self._runs), done))
+        self._say_event(Line.trial(_line(len(self._runs), done)))
         reached = None if done.record is None or done.record.reached is None else done.record.reached.seconds
         quality = None if done.record is None else done.record.quality
         return Ended(quality=quality, reached_s=reached, spent_s=done.spent_s)
@@ -321,8 +321,8 @@ class _Tuning:
         write_training_report(done.model_dump(mode="json"), self._folder / REPORT)
         return Tuned(strategy, model, done, self._folder)
 
-    def _say_event(self, line: str) -> None:
-        self._events.append(line)
+    def _say_event(self, line: Line) -> None:
+        self._events.append(str(line))
         self._search.say(line)
 
 

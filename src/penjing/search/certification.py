@@ -12,6 +12,7 @@ from penjing.core.budget import COSTS, Budget
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured, Operations
 from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_name
+from penjing.core.progress import Line
 from penjing.core.registry import method_from_json
 from penjing.core.trial import Trial, cost_of
 from penjing.core.verdict import Certificate, LimitVerdict, Verdict, judge_upper
@@ -229,7 +230,7 @@ def _candidates(budget: Budget, trials: Sequence[Trial], baseline: Trial, settin
 
 def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Trial | None) -> dict[str, Any]:
     count = "1 candidate" if len(candidates) == 1 else f"{len(candidates)} candidates"
-    session.say(f"certifying {count} on {len(session.task.test)} unseen examples")
+    session.say(Line.phase(f"certifying {count} on {len(session.task.test)} unseen examples"))
     began = time.perf_counter()
     others = candidates[1:]
     folders = {c.key: session.path(str(c.folder), "artefact") for c in others}

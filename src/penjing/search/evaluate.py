@@ -19,12 +19,12 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Finished, Limits, candidate_seed
 from penjing.core.measurement import Measurement, Operations
 from penjing.core.plan import Plan, plan_name, plan_to_json
+from penjing.core.progress import Line
 from penjing.core.target import Target
 from penjing.core.trial import Trial, broken
 from penjing.measurement.measure import Measured, difference, measure_all
-from penjing.measurement.process import RuntimeProcess, save_arrays
+from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.quality import maximized
-from penjing.measurement.sealing import factory_of
 from penjing.search.jobs import build
 from penjing.search.session import Session
 
@@ -55,7 +55,7 @@ def evaluate(session: Session, plan: Plan, baseline: Trial, limits: Limits, word
     known = session.ledger.get(key)
     if known is not None:
         return Trial.model_validate(known["trial"])
-    session.say(f"{words} {plan_name(plan)}")
+    session.say(Line.phase(f"{words} {plan_name(plan)}"))
     built = session.once("build", data, partial(_build, session, data, key, limits))
     trial = session.once("trial", data, lambda: {"trial": _trial(session, plan, key, built, baseline)})
     return Trial.model_validate(trial["trial"])

@@ -19,15 +19,16 @@ from penjing.core.artefact import deliver
 from penjing.core.backend import Backend, GradientBackend, backend_for
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.executor import Say
 from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_to_json
+from penjing.core.progress import Line, Say
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.measurement.nondeterminism import outputs_of, spread_of, twice
+from penjing.measurement.process import factory_of
 from penjing.measurement.quality_interval import quality_of
-from penjing.measurement.sealing import factory_of, seal
 from penjing.planners.recovery import recovery
+from penjing.processes.packing import pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +88,7 @@ def survey(shared: Shared, say: Say, target: Target, folder: Path, seed: int, hu
     backend = backend_for(model)
     example = task.valid.example()
     backend.check(model, example)
-    say("exporting the original")
+    say(Line.phase("exporting the original"))
     with clock.count("export"):
         (folder / "float").mkdir(parents=True, exist_ok=True)
         deliver(model, (), target.reference, folder / "float" / "target", example=example)
@@ -143,7 +144,7 @@ def deliver_float(
     clock, refused = Clock(), {}
     example = task.valid.example()
     for name, target in targets.items():
-        say(f"exporting the original for {target.label}")
+        say(Line.phase(f"exporting the original for {target.label}"))
         with clock.count("export"):
             try:
                 deliver(model, (), target, folder / name / "artefact", example=example)
@@ -155,7 +156,7 @@ def deliver_float(
 def _cannot_be_sent(model: Model) -> str:
     """Return a note where the user's class cannot go to the process that would time it; else nothing."""
     try:
-        seal(factory_of(model))
+        pack(factory_of(model), "model").close()
     except Refused as refused:
         return f"PyTorch eager was not measured: {refused}"
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from penjing.core.config import refusal
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import remove_leftovers
 from penjing.core.plan import digest
+from penjing.core.progress import Line, Say, silent
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.measurement.quality import maximized
 from penjing.planners.bisection import Bisection
-from penjing.processes.workers import LocalExecutor
+from penjing.processes.local import LocalExecutor
 from penjing.run.folder import RunFolder, create, open_run, read_config, write_config
 from penjing.run.ledger import Ledger
 from penjing.run.lock import DriverLock
@@ -92,7 +93,7 @@ def open_session(
     }
     with ExitStack() as stack:
         run = _unfinished(out) or create(out, name or "run", needed_bytes=disk_bytes(weights, budget))
-        say(f"run directory: {run.path}")
+        say(Line.note(f"run directory: {run.path}"))
         stack.enter_context(DriverLock(run.lock))
         remove_leftovers(run.path)
         fresh = not run.config.is_file()
@@ -119,7 +120,7 @@ def open_session(
             raise KeyboardInterrupt(_how_to_resume(run)) from None
 
 
-def _options(options: dict[str, Any]) -> tuple[Callable[[str], None], str, dict[str, Any], Bisection]:
+def _options(options: dict[str, Any]) -> tuple[Say, str, dict[str, Any], Bisection]:
     rest = dict(options)
     say, name, config = rest.pop("say", None), rest.pop("name", ""), rest.pop("config", {})
     try:
@@ -128,14 +129,14 @@ def _options(options: dict[str, Any]) -> tuple[Callable[[str], None], str, dict[
         raise refusal(
             error, "optimize", {**Bisection.model_fields, "say": None, "name": None, "config": None}
         ) from None
-    return _isolated(say) if say else (lambda line: None), name, config, planner
+    return _isolated(say) if say else silent, name, config, planner
 
 
-def _isolated(say: Callable[[str], None]) -> Callable[[str], None]:
+def _isolated(say: Say) -> Say:
     """Return a listener that is not asked again once it has failed: it must not end the run."""
     failed = False
 
-    def guarded(line: str) -> None:
+    def guarded(line: Line) -> None:
         nonlocal failed
         if failed:
             return
@@ -156,14 +157,15 @@ def _how_to_resume(run: RunFolder) -> str:
     return f"interrupted; what was finished is kept. Go on with the same call and out={str(run.path)!r}"
 
 
-def _executor(model: Model, task: Task, run: RunFolder, say: Callable[[str], None]) -> LocalExecutor:
+def _executor(model: Model, task: Task, run: RunFolder, say: Say) -> LocalExecutor:
     environment = {name: os.environ.get(name, value) for name, value in CHILD_ENVIRONMENT.items()}
     try:
         return LocalExecutor((model, task), logs=run.logs, environment=environment)
     except Refused as refused:
         if refused.code == Exit.ENVIRONMENT:
             raise
-        say(f"warning: {refused} Candidates run in this process: no limits of time and memory hold")
+        text = f"warning: {refused} Candidates run in this process: no limits of time and memory hold"
+        say(Line.warning(text))
         return LocalExecutor((model, task), logs=run.logs, in_process=True)
 
 

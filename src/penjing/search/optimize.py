@@ -16,6 +16,7 @@ from penjing.core.errors import Refused
 from penjing.core.executor import Finished, candidate_seed, refused_from
 from penjing.core.measurement import Measurement, Operations
 from penjing.core.plan import Plan, plan_from_json, plan_name
+from penjing.core.progress import Line
 from penjing.core.search import search
 from penjing.core.target import Target
 from penjing.core.task import Task
@@ -122,7 +123,7 @@ def _enough(setting: Setting) -> bool:
 
 
 def _survey(session: Session) -> dict[str, Any]:
-    session.say("looking at the model")
+    session.say(Line.phase("looking at the model"))
     start = time.perf_counter()
     limits = candidate_limits(session.budget.time)
     finished = session.executor.run(
@@ -153,7 +154,7 @@ def _value(finished: Finished) -> dict[str, Any]:
 
 
 def _baseline(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
-    session.say("measuring the original")
+    session.say(Line.phase("measuring the original"))
     start = time.perf_counter()
     operations = Operations.model_validate(facts["operations"])
     counts = {REFERENCE: operations, "eager": operations}
@@ -241,19 +242,20 @@ def _patience(plans: Forecast, left: float | None) -> float:
 
 def _announce(session: Session, plans: Forecast, setting: Setting) -> None:
     for line in plans.lines:
-        session.say(f"limit {line.name}: {line.words}")
+        session.say(Line.note(f"limit {line.name}: {line.words}"))
     if session.budget.max_drop is not None:
-        session.say(f"limit max_drop: {session.budget.max_drop * 100:g} points")
+        session.say(Line.note(f"limit max_drop: {session.budget.max_drop * 100:g} points"))
     if plans.met:
-        session.say("the float model in the target keeps every limit on cost already: nothing to search")
-    elif setting.start is not None and _enough(setting):
-        session.say(f"{setting.start.name}, keeps every limit on cost already: nothing to search")
-    else:
         session.say(
-            f"a trial takes about {plans.trial_seconds:.0f} s with {plans.epochs:g} epochs of recovery"
+            Line.note("the float model in the target keeps every limit on cost already: nothing to search")
         )
+    elif setting.start is not None and _enough(setting):
+        session.say(Line.note(f"{setting.start.name}, keeps every limit on cost already: nothing to search"))
+    else:
+        text = f"a trial takes about {plans.trial_seconds:.0f} s with {plans.epochs:g} epochs of recovery"
+        session.say(Line.note(text))
     for warning in plans.warnings:
-        session.say(f"warning: {warning}")
+        session.say(Line.warning(f"warning: {warning}"))
 
 
 def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
@@ -271,7 +273,7 @@ def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
     planner = bisection(setting, options)
     for trial in search(planner, one, session.budget, left, partial(_next_seconds, plans)):
         trials.append(trial)
-        session.say(_line(trial))
+        session.say(Line.trial(_line(trial)))
         write_best(session, [t for t in [*start, *trials] if setting.passes(t)] or [setting.baseline])
     return trials
 

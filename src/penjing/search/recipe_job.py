@@ -10,9 +10,9 @@ from penjing.core.apply import apply
 from penjing.core.backend import Arrays, backend_for, backend_named
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.executor import Say
 from penjing.core.method import Method
 from penjing.core.plan import Plan, plan_from_json
+from penjing.core.progress import Line, Say
 from penjing.core.target import Target, runtime_for
 from penjing.core.value import Model
 from penjing.repair.bias import CorrectBias
@@ -63,7 +63,7 @@ def deliver_recipes(
         if time.perf_counter() - start > seconds:
             refused[name] = NO_TIME
             continue
-        say(f"writing {name}")
+        say(Line.step(f"writing {name}"))
         context = Context(task=task, backend=onnx, original=model, seed=seed)
         try:
             applied = apply(model, quick(plan_from_json(data)), task, context=context)

@@ -18,6 +18,7 @@ from penjing.core.errors import Refused
 from penjing.core.executor import candidate_seed
 from penjing.core.measurement import Estimate
 from penjing.core.plan import Plan, digest, plan_to_json
+from penjing.core.progress import Line
 from penjing.core.trial import Trial
 from penjing.measurement.side_by_side import ratios
 from penjing.planners.candidates import PAYS, Candidate, Probed, candidates, limits_bytes, ordered, ratio_of
@@ -78,7 +79,7 @@ def choose_recipes(session: Session, facts: Mapping[str, Any], start: Trial) -> 
     content = [session.target.label, *(plan_to_json(candidate.plan) for candidate in legal)]
     data = session.once(KIND, content, partial(_known_or_probed, session, legal, start))
     for line in data["words"]:
-        session.say(line)
+        session.say(Line.note(line))
     rows = [Probed.model_validate(row) for row in data["rows"]]
     if not any(row.ratio is not None for row in rows):
         kinds = {layer["kind"] for layer in facts["layers"]}
@@ -105,7 +106,7 @@ def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Tria
     reason = too_little(session.budget.time, start.latency_ms, needed)
     seconds: dict[str, float] = {}
     if not reason:
-        session.say(f"comparing precision recipes: {', '.join(c.name for c in unknown)}")
+        session.say(Line.phase(f"comparing precision recipes: {', '.join(c.name for c in unknown)}"))
         try:
             rows, seconds = _probe(session, unknown, start, reference)
             known = (*known, *rows)

@@ -15,10 +15,11 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.executor import candidate_seed
 from penjing.core.extras import missing
 from penjing.core.measurement import Latency, Measurement, Operations
+from penjing.core.progress import Line
 from penjing.core.target import Target, need_to_deliver, runtime_for
 from penjing.core.trial import Trial
 from penjing.measurement.measure import Measured, measure_all
-from penjing.measurement.sealing import factory_of
+from penjing.measurement.process import factory_of
 from penjing.planners.bisection import Setting
 from penjing.search.evaluate import REFERENCE, apart_from_memory, judge, outputs_in_float32
 from penjing.search.jobs import deliver_float
@@ -96,7 +97,7 @@ def choose_runtime(session: Session, facts: Mapping[str, Any], setting: Setting)
     data = session.once("runtimes", sorted(targets), work) if targets else _nothing(session, asked)
     chosen = targets.get(data["chosen"], session.reference)
     for line in data["words"]:
-        session.say(line)
+        session.say(Line.note(line))
     start = data.get("trials", {}).get(chosen.label)
     trial = None if start is None else Trial.model_validate(start)
     return Choice(replace(session, target=chosen), trial, data | {"asked": asked.label})
@@ -112,7 +113,7 @@ def _nothing(session: Session, asked: Target) -> dict[str, Any]:
 def _compare(
     session: Session, facts: Mapping[str, Any], setting: Setting, targets: dict[str, Target]
 ) -> dict[str, Any]:
-    session.say(f"comparing runtimes: {', '.join([session.reference.label, *targets])}")
+    session.say(Line.phase(f"comparing runtimes: {', '.join([session.reference.label, *targets])}"))
     delivered, seconds = _deliver(session, targets)
     start = time.perf_counter()
     usable = {label: target for label, target in targets.items() if label not in delivered}

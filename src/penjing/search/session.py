@@ -11,6 +11,7 @@ from typing import Any
 from penjing.core.budget import Budget
 from penjing.core.executor import Executor
 from penjing.core.plan import digest
+from penjing.core.progress import Say
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.value import Model
@@ -49,7 +50,7 @@ class Session:
     options: Bisection
     identity: str
     before: float
-    say: Callable[[str], None]
+    say: Say
     started: float = field(default_factory=time.monotonic)
 
     @property

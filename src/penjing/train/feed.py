@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from penjing.core.errors import Refused
+from penjing.core.progress import Line, Say
 from penjing.core.task import Batch, Split
 
 SEEN = 10
@@ -35,16 +36,24 @@ class Feed:
         size: of a batch.
         seed: of the order.
         processes: that share every batch.
+        clock: seconds that pass; tests give one of their own.
     """
 
-    def __init__(self, split: Split, size: int, seed: int, processes: int = 1) -> None:
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        seed: int,
+        processes: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.waited, self.last_wait = 0.0, 0.0
         self.events: list[str] = []
-        self._split, self._size, self._seed = split, size, seed
+        self._split, self._size, self._seed, self._clock = split, size, seed, clock
         whole, rest = divmod(len(split), size)
         self._least = max(2, processes)
         self._live = getattr(split, "inputs", None) is None
-        self._began, self._read, self._ahead = time.perf_counter(), 0, False
+        self._began, self._read, self._ahead = clock(), 0, False
         self.batches_an_epoch = whole + (rest >= self._least)
 
     def walk(self, behind: int = 0) -> Iterator[tuple[int, Batch]]:
@@ -67,9 +76,9 @@ class Feed:
             epoch += 1
 
     def _timed(self, batches: Iterator[Batch]) -> Batch | None:
-        began = time.perf_counter()
+        began = self._clock()
         batch = next(batches, None)
-        self.last_wait = time.perf_counter() - began
+        self.last_wait = self._clock() - began
         self.waited += self.last_wait
         self._read += 1
         return batch
@@ -78,7 +87,7 @@ class Feed:
         """Tell whether training waits for its data so much that reading ahead may help, and say so."""
         if not self._live or self._read < SEEN:
             return False
-        share = self.waited / max(time.perf_counter() - self._began, 1e-9)
+        share = self.waited / max(self._clock() - self._began, 1e-9)
         if share < BOUND:
             return False
         self.events.append(f"{share:.0%} of the time waits for data: batches are read ahead by a thread")
@@ -119,7 +128,7 @@ class Tally:
 
     _KEPT = ("losses", "examples", "_epoch", "_sum", "_count")
 
-    def __init__(self, say: Callable[[str], None], epochs: float) -> None:
+    def __init__(self, say: Say, epochs: float) -> None:
         self.losses: list[float] = []
         self.examples = 0
         self._say, self._epochs = say, epochs
@@ -153,5 +162,6 @@ class Tally:
         """End a pass and say its mean."""
         if self._count:
             self.losses.append(self._sum / self._count)
-            self._say(f"epoch {self._epoch + 1} of {self._epochs:g}: loss {self.losses[-1]:.4g}")
+            text = f"epoch {self._epoch + 1} of {self._epochs:g}: loss {self.losses[-1]:.4g}"
+            self._say(Line.training(text))
         self._sum, self._count = 0.0, 0

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from penjing.core.context import silent
+from penjing.core.progress import Say, silent
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Hooks:
     `gradients` and `stepped` get the share of the training that lies behind, in [0, 1).
     """
 
-    say: Callable[[str], None] = silent
+    say: Say = silent
     gradients: Callable[[float], None] = _nothing
     stepped: Callable[[float], None] = _nothing
     passed: Callable[[Moment], Reaction] = _on

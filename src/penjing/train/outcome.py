@@ -48,7 +48,7 @@ def trained(
         sized,
         seed=context.seed,
         covers=context.covers,
-        hooks=replace(hooks, say=lambda line: context.say(f"{name}: {line}")),
+        hooks=replace(hooks, say=lambda line: context.say(line.under(name))),
     )
     after = mean_loss(model, looked_at, judge, size, context.seed)
     if not math.isfinite(after):

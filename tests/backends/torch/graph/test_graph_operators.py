@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from oracles.selection import select
 from penjing import Refused
-from penjing.arrays.structure.selection import select
 from penjing.backends.torch import BACKEND
 from penjing.backends.torch.cut.exported import ExportedNet
 

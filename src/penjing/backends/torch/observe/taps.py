@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from penjing.arrays.features import uniform_mapping
+from penjing.arrays.distillation import uniform_mapping
 from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.structure.blocks import find_blocks
 from penjing.backends.torch.structure.pass_through import main_output

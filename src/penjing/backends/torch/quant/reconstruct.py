@@ -14,6 +14,7 @@ from penjing.backends.torch.observe.blockwise import partition, relative_error, 
 from penjing.backends.torch.quantizers import Quantizer, quantized_layers, spread
 from penjing.backends.torch.tensors import to_inputs
 from penjing.core.backend import Arrays
+from penjing.core.progress import Line, Say
 
 GAMMA, ZETA = -0.1, 1.1
 """The sigmoid is stretched to this range and clipped, so that it reaches 0 and 1 (Nagel et al. 2020)."""
@@ -106,7 +107,7 @@ def reconstruct(
     arrays: Arrays,
     learn: Learn,
     largest: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> list[Reconstructed]:
     """Learn the rounding of every quantized layer's weight, block by block, in place.
 
@@ -126,7 +127,7 @@ def reconstruct(
     blocks = partition(model, names, tuple(x[:2] for x in inputs), largest)
     found: list[Reconstructed] = []
     for number, name in enumerate(blocks, 1):
-        say(f"reconstructing {name} ({number} of {len(blocks)})")
+        say(Line.step(f"reconstructing {name} ({number} of {len(blocks)})"))
         given, _ = seen(model, name, inputs)
         clean, wanted = seen(reference, name, inputs)
         block = model.get_submodule(name)

@@ -14,7 +14,8 @@ import pytest
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Limits, candidate_seed, refused_from
-from penjing.processes.workers import LocalExecutor
+from penjing.core.progress import Line
+from penjing.processes.local import LocalExecutor
 
 ENOUGH = Limits(seconds=60, grace_s=0.3)
 
@@ -41,7 +42,7 @@ def gone(pid, seconds=10.0):
 
 
 def total(net, say, scale):
-    say("adding")
+    say(Line.note("adding"))
     print("printed to the log")
     return {"total": float(net.weight.sum()) * scale, "pid": os.getpid()}
 
@@ -55,7 +56,9 @@ def scribble(net, say):
 def test_result_progress_and_log(tmp_path):
     lines = []
     with LocalExecutor(Net(), logs=tmp_path / "logs") as executor:
-        finished = executor.run(total, 2, limits=ENOUGH, name="trial-1", say=lines.append)
+        finished = executor.run(
+            total, 2, limits=ENOUGH, name="trial-1", say=lambda line: lines.append(str(line))
+        )
     assert finished.status == "done"
     assert finished.value["total"] == 2 * np.arange(200_000, dtype=np.float32).sum()
     assert finished.value["pid"] != os.getpid()
@@ -150,7 +153,7 @@ def test_exits_without_a_result():
 
 def die(net, say, number):
     block = np.ones(4_000_000)
-    say(f"have {block.nbytes}")
+    say(Line.note(f"have {block.nbytes}"))
     if number == signal.SIGSEGV:
         ctypes.string_at(0)
     os.kill(os.getpid(), number)
@@ -160,7 +163,7 @@ def die(net, say, number):
 def test_killed_worker_is_told_with_its_peak():
     lines = []
     with LocalExecutor(None) as executor:
-        finished = executor.run(die, signal.SIGKILL, limits=ENOUGH, say=lines.append)
+        finished = executor.run(die, signal.SIGKILL, limits=ENOUGH, say=lambda line: lines.append(str(line)))
     assert finished.status == "killed"
     assert finished.reason == "killed (signal 9, probably out of memory)"
     assert finished.peak_bytes > 32_000_000
@@ -192,7 +195,7 @@ def hang(net, say, deaf):
     while len(pids := [p.pid for p in psutil.Process(os.getpid()).children(recursive=True)]) < 3:
         time.sleep(0.02)
     assert {first.pid, second.pid} < set(pids)
-    say(" ".join(map(str, [os.getpid(), *pids])))
+    say(Line.note(" ".join(map(str, [os.getpid(), *pids]))))
     time.sleep(60)
 
 
@@ -201,7 +204,7 @@ def test_timeout_ends_the_whole_family(deaf):
     lines = []
     with LocalExecutor(None) as executor:
         limits = Limits(seconds=2.5, grace_s=0.3)
-        finished = executor.run(hang, deaf, limits=limits, say=lines.append)
+        finished = executor.run(hang, deaf, limits=limits, say=lambda line: lines.append(str(line)))
     assert (finished.status, finished.reason) == ("timeout", "stopped after 2.5 s")
     assert 2.5 <= finished.seconds < 10
     pids = [int(text) for text in lines[0].split()]
@@ -276,7 +279,8 @@ SCRIPT = """
 import signal, sys, time
 import numpy as np
 from penjing.core.executor import Limits
-from penjing.processes.workers import LocalExecutor
+from penjing.core.progress import Line
+from penjing.processes.local import LocalExecutor
 print("top", flush=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -286,7 +290,7 @@ class Mine:
 def job(mine, say, pause):
     import subprocess
     if pause:
-        say(f"{__import__('os').getpid()} {subprocess.Popen(['sleep', '60']).pid}")
+        say(Line.note(f"{__import__('os').getpid()} {subprocess.Popen(['sleep', '60']).pid}"))
         time.sleep(pause)
     return {"sum": float(mine.weight.sum())}
 
@@ -395,7 +399,7 @@ def test_random_kills_of_the_worker_never_harm_the_driver():
 
 def test_a_broken_callback_ends_the_child():
     def broken(line):
-        raise RuntimeError(line)
+        raise RuntimeError(str(line))
 
     with LocalExecutor(Net()) as executor, pytest.raises(RuntimeError, match="adding"):
         executor.run(total, 1, limits=ENOUGH, say=broken)

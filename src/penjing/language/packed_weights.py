@@ -18,14 +18,14 @@ from penjing.core.files import read_json, verify_manifest
 from penjing.core.number_format import number_format
 
 RECORD = "quantization.json"
-CODES = "codes"
+PACKED = "packed"
 """The folder of the packed codes, in files named as the shards."""
 CHUNK = 2**20
 """Codes that are packed at a time."""
 _PARTS = ("scales", "zero_points", "tensor_scale")
 
 
-def write_codes(path: Path, layers: Mapping[str, Encoded]) -> dict[str, dict[str, Any]]:
+def write_packed_weights(path: Path, layers: Mapping[str, Encoded]) -> dict[str, dict[str, Any]]:
     """Write the codes of layers, and return what must be known to read them.
 
     A row of a weight `[out, in]` is packed into whole bytes, the first code in the lowest bits.
@@ -60,7 +60,7 @@ def _packed(weight: Encoded) -> Any:
     return np.concatenate(parts)
 
 
-def read_codes(folder: Path | str) -> Iterator[tuple[str, Encoded]]:
+def read_packed_weights(folder: Path | str) -> Iterator[tuple[str, Encoded]]:
     """Yield the layers of a quantized checkpoint, as `decode` takes them.
 
     Raises:
@@ -74,14 +74,14 @@ def read_codes(folder: Path | str) -> Iterator[tuple[str, Encoded]]:
     record = read_json(folder / RECORD)
     if not isinstance(record, dict) or not isinstance(record.get("layers"), dict):
         raise Refused(
-            "the record names the layers",
-            value=RECORD,
-            place=str(folder),
+            "must name the quantized layers",
+            value="none",
+            place=str(folder / RECORD),
             fix="give a folder that quantize_checkpoint wrote",
         )
     for name, facts in record["layers"].items():
         format, shape = number_format(facts["format"]), tuple(facts["shape"])
-        with safe_open(folder / CODES / Path(facts["file"]).name, framework="pt") as file:
+        with safe_open(folder / PACKED / Path(facts["file"]).name, framework="pt") as file:
             stored = set(file.keys())
             found = {
                 part: to_numpy(file.get_tensor(f"{name}.{part}"))
@@ -122,7 +122,7 @@ def load_quantized(folder: Path | str) -> Any:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
     as_linear(model)
-    for name, weight in read_codes(folder):
+    for name, weight in read_packed_weights(folder):
         layer = model.get_submodule(name)
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(decode(weight)))

@@ -14,9 +14,9 @@ from penjing.core.files import MANIFEST, refusing, write_json
 from penjing.core.method import Change, name_of
 from penjing.core.registry import method_to_json
 from penjing.core.value import Value
-from penjing.language.checkpoint_block import KINDS, Job
-from penjing.language.codes import CODES, RECORD
-from penjing.language.hidden_states import read_states
+from penjing.language.blocks import KINDS, Job
+from penjing.language.hidden_states import read_hidden_states
+from penjing.language.packed_weights import PACKED, RECORD
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".md")
 """Files of a checkpoint beside its weights: configuration, tokenizer, card."""
@@ -128,12 +128,12 @@ def _outside(job: Job) -> list[Change]:
 def _packed_bytes(job: Job, layers: dict[str, Any]) -> int:
     decoder = job.decoder
     float_bytes = sum(decoder.shards.stored[decoder.sources[f"{name}.weight"].name].bytes for name in layers)
-    packed = sum(path.stat().st_size for path in (job.result / CODES).iterdir())
+    packed = sum(path.stat().st_size for path in (job.result / PACKED).iterdir())
     return decoder.shards.bytes - float_bytes + packed
 
 
 def _perplexity(job: Job) -> Perplexity | None:
-    if "judged" not in job.streams:
+    if "evaluation" not in job.streams:
         return None
     before, after = (_losses(job, kind) for kind in KINDS)
     change = after - before
@@ -142,7 +142,7 @@ def _perplexity(job: Job) -> Perplexity | None:
     if np.ptp(change) > 0:
         found = bootstrap(lambda weights: weights @ change / weights.sum(1), len(change))
         low, high = (float(np.exp(found.quantile(share))) for share in (0.025, 0.975))
-    examples, length = job.streams["judged"].shape
+    examples, length = job.streams["evaluation"].shape
     return Perplexity(
         before=float(np.exp(before.mean())),
         after=float(np.exp(after.mean())),
@@ -157,8 +157,8 @@ def _losses(job: Job, kind: str) -> NDArray[np.float64]:
     """Return the mean negative log-likelihood of a token for every sequence, `[examples]`."""
     import torch
 
-    decoder, ids = job.decoder, torch.from_numpy(job.streams["judged"])
-    states = read_states(job.states("judged", kind, len(decoder)))
+    decoder, ids = job.decoder, torch.from_numpy(job.streams["evaluation"])
+    states = read_hidden_states(job.states("evaluation", kind, len(decoder)))
     found = []
     with decoder.outside():
         for index in range(len(ids)):

@@ -38,7 +38,7 @@ PLACE = "quantize_checkpoint"
 Tokens = NDArray[np.int64]
 
 
-def rounded_method(method: Method) -> Rounded:
+def weight_method(method: Method) -> Rounded:
     """Return the method inside `only`, one that rounds weights alone.
 
     Raises:
@@ -48,34 +48,34 @@ def rounded_method(method: Method) -> Rounded:
     if not isinstance(found, METHODS) or handler_for(found, "torch") is None:
         names = ", ".join(kind.__name__ for kind in METHODS)
         raise Refused(
-            "a checkpoint is quantized by a method that rounds weights",
+            "must be a method that quantizes weights",
             value=repr(method)[:80],
-            place=f"{PLACE}, method",
+            place=f"{PLACE}.method",
             fix=f"choose one of {names}",
             code=Exit.USAGE,
         )
     if found.inputs is not None or any(option[1] is not None for _, option in found.by_layer):
         raise Refused(
-            "a checkpoint holds weights, not formats of what layers take",
-            value=f"inputs={found.inputs}",
-            place=f"{PLACE}, {name_of(method)}",
-            fix="pass inputs=None",
+            "must be None: a checkpoint holds weights, no formats of activations",
+            value=found.inputs,
+            place=f"{PLACE}, {name_of(method)}.inputs",
+            fix="pass inputs=None, also in by_layer",
             code=Exit.USAGE,
         )
     if found.mixed is not None:
         raise Refused(
-            "formats are given for each layer",
-            value="mixed",
-            place=f"{PLACE}, {name_of(method)}",
-            fix="mixed bits weigh all layers at once, which needs the whole model: choose them with by_layer",
+            "must be None: mixed bits weigh all layers at once, which needs the whole model",
+            value=found.mixed,
+            place=f"{PLACE}, {name_of(method)}.mixed",
+            fix="choose the formats with by_layer",
             code=Exit.USAGE,
         )
     return found
 
 
-def rounded_layers(method: Method, layers: Sequence[str]) -> list[str]:
+def quantized_layers(method: Method, layers: Sequence[str]) -> list[str]:
     """Return the layers that a method rounds: those that it covers and does not skip."""
-    skip = rounded_method(method).skip
+    skip = weight_method(method).skip
     return [x for x in layers if method.covers(x) and not any(fnmatchcase(x, pattern) for pattern in skip)]
 
 
@@ -89,19 +89,19 @@ def refuse_patterns(method: Method, layers: Sequence[str]) -> None:
     Raises:
         Refused: a pattern of `by_layer` matches none, or nothing is left to be rounded.
     """
-    covered = rounded_layers(method, layers)
+    covered = quantized_layers(method, layers)
     if not covered:
         raise Refused(
-            "a linear layer of a block is left to be quantized",
+            "must leave a linear layer of a block to quantize",
             value=repr(method)[:120],
-            place=PLACE,
-            fix=f"layers are named as {layers[0]}",
+            place=f"{PLACE}.method",
+            fix=f"write a pattern that matches names such as {layers[0]}",
             code=Exit.USAGE,
         )
-    for pattern, _ in rounded_method(method).by_layer:
+    for pattern, _ in weight_method(method).by_layer:
         if not any(fnmatchcase(name, pattern) for name in covered):
             raise Refused(
-                "the pattern matches a layer that is rounded",
+                "must have patterns that match a layer to quantize",
                 value=repr(pattern),
                 code=Exit.USAGE,
                 place=f"{name_of(method)}.by_layer",
@@ -116,26 +116,26 @@ def read_tokens(tokens: Any, decoder: Decoder, name: str) -> Tokens:
         Refused: they are no such array of whole numbers, empty, shorter than 2 or longer than the model can
             read, or outside of its vocabulary.
     """
-    place = f"{PLACE}, {name}"
+    place = f"{PLACE}.{name}"
     found = np.asarray(tokens.detach().cpu().numpy() if hasattr(tokens, "detach") else tokens)
     if found.ndim != 2 or found.dtype.kind not in "iu":
         raise Refused(
-            "tokens are whole numbers [examples, length]",
-            value=f"{found.dtype} {found.shape}",
+            "must be whole numbers of shape [examples, length]",
+            value=f"{found.dtype} of shape {list(found.shape)}",
             place=place,
             fix="tokenize the text and cut it into sequences of one length",
         )
     examples, length = found.shape
     if examples < 1 or length < 2:
         raise Refused(
-            "there is a sequence of at least 2 tokens",
-            value=f"{examples} of {length}",
+            "must have a sequence of at least 2 tokens",
+            value=f"{examples} of {length} tokens",
             place=place,
             fix="give more text",
         )
     if decoder.longest is not None and length > decoder.longest:
         raise Refused(
-            f"sequences have at most {decoder.longest} tokens, as the configuration says",
+            f"must have sequences of at most {decoder.longest} tokens, the model's max_position_embeddings",
             value=length,
             place=place,
             fix="cut the text into shorter sequences",
@@ -143,7 +143,7 @@ def read_tokens(tokens: Any, decoder: Decoder, name: str) -> Tokens:
     low, high = int(found.min()), int(found.max())
     if low < 0 or high >= decoder.vocabulary:
         raise Refused(
-            f"tokens lie in 0..{decoder.vocabulary - 1}, the model's vocabulary",
+            f"must lie in 0..{decoder.vocabulary - 1}, the model's vocabulary",
             value=f"{low}..{high}",
             place=place,
             fix="use the model's own tokenizer",
@@ -151,19 +151,19 @@ def read_tokens(tokens: Any, decoder: Decoder, name: str) -> Tokens:
     return found.astype(np.int64)
 
 
-def refuse_seen(tokens: Tokens, judged: Tokens) -> None:
+def refuse_seen(tokens: Tokens, evaluation: Tokens) -> None:
     """Refuse sequences that judge and calibrate both.
 
     Raises:
         Refused: with their number.
     """
-    shared = len(set(row_hashes((tokens,))) & set(row_hashes((judged,))))
+    shared = len(set(row_hashes((tokens,))) & set(row_hashes((evaluation,))))
     if shared:
         raise Refused(
-            "sequences that judge were not calibrated on",
-            value=f"{shared} are in both",
-            place=f"{PLACE}, judged",
-            fix="judge on other text",
+            "must have no sequence that calibrates as well",
+            value=f"{shared} in both",
+            place=f"{PLACE}.evaluation",
+            fix="evaluate on other text",
         )
 
 
@@ -185,7 +185,7 @@ def refuse_full(out: Path, decoder: Decoder, method: Rounded, states: int) -> No
     need, free = int(decoder.shards.bytes + codes + states), free_bytes(out)
     if free is not None and free < need:
         raise Refused(
-            f"the place has room for {need:,} bytes",
+            f"needs {need:,} bytes of room on the disk",
             value=f"{free:,} bytes free",
             place=str(out),
             fix="free some space or choose another folder",
@@ -193,7 +193,7 @@ def refuse_full(out: Path, decoder: Decoder, method: Rounded, states: int) -> No
         )
 
 
-def identity(decoder: Decoder, method: Method, tokens: Tokens, judged: Tokens | None, seed: int) -> str:
+def digest_of(decoder: Decoder, method: Method, tokens: Tokens, evaluation: Tokens | None, seed: int) -> str:
     """Return a SHA-256 over everything that the result depends on; it reads the checkpoint once."""
     from penjing import __version__
 
@@ -204,7 +204,7 @@ def identity(decoder: Decoder, method: Method, tokens: Tokens, judged: Tokens | 
         seed,
         sha256_file(folder / "config.json"),
         {file: sha256_file(folder / file) for file in decoder.shards.files},
-        *(None if x is None else [list(x.shape), _digest(x)] for x in (tokens, judged)),
+        *(None if x is None else [list(x.shape), _digest(x)] for x in (tokens, evaluation)),
     ]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,20 +19,21 @@ from penjing.core.files import (
     write_json,
 )
 from penjing.core.method import Method
-from penjing.language.checkpoint_block import KINDS, Job, do_block
-from penjing.language.checkpoint_delivery import QuantizedCheckpoint, deliver
-from penjing.language.checkpoint_input import (
+from penjing.core.progress import Line, Say, silent
+from penjing.language.blocks import KINDS, Job, quantize_block
+from penjing.language.checks import (
     PLACE,
     Tokens,
-    identity,
+    digest_of,
     read_tokens,
     refuse_full,
     refuse_patterns,
     refuse_seen,
-    rounded_method,
+    weight_method,
 )
-from penjing.language.codes import CODES, RECORD
-from penjing.language.hidden_states import write_states
+from penjing.language.hidden_states import write_hidden_states
+from penjing.language.packed_weights import PACKED, RECORD
+from penjing.language.result import QuantizedCheckpoint, deliver
 from penjing.run.lock import DriverLock
 
 if TYPE_CHECKING:
@@ -48,9 +49,9 @@ def quantize_checkpoint(
     tokens: Any,
     out: Path | str,
     *,
-    judged: Any = None,
+    evaluation: Any = None,
     seed: int = 0,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = silent,
 ) -> QuantizedCheckpoint:
     """Quantize the linear layers in the blocks of a causal language model without holding it whole.
 
@@ -64,7 +65,7 @@ def quantize_checkpoint(
     layer stay as they are, whatever `ends` says.
 
     `out` is a checkpoint that `AutoModelForCausalLM.from_pretrained` loads: rounded values in the type that
-    the weights had, so that its size is the same. In `codes` lie the packed codes and scales.
+    the weights had, so that its size is the same. In `packed` lie the packed integer codes and scales.
 
     Args:
         folder: with `config.json` and safetensors files, as `save_pretrained` writes.
@@ -72,7 +73,7 @@ def quantize_checkpoint(
             QuantizeReconstruct with `inputs=None`; or `only(pattern, method)`.
         tokens: `[examples, length]`, to calibrate on; the method's `calibration` says how many are drawn.
         out: folder to be made.
-        judged: other sequences `[examples, length]` whose perplexity is taken before and after.
+        evaluation: other sequences `[examples, length]` whose perplexity is taken before and after.
         seed: of the draw.
         say: called with lines of progress.
 
@@ -83,12 +84,12 @@ def quantize_checkpoint(
             the output folder or its beginning is of another run.
     """
     start, folder, out = time.perf_counter(), Path(folder), Path(out)
-    job = _checked(folder, method, {"tokens": tokens, "judged": judged}, out, seed, say)
+    job = _checked(folder, method, {"tokens": tokens, "evaluation": evaluation}, out, seed, say)
     if out.exists():
         return _finished(job)
     if not job.work.exists():
         ids = sum(ids.size for ids in job.streams.values())
-        refuse_full(out, job.decoder, rounded_method(method), 4 * ids * job.decoder.width * 4)
+        refuse_full(out, job.decoder, weight_method(method), 4 * ids * job.decoder.width * 4)
         job.decoder.shards.refuse_not_finite()
         with refusing(job.work):
             job.work.mkdir()
@@ -99,36 +100,34 @@ def quantize_checkpoint(
     return result
 
 
-def _checked(
-    folder: Path, method: Method, tokens: dict[str, Any], out: Path, seed: int, say: Callable[[str], None]
-) -> Job:
+def _checked(folder: Path, method: Method, tokens: dict[str, Any], out: Path, seed: int, say: Say) -> Job:
     """Refuse what cannot be done, and return the run."""
     need("language", PLACE)
     from penjing.backends.torch.decoder.decoder import open_decoder
 
-    rounded_method(method)
+    weight_method(method)
     if (folder / RECORD).exists():
         raise Refused(
-            "the model is not quantized yet",
-            value=f"it has {RECORD}",
+            "must hold a float model",
+            value=f"a folder with {RECORD}, quantized already",
             place=str(folder),
-            fix="start from the float model",
+            fix="start from the float checkpoint",
         )
     if not out.absolute().parent.is_dir():
         raise Refused(
-            "the parent of the output folder exists",
+            "needs a parent folder that exists",
             value=str(out),
-            place=f"{PLACE}, out",
-            fix="make it, or correct the path",
+            place=f"{PLACE}.out",
+            fix="make the parent, or correct the path",
             code=Exit.ENVIRONMENT,
         )
     decoder = open_decoder(folder)
     refuse_patterns(method, decoder.linear_layers())
     streams = {"calibration": read_tokens(tokens["tokens"], decoder, "tokens")}
-    if tokens["judged"] is not None:
-        streams["judged"] = read_tokens(tokens["judged"], decoder, "judged")
+    if tokens["evaluation"] is not None:
+        streams["evaluation"] = read_tokens(tokens["evaluation"], decoder, "evaluation")
         refuse_seen(*streams.values())
-    key = identity(decoder, method, streams["calibration"], streams.get("judged"), seed)
+    key = digest_of(decoder, method, streams["calibration"], streams.get("evaluation"), seed)
     return Job(decoder, method, streams, _calls(decoder, streams), out, seed, key, say)
 
 
@@ -143,7 +142,7 @@ def _calls(decoder: Decoder, streams: Mapping[str, Tokens]) -> dict[int, list[Ca
 
 def _foreign(path: Path, what: str) -> Refused:
     return Refused(
-        "the output folder is new, or of the same model, method, tokens and seed",
+        "must be new, or of the same model, method, tokens and seed",
         value=what,
         place=str(path),
         fix="choose another folder; nothing is ever overwritten",
@@ -166,8 +165,8 @@ def _run(job: Job, start: float) -> QuantizedCheckpoint:
     progress = _begun(job)
     before = progress["seconds"]
     for index in range(progress["done"], len(job.decoder)):
-        job.say(f"block {index + 1} of {len(job.decoder)}")
-        changes, layers = do_block(job, index)
+        job.say(Line.phase(f"block {index + 1} of {len(job.decoder)}"))
+        changes, layers = quantize_block(job, index)
         progress["changes"] += [change.model_dump(mode="json") for change in changes]
         progress["layers"] |= layers
         progress |= {"done": index + 1, "seconds": before + time.perf_counter() - start}
@@ -195,12 +194,12 @@ def _begun(job: Job) -> dict[str, Any]:
     import torch
 
     with refusing(job.result):
-        (job.result / CODES).mkdir(parents=True, exist_ok=True)
+        (job.result / PACKED).mkdir(parents=True, exist_ok=True)
     with job.decoder.outside():
         for stream, ids in job.streams.items():
             for kind in KINDS:
                 rows = (job.decoder.start(torch.from_numpy(row[None]))[0].numpy() for row in ids)
-                write_states(job.states(stream, kind, 0), (*ids.shape, job.decoder.width), rows)
+                write_hidden_states(job.states(stream, kind, 0), (*ids.shape, job.decoder.width), rows)
     progress = {"key": job.key, "done": 0, "seconds": 0.0, "changes": [], "layers": {}}
     write_json(path, progress)
     return progress

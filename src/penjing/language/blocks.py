@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,21 +16,22 @@ from penjing.core.context import Context
 from penjing.core.data import Split
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Method, name_of
+from penjing.core.progress import Say
 from penjing.core.registry import handler_for
 from penjing.core.task import Task
-from penjing.language.checkpoint_input import Tokens, rounded_layers, rounded_method
-from penjing.language.codes import CODES, write_codes
-from penjing.language.hidden_states import read_states, write_states
+from penjing.language.checks import Tokens, quantized_layers, weight_method
+from penjing.language.hidden_states import read_hidden_states, write_hidden_states
+from penjing.language.packed_weights import PACKED, write_packed_weights
 
 if TYPE_CHECKING:
     from penjing.backends.torch.decoder.decoder import Decoder
     from penjing.backends.torch.decoder.decoder_block import Block, Call
 
-RUN_TOKENS = 4096
+FORWARD_TOKENS = 4096
 """Tokens that go through a block at once, or one sequence where it is longer."""
 CALIBRATION_TOKENS = 1024
 """Tokens that go through a block at once beside what a method keeps of its layers' inputs."""
-KINDS = ("float", "rounded")
+KINDS = ("float", "quantized")
 """The model as it was, and the one with quantized blocks."""
 
 
@@ -41,7 +42,7 @@ class Job:
     Attributes:
         decoder: the model.
         method: with its limits.
-        streams: sequences of tokens by name, `calibration` and maybe `judged`.
+        streams: sequences of tokens by name, `calibration` and maybe `evaluation`.
         calls: what blocks take beside hidden states, by the length of the sequences.
         out: the folder to be made.
         seed: of every draw.
@@ -56,7 +57,7 @@ class Job:
     out: Path
     seed: int
     key: str
-    say: Callable[[str], None]
+    say: Say
 
     @property
     def work(self) -> Path:
@@ -77,7 +78,7 @@ class Job:
         return f"model-{index + 1:05d}-of-{len(self.decoder) + 1:05d}.safetensors"
 
 
-def do_block(job: Job, index: int) -> tuple[list[Change], dict[str, Any]]:
+def quantize_block(job: Job, index: int) -> tuple[list[Change], dict[str, Any]]:
     """Quantize one block; write its shard, its codes, and what the next block takes.
 
     Returns:
@@ -90,26 +91,28 @@ def do_block(job: Job, index: int) -> tuple[list[Change], dict[str, Any]]:
     block = job.decoder.block(index, job.calls[length][index])
     if index == 0:
         _refuse_joined(job, block)
-    _carry(job, block, index, "float")
-    given = tuple(read_states(job.states("calibration", kind, index)) for kind in ("rounded", "float"))
+    _forward(job, block, index, "float")
+    given = tuple(
+        read_hidden_states(job.states("calibration", kind, index)) for kind in ("quantized", "float")
+    )
     changes, facts = _quantize(job, block, index, given)
     _write(job, block, index)
-    _carry(job, block, index, "rounded")
+    _forward(job, block, index, "quantized")
     return changes, facts
 
 
-def _carry(job: Job, block: Block, index: int, kind: str) -> None:
+def _forward(job: Job, block: Block, index: int, kind: str) -> None:
     """Take the hidden states of every stream through a block."""
     for stream, ids in job.streams.items():
-        given = read_states(job.states(stream, kind, index))
-        made = _through(block, given, job.calls[ids.shape[1]][index])
-        write_states(job.states(stream, kind, index + 1), given.shape, made)
+        given = read_hidden_states(job.states(stream, kind, index))
+        made = _outputs(block, given, job.calls[ids.shape[1]][index])
+        write_hidden_states(job.states(stream, kind, index + 1), given.shape, made)
 
 
-def _through(block: Block, states: NDArray[Any], call: Call) -> Iterator[NDArray[np.float32]]:
+def _outputs(block: Block, states: NDArray[Any], call: Call) -> Iterator[NDArray[np.float32]]:
     import torch
 
-    step = max(1, RUN_TOKENS // states.shape[1])
+    step = max(1, FORWARD_TOKENS // states.shape[1])
     for start in range(0, len(states), step):
         with torch.no_grad():  # not around the yield: whoever takes what is made keeps their own mode
             made = block.through(torch.from_numpy(np.array(states[start : start + step])), call).numpy()
@@ -121,7 +124,7 @@ def _refuse_joined(job: Job, block: Block) -> None:
     import torch
 
     ids = job.streams["calibration"]
-    states = torch.from_numpy(np.array(read_states(job.states("calibration", "float", 0))[:1]))
+    states = torch.from_numpy(np.array(read_hidden_states(job.states("calibration", "float", 0))[:1]))
     try:
         with torch.no_grad():
             one, two = (
@@ -135,10 +138,10 @@ def _refuse_joined(job: Job, block: Block) -> None:
         first = "outputs differ"
     if not alike:
         raise Refused(
-            "a block computes the same for one sequence and for several",
+            "must compute the same for one sequence and for several",
             value=first,
-            place=f"{type(job.decoder.model).__name__}, {block.name}",
-            fix="this architecture cannot be quantized block by block",
+            place=f"{type(job.decoder.model).__name__}.{block.name}",
+            fix="quantize this architecture in memory instead: pj.apply(model, method, task)",
         )
 
 
@@ -157,16 +160,16 @@ def _quantize(
         block,
         job.seed,
         job.method.covers,
-        lambda line: job.say(f"{block.name}: {line}"),
+        lambda line: job.say(line.under(block.name)),
     )
     inside = [name for name in job.decoder.linear_layers() if name.startswith(f"{block.name}.")]
-    layers, changes = rounded_layers(job.method, inside), list[Change]()
+    layers, changes = quantized_layers(job.method, inside), list[Change]()
     if layers:
         handler = handler_for(job.method, "torch")
         assert handler is not None
         changes = handler(block, _for_block(job, layers), context).changes
-    facts = write_codes(
-        job.result / CODES / job.shard(index),
+    facts = write_packed_weights(
+        job.result / PACKED / job.shard(index),
         {name: found.weights for name, found in layer_formats(block).items()},
     )
     without_quantizers(block)
@@ -175,7 +178,7 @@ def _quantize(
 
 def _for_block(job: Job, layers: list[str]) -> Method:
     """Return the method as it is for one block: no ends, and no patterns for layers of other blocks."""
-    method = rounded_method(job.method)
+    method = weight_method(job.method)
     own = tuple(pair for pair in method.by_layer if any(fnmatchcase(name, pair[0]) for name in layers))
     fields: dict[str, Any] = {"ends": False, "by_layer": own}
     if "batch_size" in type(method).model_fields:

@@ -1,4 +1,4 @@
-"""The mathematics of distillation from features, in NumPy; the oracle of the losses that train."""
+"""The losses of distillation from features, in NumPy: slow, readable, and checked by hand."""
 
 from __future__ import annotations
 
@@ -144,17 +144,3 @@ def score_loss(student: NDArray[Any], teacher: NDArray[Any], pairs: NDArray[np.b
     """
     squares = (np.asarray(student, np.float64) - np.asarray(teacher, np.float64)) ** 2
     return float(squares.mean() if pairs is None else squares[pairs].sum() / max(pairs.sum(), 1))
-
-
-def uniform_mapping(student: int, teacher: int) -> tuple[int, ...]:
-    """Return, for each of a student's layers, which of a teacher's belongs to it.
-
-    The i-th of m belongs to the i n / m-th of n, rounded up (Jiao et al. 2020, the uniform strategy).
-
-    Args:
-        student, teacher: numbers of layers, at least 1.
-
-    >>> uniform_mapping(2, 6), uniform_mapping(3, 2)
-    ((2, 5), (0, 1, 1))
-    """
-    return tuple(-(-(i + 1) * teacher // student) - 1 for i in range(student))
