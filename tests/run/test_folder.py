@@ -96,7 +96,7 @@ def test_quota_is_found_before_work(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
-        with pytest.raises(Refused, match="room to write"):
+        with pytest.raises(Refused, match="needs room on the disk"):
             create(tmp_path / "a", "net")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -114,7 +114,9 @@ def test_newer_and_damaged_runs(tmp_path):
     run = create(tmp_path / "a", "net")
     write_config(run, {"seed": 0})
     write_text(run.config, run.config.read_text().replace("schema: 1", "schema: 2"))
-    with pytest.raises(Refused, match=r"at most 1, that of penjing.*2, written by.*upgrade") as caught:
+    with pytest.raises(
+        Refused, match=r"at most schema 1, that of penjing.*2, written by.*[Uu]pgrade"
+    ) as caught:
         open_run(run.path)
     assert caught.value.code == Exit.ENVIRONMENT
     write_text(run.config, "")

@@ -28,6 +28,14 @@ _PREFIX, _SUFFIX = ".penjing-", ".tmp"
 _LARGEST_JSON = 256 * 2**20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CLOSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_MISSING = {errno.ENOENT, errno.ENOTDIR}
+_REASONS = (
+    (_FULL, "needs room on the disk", "free some space or raise the quota, then resume"),
+    (_CLOSED, "must be open to this user", "choose another folder or change its permissions"),
+    ({errno.EXDEV}, "must stay on one file system", "choose a folder that is no mount point or overlay"),
+    (_MISSING, "needs a parent folder that exists", "make the folder, or correct the path"),
+)
+"""Numbers of errors, with the rule that they break and the way out."""
 _NO_FOLDER_SYNC = {errno.EINVAL, errno.ENOTSUP}
 
 Build = Callable[[Path], Mapping[str, Any] | None]
@@ -284,24 +292,18 @@ def refusing(path: Path | str, verb: str = "written") -> Iterator[None]:
 
 
 def _environment(error: OSError, path: Path, verb: str) -> Refused:
-    if error.errno in _FULL:
-        rule, fix = "needs room on the disk", "free some space or raise the quota, then resume"
-    elif error.errno in _CLOSED:
-        rule, fix = "must be open to this user", "choose another folder or change its permissions"
-    elif error.errno == errno.EXDEV:
-        rule, fix = "must stay on one file system", "choose a folder that is no mount point or overlay"
-    elif error.errno in (errno.ENOENT, errno.ENOTDIR):
-        rule, fix = "needs a parent folder that exists", "make the folder, or correct the path"
-    else:
-        rule, fix = f"cannot be {verb}", "choose another folder, or ask who runs the machine about the disk"
-    value = f"{os.strerror(error.errno) if error.errno else error}"
+    value = os.strerror(error.errno) if error.errno else str(error)
     if verb == "read":
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            rule, fix = "must exist", "correct the path"
-        return Refused(rule, value=value, place=str(path), fix=fix, code=Exit.ENVIRONMENT)
-    free = free_bytes(path)
-    room = "free space unknown" if free is None else f"{free:,} bytes free"
-    return Refused(rule, value=f"{value} ({room})", place=str(path), fix=fix, code=Exit.ENVIRONMENT)
+        if error.errno in _MISSING:
+            return Refused("must exist", place=str(path), fix="correct the path", code=Exit.ENVIRONMENT)
+    else:
+        free = free_bytes(path)
+        value += " (free space unknown)" if free is None else f" ({free:,} bytes free)"
+    rule, fix = f"cannot be {verb}", "try another folder; if that fails too, the disk may be failing"
+    for numbers, known, way_out in _REASONS:
+        if error.errno in numbers:
+            rule, fix = known, way_out
+    return Refused(rule, value=value, place=str(path), fix=fix, code=Exit.ENVIRONMENT)
 
 
 def _temporary_name() -> str:
