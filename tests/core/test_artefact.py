@@ -90,7 +90,7 @@ def test_damage_is_found_before_the_runtime_sees_the_file(tmp_path, runtime, mon
     made = deliver(b"weights", (), Target(), tmp_path / "a", example=EXAMPLE)
     (made.path / "model.onnx").write_bytes(b"weightz")
     monkeypatch.setattr(runtime, "open", lambda *a: pytest.fail("the damaged file was opened"))
-    with pytest.raises(Refused, match=r"model\.onnx must be as it was written"):
+    with pytest.raises(Refused, match=r"model\.onnx is damaged"):
         load(made.path)
 
 

@@ -250,11 +250,11 @@ def test_every_flip_and_truncation_is_found(delivered):
 
 def test_missing_foreign_swapped_and_linked_files(delivered):
     (delivered / "sub" / "extra").write_text("")
-    with pytest.raises(Refused, match="sub/extra, which is foreign"):
+    with pytest.raises(Refused, match="sub/extra is foreign"):
         files.verify_manifest(delivered)
     os.unlink(delivered / "sub" / "extra")
     (delivered / "model.onnx").rename(delivered.parent / "away")
-    with pytest.raises(Refused, match=r"got no model\.onnx"):
+    with pytest.raises(Refused, match=r"model\.onnx is missing"):
         files.verify_manifest(delivered)
     (delivered / "model.onnx").symlink_to(delivered.parent / "away")
     with pytest.raises(Refused, match=r"no links.*model\.onnx"):
@@ -280,7 +280,7 @@ def rewrite(folder, **changed):
 
 def test_newer_schema_is_refused_with_versions(delivered):
     rewrite(delivered, schema=99, penjing="7.1")
-    with pytest.raises(Refused, match=r"at most schema 1.*99, written by penjing 7\.1.*Upgrade") as caught:
+    with pytest.raises(Refused, match=r"at most 1.*99, written by penjing 7\.1.*Upgrade") as caught:
         files.verify_manifest(delivered)
     assert caught.value.code == Exit.ENVIRONMENT
 
@@ -295,7 +295,7 @@ def test_names_that_leave_the_folder(delivered, name):
 @pytest.mark.parametrize("text", ["[]", "{}", '{"schema": "1"}'])
 def test_foreign_manifest(tmp_path, text):
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(Refused, match="a manifest that Penjing wrote"):
+    with pytest.raises(Refused, match="Penjing's"):
         files.verify_manifest(tmp_path)
 
 
@@ -335,7 +335,7 @@ def test_a_folder_gets_its_name_with_its_manifest(tmp_path):
 
 def test_reading_what_is_not_there_is_refused_without_a_word_of_room(tmp_path):
     path = tmp_path / "none"
-    with pytest.raises(Refused, match="none must exist") as caught, files.refusing(path, "read"):
+    with pytest.raises(Refused, match="none: the file must exist") as caught, files.refusing(path, "read"):
         path.read_bytes()
     assert "bytes free" not in str(caught.value)
     assert caught.value.fix == "correct the path"

@@ -96,7 +96,7 @@ def test_quota_is_found_before_work(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
-        with pytest.raises(Refused, match="needs room on the disk"):
+        with pytest.raises(Refused, match="must be room to write"):
             create(tmp_path / "a", "net")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

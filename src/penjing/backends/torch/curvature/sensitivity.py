@@ -138,10 +138,10 @@ def _signed_products(value: Any, parameters: list[Any], rng: np.random.Generator
             )
     except RuntimeError as error:
         raise Refused(
-            "the loss can be differentiated twice",
+            "the loss must be twice differentiable",
             value=str(error).splitlines()[0][:200],
             place="score hessian",
-            fix="use another score",
+            fix="use another score, such as score='l2'",
         ) from error
     return {id(p): None if h is None else h * z for p, h, z in zip(parameters, products, signs, strict=True)}
 

@@ -63,7 +63,7 @@ def _recorder(calls: Mapping[str, list[tuple[Any, Any]]]) -> After:
 def _joined(name: str, calls: list[tuple[Any, Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
     if not calls:
         raise Refused(
-            "an observed layer is called as a module",
+            "an observed layer must be called as a module",
             value=name,
             place="observe",
             fix="leave the layer out with only(...)",
@@ -71,7 +71,7 @@ def _joined(name: str, calls: list[tuple[Any, Any]]) -> tuple[NDArray[Any], NDAr
     shapes = {x.shape[1:] for x, _ in calls}
     if len(shapes) > 1:
         raise Refused(
-            "the calls of an observed layer have inputs of one shape",
+            "the calls of an observed layer must have inputs of one shape",
             place=name,
             value=sorted(shapes),
             fix="leave the layer out with only(...)",
@@ -93,7 +93,11 @@ def loss_function(loss: Any) -> Callable[[Any, Any], Any]:
         function: Callable[[Any, Any], Any] = loss
         return function
     raise Refused(
-        "the loss is cross_entropy or a function", value=repr(loss), place="task.loss", code=Exit.USAGE
+        "the loss must be cross_entropy or a function",
+        value=repr(loss),
+        place="task.loss",
+        code=Exit.USAGE,
+        fix="pass loss='cross_entropy', or a function of (outputs, targets) that returns a mean",
     )
 
 

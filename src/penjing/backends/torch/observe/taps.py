@@ -51,7 +51,7 @@ def shapes_of(model: nn.Module, names: Sequence[str], example: Arrays, whose: st
         if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.ndim < 2:
             kind = type(found).__name__ if found is not None else "nothing: it is not called as a module"
             raise Refused(
-                "a paired layer gives a tensor of floating-point numbers",
+                "must give a tensor of floating-point numbers",
                 value=kind,
                 place=f"{whose}.{name}",
                 fix="name a layer that does",
@@ -77,7 +77,7 @@ def pairs_between(student: nn.Module, teacher: nn.Module, example: Arrays) -> li
     m, n = len(rows[0]), len(rows[1])
     if not m or not n:
         raise Refused(
-            "layers that belong together are found",
+            "needs layers that belong together",
             place="pairs",
             value="no feature maps of one size, and no blocks in a row",
             fix='name them: pairs={"layer of the student": "layer of the teacher"}',
