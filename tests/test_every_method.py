@@ -694,7 +694,11 @@ def task_of_tokens():
         return cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
     return Task(
-        **splits, loss=loss, metric=lambda o, y: float((o.argmax(-1) == y).mean()), direction="maximize"
+        **splits,
+        loss=loss,
+        metric=lambda o, y: float((o.argmax(-1) == y).mean()),
+        direction="maximize",
+        max_overlap=1,
     )
 
 

@@ -20,7 +20,7 @@ INDEX = np.random.default_rng(0).integers(-30, 30, (40, 6))
 @pytest.fixture
 def task():
     y = np.zeros(40, np.int64)
-    return Task(train=(INDEX, y), valid=(INDEX[:20], y[:20]), test=(INDEX[20:], y[20:]))
+    return Task(train=(INDEX, y), valid=(INDEX[:20], y[:20]), test=(INDEX[20:], y[20:]), max_overlap=1)
 
 
 @pytest.fixture

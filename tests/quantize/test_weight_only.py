@@ -17,7 +17,7 @@ X = np.random.default_rng(0).standard_normal((40, 72)).astype(np.float32)
 @pytest.fixture
 def task():
     y = np.zeros(40, np.int64)
-    return Task(train=(X, y), valid=(X[:20], y[:20]), test=(X[20:], y[20:]))
+    return Task(train=(X, y), valid=(X[:20], y[:20]), test=(X[20:], y[20:]), max_overlap=1)
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_other_layers_stay_with_a_reason(net):
     model = made.model(made.conv("x", "conv", (4, 1, 3, 3)))
     images = X.reshape(40, 1, 8, 9)
     y = np.zeros(40, np.int64)
-    work = Task(train=(images, y), valid=(images[:20], y[:20]), test=(images[20:], y[20:]))
+    work = Task(train=(images, y), valid=(images[:20], y[:20]), test=(images[20:], y[20:]), max_overlap=1)
     with pytest.raises(pj.Refused, match="the operator multiplies matrices only"):
         pj.apply(model, pj.WeightOnly(), work)
 

@@ -331,7 +331,11 @@ def test_rounding_noise_is_that_of_integers_only():
 
 def test_a_model_that_was_delivered_is_measured_as_it_runs():
     task = pj.Task(
-        train=(X, K[:, 0]), valid=(np.tile(X, (20, 1)), np.tile(K[:, 0], 20)), test=(X, K[:, 0]), batch_size=7
+        train=(X, K[:, 0]),
+        valid=(np.tile(X, (20, 1)), np.tile(K[:, 0], 20)),
+        test=(X, K[:, 0]),
+        batch_size=7,
+        max_overlap=1,
     )
     one = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],

@@ -138,7 +138,7 @@ def test_integers_keep_zeros_at_zero(tmp_path, method):
     rng = np.random.default_rng(1)
     data = Split((rng.normal(size=(64, 3, 8, 8)).astype(np.float32),), rng.integers(0, 4, 64), "train")
     model = sparse()
-    result = pj.apply(model, method, Task(train=data, valid=data))
+    result = pj.apply(model, method, Task(train=data, valid=data, max_overlap=1))
     before = BACKEND.operations(model, (X[:1],)).zeros
     quantized = pj.deliver(result.model, (method,), Target(), tmp_path / "q", example=(X[:1],))
     integers = {n: a for n, a in weights_of(quantized.path / "model.onnx").items() if a.dtype == np.int8}
