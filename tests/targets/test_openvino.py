@@ -176,7 +176,7 @@ def test_settings_are_stated():
 
 def test_a_processor_without_bf16_is_named(folder, monkeypatch):
     monkeypatch.setattr(module, "float_precisions", lambda device="cpu": ("f32",))
-    with pytest.raises(Refused, match=r"computes in bf16.*it offers f32.*use the mode f32") as caught:
+    with pytest.raises(Refused, match=r"computes in bf16.*offers f32.*Use the mode f32") as caught:
         RUNTIME.open(folder, BF16)
     assert caught.value.code == Exit.ENVIRONMENT
     RUNTIME.open(folder, F32)

@@ -10,9 +10,9 @@ def report(run: o.RunPath, json: o.Json = False) -> int:
     from penjing.cli.main import emit
     from penjing.cli.show import show_record
     from penjing.report.html import write_report
-    from penjing.search.record import open_result
+    from penjing.search.result import open_result
 
     result = open_result(run)
-    write_report(result.record, result.report)
-    emit(result.record, json, lambda record: show_record(record, result.report))
+    write_report(result.typed, result.report)
+    emit(result.record, json, lambda _: show_record(result))
     return 0

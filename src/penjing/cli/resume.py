@@ -13,13 +13,13 @@ def resume(run: o.RunPath, json: o.Json = False) -> int:
     from penjing.core.errors import Refused
     from penjing.run.folder import open_run
     from penjing.run.reading import settings_of
-    from penjing.search.record import open_result
+    from penjing.search.result import open_result
 
     folder = open_run(run)
     if (folder.path / "record.json").is_file():
         result = open_result(folder.path)
-        emit(result.record, json, lambda record: show_record(record, result.report))
-        return exit_code(result.record)
+        emit(result.record, json, lambda _: show_record(result))
+        return exit_code(result)
     path, budget, target, seed = settings_of(folder)
     if path is None:
         raise Refused(

@@ -63,7 +63,7 @@ NAMES = {
     "read_codes": "penjing.language.codes",
     "load_quantized": "penjing.language.codes",
     "verify": "penjing.search.verify",
-    "Result": "penjing.search.record",
+    "Result": "penjing.search.result",
     "Verdict": "penjing.core.verdict",
     "distill": "penjing.experiments.distill",
     "shrunk": "penjing.experiments.shrink",
