@@ -30,8 +30,7 @@ from penjing.core.extras import missing
 from penjing.core.target import Target
 from penjing.measurement.latency import interleave, summarise
 from penjing.measurement.measure import difference, timed_batch
-from penjing.measurement.process import RuntimeProcess, save_arrays
-from penjing.measurement.sealing import factory_of
+from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.run.folder import environment
 from penjing.search.runtimes import openvino_modes
 from shapes import SHAPES

@@ -53,6 +53,17 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
+def pytest_terminal_summary(terminalreporter):
+    """Say how many tests ran in a browser: they are skipped where there is none."""
+    counts = {
+        outcome: sum("browser" in report.keywords for report in terminalreporter.stats.get(outcome, ()))
+        for outcome in ("passed", "failed", "skipped")
+    }
+    if any(counts.values()):
+        said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+        terminalreporter.write_line(f"browser tests of the report: {said}")
+
+
 QUICK = {
     "penjing.search.session.LEAST_TIMING": 0.2,
     "penjing.search.session.MOST_TIMING": 0.2,

@@ -28,7 +28,7 @@ def task_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--max-drop", "1"], "0 < drop < 100%"),
+        (["--max-drop", "1"], "must be above 0 and below 100%"),
         (["--max-drop", "-1%"], "positive"),
         (["--max-drop", "nan"], "budget.max_drop"),
         (["--latency", "50"], "write a share like 50% or an amount like 5ms"),

@@ -138,9 +138,9 @@ def test_blocks_of_transformers_are_mapped_in_order(task, tiny_transformer):
         (net(4, 1), {"pairs": {"stage1": "stage0"}}, "an interpolation"),
         (net(4, 1), {"pairs": {"stage1": "flat"}}, "a pooling"),
         (net(4, 1), {"pairs": {"fc": "flat"}, "projection": "none"}, "a linear layer of 10 to 16"),
-        (net(4, 1), {"pairs": {"stage9": "stage1"}}, "the layer is in the model.*did you mean"),
-        (net(4, 1), {"pairs": {"stage1": "stage9"}}, "the layer is in the model"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {}, "name them: pairs="),
+        (net(4, 1), {"pairs": {"stage9": "stage1"}}, "must be a layer of the model.*Did you mean"),
+        (net(4, 1), {"pairs": {"stage1": "stage9"}}, "must be a layer of the model"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), {}, "Name them: pairs="),
     ],
 )
 def test_layers_that_do_not_belong_together_are_refused(task, teacher, student, how, words):

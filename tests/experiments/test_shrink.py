@@ -120,7 +120,7 @@ def test_models_of_the_transformers_library(make, fields):
     ("fields", "words"),
     [
         ({}, "something changes"),
-        ({"layers": 2}, "known are num_hidden_layers"),
+        ({"layers": 2}, "Known are num_hidden_layers"),
         ({"num_hidden_layers": "two"}, "the class is made from"),
         ({"width": -1}, "the class is made from"),
         ({"width": 4, "start": "zero"}, "teacher or drawn"),

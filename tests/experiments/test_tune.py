@@ -119,7 +119,7 @@ def test_bad_arguments_are_refused_before_anything_is_made(tmp_path):
     for wrong, rule in (
         ({"goal": "accuracy > 3"}, "a goal reads as"),
         ({"goal": "f1_macro >= 0.9"}, "of the task's metric"),
-        ({"time": "12"}, "a time has a unit"),
+        ({"time": "12"}, "must have a unit"),
         ({"optimizers": ["sdg"]}, "known by name"),
         ({"first": 2}, "at least 3 runs"),
     ):

@@ -242,7 +242,7 @@ def test_nothing_to_certify_and_nan_are_refused():
     bad = scores(base)
     bad[3, 3] = np.nan
     for metric in ("accuracy", "f1_macro"):
-        with pytest.raises(Refused, match="outputs are finite"):
+        with pytest.raises(Refused, match="outputs must be finite"):
             certify(scores(base), [("nan", bad)], targets, Task(None, metric=metric), 0.01)
 
 

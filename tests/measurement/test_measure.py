@@ -129,7 +129,7 @@ def test_a_reference_that_cannot_be_timed_leaves_no_ratio(folders):
 
 
 def test_an_unknown_reference_is_refused(folders):
-    with pytest.raises(Refused, match="did you mean 'plain'"):
+    with pytest.raises(Refused, match=r"got plan\. Did you mean 'plain'"):
         measure_all({"plain": (folders["plain"], Target(), None)}, a_task(), "valid", "plan")
 
 

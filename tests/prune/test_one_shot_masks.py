@@ -262,8 +262,8 @@ def test_weights_that_are_not_finite_are_refused_before_anything_slow(images):
 @pytest.mark.parametrize(
     ("fields", "word"),
     [
-        ({}, "give the sparsity"),
-        ({"pattern": "2:4", "sparsity": 0.7}, "has a sparsity of 0.5"),
+        ({}, "sparsity must be given"),
+        ({"pattern": "2:4", "sparsity": 0.7}, "sparsity must be 0.5, which the pattern 2:4 brings, got 0.7"),
         ({"pattern": "block:axb", "sparsity": 0.5}, "a pattern is"),
         ({"sparsity": 1.0}, "less than 1"),
     ],

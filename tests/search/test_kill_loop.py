@@ -19,7 +19,7 @@ from penjing.core.executor import Limits, candidate_seed
 from penjing.core.files import remove_leftovers, write_bytes, write_folder
 from penjing.run.ledger import Ledger
 from penjing.run.lock import DriverLock
-from penjing.processes.workers import LocalExecutor
+from penjing.processes.local import LocalExecutor
 
 folder = Path(sys.argv[1])
 

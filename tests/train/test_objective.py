@@ -59,7 +59,7 @@ def test_integer_kinds_and_soft_labels_and_own_functions():
 
 
 def test_an_unknown_loss_is_refused():
-    with pytest.raises(Refused, match="did you mean 'cross_entropy'"):
+    with pytest.raises(Refused, match="Did you mean 'cross_entropy'"):
         task_objective(Task(train=None, loss="crossentropy"))
 
 

@@ -34,6 +34,9 @@ def rounds_interval(
         resamples: draws of the bootstrap.
         seed: of the draws; the same samples give the same interval.
 
+    >>> rounds_interval([[1.0, 3.0], [2.0, 2.0]], percentile(50)).value
+    2.0
+
     Raises:
         Refused: no rounds, an empty round, or a time that is not positive and finite.
     """
@@ -73,7 +76,12 @@ def check_rounds(samples: Sequence[Sequence[float]]) -> list[Floats]:
     """
     rounds = [np.asarray(times, dtype=np.float64) for times in samples]
     if not rounds or any(times.size == 0 for times in rounds):
-        raise Refused("every round has a time", value=[len(t) for t in rounds], place="latency")
+        raise Refused(
+            "every round must have a time",
+            value=[len(t) for t in rounds],
+            place="latency",
+            fix="time at least one call in each round",
+        )
     _check_positive(rounds)
     return rounds
 
@@ -81,4 +89,9 @@ def check_rounds(samples: Sequence[Sequence[float]]) -> list[Floats]:
 def _check_positive(rounds: list[Floats]) -> None:
     wrong: Any = next((t for times in rounds for t in times if not (np.isfinite(t) and t > 0)), None)
     if wrong is not None:
-        raise Refused("a time is positive and finite", value=wrong, place="latency")
+        raise Refused(
+            "times must be positive and finite",
+            value=wrong,
+            place="latency",
+            fix="take them with a monotonic clock",
+        )

@@ -65,7 +65,7 @@ def target_from(runtime: str, threads: int, batch: int) -> Target:
     }
     if runtime not in known:
         raise Refused(
-            "the target is known",
+            "must be a known target",
             value=runtime,
             place="--target",
             fix=nearest(runtime, known),

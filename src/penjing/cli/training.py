@@ -31,9 +31,10 @@ def strategy_of(file: TaskFile, settings: list[str] | None) -> Strategy:
     own = own() if callable(own) else own
     if own is not None and not isinstance(own, Strategy):
         raise Refused(
-            "the task file's strategy is a penjing.Strategy",
+            "must be a penjing.Strategy, or a function that returns one",
             value=type(own).__name__,
-            place=f"{file.path}, strategy",
+            place=f"strategy in {file.path}",
+            fix="write strategy = pj.Strategy(epochs=10)",
             code=Exit.USAGE,
         )
     fields: dict[str, Any] = {} if own is None else own.model_dump()
@@ -41,7 +42,7 @@ def strategy_of(file: TaskFile, settings: list[str] | None) -> Strategy:
         name, sign, text = setting.partition("=")
         if not sign or not name.strip():
             raise Refused(
-                "a setting reads as field=value",
+                "must have the form field=value",
                 value=setting,
                 place="--set",
                 fix="write --set epochs=10",

@@ -48,10 +48,10 @@ def verify(
     budget = o.budget_from(confidence, **given) if chosen else asked
     if path is None:
         raise Refused(
-            "the data are known",
-            value="the run was started from Python",
+            "needs a task file for its data",
+            value="a run that was started from Python",
             place=str(run),
-            fix="give the task file with --task",
+            fix="give one with --task TASK.py",
             code=Exit.USAGE,
         )
     file = load_task_file(path)

@@ -61,7 +61,7 @@ def recall(kind: str, key: str) -> Cached:
     try:
         file = read_json(path)
     except Refused as refusal:
-        return Cached(None, f"the cache file {path.name} was not used: {refusal.rule}")
+        return Cached(None, f"the cache file {path.name} was not used: it {refusal.rule}")
     if not isinstance(file, dict) or file.get("schema") != SCHEMA or file.get("key") != key:
         return Cached(None, f"the cache file {path.name} was not used: it is of another form")
     content = file.get("content")

@@ -23,6 +23,9 @@ class Limits(Value):
         seconds: of wall time; None for no limit.
         memory_bytes: resident memory of the job with its children; None for no limit.
         grace_s: seconds between asking a job to end and killing it.
+
+    >>> Limits(seconds=60, memory_bytes=2 * 10**9).grace_s
+    5.0
     """
 
     seconds: float | None = Field(default=None, gt=0)

@@ -88,16 +88,17 @@ class Task:
             targets = split.targets if isinstance(split, Split) else next(split.batches(self.batch_size))[1]
             if targets.max() >= outputs:
                 raise Refused(
-                    f"labels lie in 0..{outputs - 1}, the model has {outputs} outputs",
+                    f"the labels must lie in 0..{outputs - 1}, as the model has {outputs} outputs",
                     value=f"{targets.min()}..{targets.max()}",
                     place=f"task.{name}, targets",
                     fix="give the model one output for each class",
                 )
         if self.class_names and len(self.class_names) != outputs:
             raise Refused(
-                f"one name for each of {outputs} outputs",
+                f"must have one name for each of {outputs} outputs",
                 value=len(self.class_names),
                 place="task.class_names",
+                fix="name every output, or leave class_names out",
             )
 
     def fingerprint(self) -> str:
@@ -112,7 +113,7 @@ class Task:
     def _check_settings(self) -> None:
         if callable(self.metric) and self.direction is None:
             raise Refused(
-                "a metric that is a function states its direction",
+                "a metric that is a function needs a direction",
                 place="task.direction",
                 value=getattr(self.metric, "__name__", "a function"),
                 code=Exit.USAGE,
@@ -121,7 +122,11 @@ class Task:
         for name, value in (("batch_size", self.batch_size), ("max_examples", self.max_examples)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise Refused(
-                    "a whole number of at least 1", value=repr(value), place=f"task.{name}", code=Exit.USAGE
+                    "must be a whole number of at least 1",
+                    value=repr(value),
+                    place=f"task.{name}",
+                    code=Exit.USAGE,
+                    fix="128 is the default of batch_size; max_examples may be left out",
                 )
 
     def _refuse_same_data(self) -> None:
@@ -164,7 +169,7 @@ def _halves(split: Split, names: tuple[str, str], share: float, seed: int) -> tu
     rest, drawn = divide(split.targets, share, seed)
     if len(rest) == 0 or len(drawn) == 0:
         raise Refused(
-            f"{names[0]} has enough examples to take {names[1]} from",
+            f"{names[0]} must have enough examples to take {names[1]} from",
             value=len(split),
             place=f"task.{names[0]}",
             fix=f"pass {names[1]}",
@@ -177,7 +182,12 @@ def _refuse_different_examples(splits: dict[str, Any]) -> None:
     for name in ("valid", "test"):
         if kinds[name] != kinds["train"]:
             both = f"{_kinds(kinds[name])} beside {_kinds(kinds['train'])} in train"
-            raise Refused("all splits hold examples of one shape and type", value=both, place=f"task.{name}")
+            raise Refused(
+                "the examples of all splits must have one shape and type",
+                value=both,
+                place=f"task.{name}",
+                fix="prepare every split in the same way",
+            )
 
 
 def _kinds(kinds: list[tuple[Any, tuple[int, ...]]]) -> str:
@@ -193,7 +203,7 @@ def _refuse_equal_content(valid: Split, test: Split) -> None:
 
 def _seen_test(other: str) -> Refused:
     return Refused(
-        "the test split is unseen by the search",
+        "the test split must be unseen by the search",
         value=f"test is {other}",
         place="task.test",
         fix="leave test out: half of valid is then held back for it",

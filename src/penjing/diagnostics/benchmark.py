@@ -15,7 +15,7 @@ from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.measurement.measure import measure_all
-from penjing.measurement.sealing import factory_of
+from penjing.measurement.process import factory_of
 from penjing.search.runtimes import openvino_modes
 
 

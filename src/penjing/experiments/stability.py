@@ -31,7 +31,7 @@ from penjing.experiments.fit import to_stderr
 from penjing.experiments.stability_job import run_once
 from penjing.experiments.stability_recipe import Recipe, recipe_of
 from penjing.measurement.quality import maximized, metric_name
-from penjing.processes.workers import LocalExecutor
+from penjing.processes.local import LocalExecutor
 
 RECORD = "stability.json"
 LAYOUT = 2

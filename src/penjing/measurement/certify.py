@@ -54,7 +54,11 @@ def certify(
         Refused: no candidate, or outputs or a metric that `metric_value` refuses.
     """
     if not candidates:
-        raise Refused("at least one candidate", place="certify")
+        raise Refused(
+            "needs at least one candidate",
+            place="certify",
+            fix="give (name, outputs) of the baseline itself where nothing else is tested",
+        )
     pairs = [compare(task, baseline_outputs, outputs, targets) for _, outputs in candidates]
     steps = _walk([name for name, _ in candidates], pairs, max_drop, confidence)
     certified = max((i for i, step in enumerate(steps) if step.certified), default=None)

@@ -20,10 +20,10 @@ from penjing.core.target import Target
 from penjing.core.task import Split, Task
 from penjing.core.value import Model
 from penjing.measurement.latency import Samples, interleave, summarise
-from penjing.measurement.process import RuntimeProcess, save_arrays
+from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.quality import all_metrics, metric_name, per_class_recall
 from penjing.measurement.quality_interval import quality_of
-from penjing.measurement.sealing import Factory, factory_of
+from penjing.measurement.serving import Factory
 
 Entry = tuple[Path, Target, Factory | None]
 """A delivered folder, where it runs, and what makes the user's class where the runtime needs it."""
@@ -58,6 +58,9 @@ def measure(
         target: where to measure; by default the artefact's own, or ONNX Runtime.
         split: `train`, `valid` or `test`.
         factory: makes the user's class, for a folder in the runtime torch.
+
+    >>> measure("runs/net/artefact", task, split="test").latency.p50_ms.value  # doctest: +SKIP
+    1.84
 
     Raises:
         Refused: the artefact cannot be delivered, loaded or run.
@@ -103,15 +106,19 @@ def measure_all(
         operations: parameters and multiply-adds where they were counted.
         seconds: for the rounds of latency, all candidates together.
 
+    >>> entries = {"float": (a, Target(), None), "int8": (b, Target(), None)}  # doctest: +SKIP
+    >>> measure_all(entries, task, "valid", "float")["int8"].measurement.latency.ratio.value  # doctest: +SKIP
+    0.51
+
     Raises:
         Refused: the reference is no candidate, or an artefact is damaged, crashes, hangs or gives outputs
             that the metric cannot judge.
     """
     if reference not in candidates:
         raise Refused(
-            "the reference is one of the candidates",
+            "must be one of the candidates",
             value=reference,
-            place="measure_all",
+            place="measure_all.reference",
             fix=nearest(reference, candidates),
             code=Exit.USAGE,
         )
@@ -138,7 +145,13 @@ def measure_all(
 
 def _split(task: Task, name: str) -> Split:
     if name not in ("train", "valid", "test"):
-        raise Refused("the split is train, valid or test", value=repr(name), place="split", code=Exit.USAGE)
+        raise Refused(
+            "must be train, valid or test",
+            value=repr(name),
+            place="split",
+            fix="use valid while you search, and test once",
+            code=Exit.USAGE,
+        )
     split: Split = getattr(task, name)
     return split
 
@@ -146,18 +159,27 @@ def _split(task: Task, name: str) -> Split:
 def difference(outputs: NDArray[Any], expected: NDArray[Any]) -> float:
     """Return max|outputs - expected| / max|expected|; the absolute difference where `expected` is zero.
 
+    >>> difference(np.array([1.0, 3.9]), np.array([1.0, 4.0]))
+    0.025000000000000022
+
     Raises:
         Refused: the shapes differ, or a value is NaN or infinite.
     """
     if outputs.shape != expected.shape:
         raise Refused(
-            "the file's outputs have the shape of the model's",
+            f"the file's outputs must have the shape of the model's, {expected.shape}",
             value=outputs.shape,
-            place=f"outputs, expected {expected.shape}",
+            place="outputs",
+            fix="export the model again; if it happens again, the runtime cannot carry this model",
         )
     a, b = np.asarray(outputs, dtype=np.float64), np.asarray(expected, dtype=np.float64)
     if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        raise Refused("outputs are finite", value="NaN or infinity", place="outputs")
+        raise Refused(
+            "must be finite",
+            value="NaN or infinity",
+            place="outputs",
+            fix="look for a division by zero or an overflow, in float16 above all",
+        )
     if a.size == 0:
         return 0.0
     scale = float(np.abs(b).max())
@@ -230,15 +252,19 @@ def timed_batch(inputs: Arrays, target: Target) -> Arrays:
     Where the target's input shapes are not the data's, numbers of these shapes are drawn (zeros for
     integers, which every table of embeddings holds).
 
+    >>> timed_batch((np.eye(3),), Target(batch=5))[0].argmax(1)
+    array([0, 1, 2, 0, 1])
+
     Raises:
         Refused: the target has another number of shapes than the data has inputs.
     """
     shapes = target.input_shapes
     if shapes is not None and len(shapes) != len(inputs):
         raise Refused(
-            "the target has a shape for every input",
+            "must have one shape for each input",
             value=f"{len(shapes)} for {len(inputs)}",
             place="target.input_shapes",
+            fix="give the shapes in the order of the inputs, without the batch",
             code=Exit.USAGE,
         )
     rng = np.random.default_rng(0)

@@ -12,17 +12,17 @@ from penjing.core.artefact import deliver
 from penjing.core.backend import Arrays
 from penjing.core.data import LiveSplit, Split
 from penjing.core.errors import Refused
+from penjing.core.executor import Limits
 from penjing.core.measurement import Estimate
 from penjing.core.target import Target
 from penjing.core.value import Model
 from penjing.measurement.latency import interleave, summarise
 from penjing.measurement.measure import timed_batch
-from penjing.measurement.process import RuntimeProcess, save_arrays
-from penjing.measurement.sealing import factory_of
+from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 
 SECONDS = 4.0
 
-LONGEST_S = 60.0
+LIMITS = Limits(seconds=60.0)
 """An artefact whose answer takes longer is not timed on."""
 
 
@@ -40,6 +40,10 @@ def beside(
         target: where both run, each in a process of its own.
         split: the timed batch is made of its examples.
         seconds: of timing for each model.
+
+    >>> with beside(model, Target(), task.valid) as ratio_of:  # doctest: +SKIP
+    ...     ratio_of(pruned).value
+    0.62
 
     Raises:
         Refused: a model cannot be delivered, loaded or run.
@@ -87,6 +91,9 @@ def ratios(
         The ratio of each artefact's latency to the reference's with its interval at 95%, and for those that
         could not be timed the reason.
 
+    >>> ratios({"float": a, "int8": b}, "float", Target(), inputs, 2.0)[0]["int8"].value  # doctest: +SKIP
+    0.51
+
     Raises:
         Refused: the reference cannot be loaded or run.
     """
@@ -104,7 +111,7 @@ def ratios(
         for name, path in folders.items():
             try:
                 checked = name == reference
-                process = RuntimeProcess(path, target, timeout_s=LONGEST_S, verify=checked)
+                process = RuntimeProcess(path, target, limits=LIMITS, verify=checked)
                 stack.enter_context(process)
                 process.set_batch(batch)
                 processes[name] = process

@@ -2,7 +2,7 @@
 
 Layout:
 
-    config.resolved.yaml   everything that the run was asked, resolved; its presence marks a run folder
+    config.resolved.yaml   everything that the run was asked, resolved; its presence marks a run directory
     env.json               versions, processor, memory, system, threads
     ledger.sqlite          finished results, exactly once
     artefacts/             delivered models of candidates
@@ -32,7 +32,7 @@ from penjing.core.files import free_bytes, refusing, write_bytes, write_json, wr
 from penjing.core.strict_yaml import dump_yaml, read_yaml
 
 SCHEMA = 1
-"""Version of the run folder's form; a folder of a newer one is refused."""
+"""Version of the run directory's form; a folder of a newer one is refused."""
 
 _LEAST_FREE = 64 * 2**20
 _PACKAGES = (
@@ -147,11 +147,17 @@ def open_run(path: Path | str) -> RunFolder:
     """
     run = RunFolder(Path(path).expanduser().absolute())
     if not run.path.is_dir():
-        raise Refused("the run folder exists", value=str(run.path), place="run folder", code=Exit.USAGE)
+        raise Refused(
+            "must exist",
+            value=str(run.path),
+            place="the run directory",
+            fix="give the folder that `penjing optimize` named",
+            code=Exit.USAGE,
+        )
     if not run.config.is_file():
         raise Refused(
-            "the folder holds a run",
-            value=f"no {run.config.name}",
+            "must hold a run",
+            value=f"a folder without {run.config.name}",
             place=str(run.path),
             fix="give the folder that `penjing optimize` named",
             code=Exit.USAGE,
@@ -180,17 +186,17 @@ def read_config(run: RunFolder) -> dict[str, Any]:
     schema = config.get("schema") if isinstance(config, dict) else None
     if not isinstance(schema, int) or schema < 1:
         raise Refused(
-            "the configuration is Penjing's",
+            "must be a configuration that Penjing wrote",
             value=f"schema {schema!r}",
             place=str(run.config),
             fix="restore the file from a copy, or start a new run",
         )
     if schema > SCHEMA:
         raise Refused(
-            f"the run's schema is at most {SCHEMA}, that of penjing {__version__}",
+            f"must have at most schema {SCHEMA}, that of penjing {__version__}",
             place=str(run.config),
             value=f"{schema}, written by penjing {config.get('penjing')}",
-            fix="upgrade penjing",
+            fix="upgrade: pip install -U penjing",
             code=Exit.ENVIRONMENT,
         )
     return {key: value for key, value in config.items() if key not in ("schema", "penjing")}
@@ -249,7 +255,7 @@ def _refuse_used(path: Path) -> None:
         return
     if not path.is_dir():
         raise Refused(
-            "the run folder is a folder",
+            "must be a folder",
             value="a file",
             place=str(path),
             fix="choose another --out",
@@ -260,10 +266,10 @@ def _refuse_used(path: Path) -> None:
         state = "a finished run" if run.finished else "an unfinished run"
         verb = "report" if run.finished else "resume"
         raise Refused(
-            "a run gets a folder of its own",
+            "a run needs a folder of its own",
             value=state,
             place=str(path),
-            fix=f"penjing {verb} {path}, or choose another --out",
+            fix=f"type penjing {verb} {path}, or choose another --out",
             code=Exit.USAGE,
         )
     with refusing(path, "read"):
@@ -274,7 +280,7 @@ def _refuse_used(path: Path) -> None:
     if foreign:
         names = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise Refused(
-            "a run gets a folder of its own",
+            "a run needs a folder of its own",
             value=names,
             place=str(path),
             fix="choose another --out, or an empty folder",
@@ -286,8 +292,8 @@ def _check_room(path: Path, needed_bytes: int) -> None:
     free, needed = free_bytes(path), needed_bytes + _LEAST_FREE
     if free is not None and free < needed:
         raise Refused(
-            "the disk has room for the run",
-            value=f"{free:,} bytes free, about {needed:,} needed",
+            f"the disk must have about {needed:,} bytes of room for the run",
+            value=f"{free:,} bytes free",
             place=str(path),
             fix="free some space, or choose another --out",
             code=Exit.ENVIRONMENT,

@@ -1,4 +1,4 @@
-"""One driver per run folder: a lock of the kernel, with the owner's name in the file."""
+"""One driver per run directory: a lock of the kernel, with the owner's name in the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Owner(Value):
 
 
 class DriverLock:
-    """Holds a run folder for one driver, as a context manager.
+    """Holds a run directory for one driver, as a context manager.
 
     The kernel frees the lock when its process dies, however it dies, so that a dead driver's lock is
     never in the way and a process that took over its PID is not mistaken for it. Children that the
@@ -102,10 +102,10 @@ def _take(descriptor: int, path: Path) -> None:
             raise _busy(_named(descriptor), path) from None
         if error.errno in _NO_LOCKS:
             raise Refused(
-                "the file system can lock files",
+                "needs a file system that can lock files",
                 value=os.strerror(error.errno),
                 place=str(path),
-                fix="put the run folder on a local disk",
+                fix="put the run directory on a local disk",
                 code=Exit.ENVIRONMENT,
             ) from error
         raise
@@ -120,7 +120,7 @@ def _named(descriptor: int) -> Owner:
 
 def _busy(owner: Owner, path: Path) -> Refused:
     return Refused(
-        "one process drives a run",
+        "must be driven by one process only",
         value=f"PID {owner.pid} on {owner.host}",
         place=str(path.parent),
         fix="wait for it, end it, or choose another folder with --out",

@@ -52,7 +52,7 @@ def best_of(folder: Path) -> Path:
     content = read_json(folder / "best.json")
     if not isinstance(content, dict) or not isinstance(content.get("artefact"), str):
         raise Refused(
-            "best.json names an artefact",
+            "must name an artefact",
             value=str(content)[:80],
             place=str(folder / "best.json"),
             fix="restore the file from a copy",
@@ -69,7 +69,12 @@ def artefact_in(folder: Path, name: str) -> Path:
     pure = PurePosixPath(name)
     inside = (folder / pure).resolve().is_relative_to(folder.resolve())
     if pure.is_absolute() or ".." in pure.parts or not inside:
-        raise Refused("an artefact lies inside its run directory", value=name, place=str(folder))
+        raise Refused(
+            "an artefact must lie inside its run directory",
+            value=name,
+            place=str(folder),
+            fix="restore best.json and record.json from a copy; do not edit them",
+        )
     return folder / pure
 
 
@@ -92,7 +97,7 @@ def settings_of(run: RunFolder, task: Path | None = None) -> tuple[Path | None, 
     path = settings.task_file if task is None else task
     if task is None and path is not None and path.resolve().is_relative_to(run.path.resolve()):
         raise Refused(
-            "a run directory does not carry the code that goes on with it",
+            "a run directory cannot carry the code that goes on with it",
             value=str(path),
             place=str(run.config),
             fix="read that file, and copy it out of the folder if you trust it: "
@@ -108,7 +113,7 @@ def _foreign(path: Path, error: Exception) -> Refused:
         first = error.errors()[0]
         words = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     return Refused(
-        f"{path.name} has the form that Penjing writes",
+        "must have the form that Penjing writes",
         value=words,
         place=str(path),
         fix="restore the file from a copy",

@@ -23,9 +23,8 @@ from penjing.core.progress import Line
 from penjing.core.target import Target
 from penjing.core.trial import Trial, broken
 from penjing.measurement.measure import Measured, difference, measure_all
-from penjing.measurement.process import RuntimeProcess, save_arrays
+from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.quality import maximized
-from penjing.measurement.sealing import factory_of
 from penjing.search.build_job import build
 from penjing.search.session import Session, row_of
 from penjing.search.values import BuildRow, Built, TrialRow

@@ -23,7 +23,7 @@ from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.measurement.quality import maximized
 from penjing.planners.bisection import Bisection
-from penjing.processes.workers import LocalExecutor
+from penjing.processes.local import LocalExecutor
 from penjing.run.folder import RunFolder, create, open_run, read_config, write_config
 from penjing.run.ledger import Ledger
 from penjing.run.lock import DriverLock

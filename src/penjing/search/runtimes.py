@@ -19,7 +19,7 @@ from penjing.core.progress import Line
 from penjing.core.target import Target, need_to_deliver, runtime_for
 from penjing.core.trial import Trial
 from penjing.measurement.measure import Measured, measure_all
-from penjing.measurement.sealing import factory_of
+from penjing.measurement.process import factory_of
 from penjing.planners.bisection import Setting
 from penjing.report.record import RuntimeRow
 from penjing.search.evaluate import REFERENCE, deviation_from_memory, judge, outputs_in_float32
@@ -67,9 +67,9 @@ def openvino_modes() -> tuple[str, ...]:
     """Return the float precisions that OpenVINO has here, none where it is not installed."""
     if missing("openvino") or missing("onnx"):
         return ()
-    from penjing.targets.openvino import float_precisions
+    from penjing.targets.openvino import list_float_precisions
 
-    return float_precisions()
+    return list_float_precisions()
 
 
 def competitors(target: Target, backend: str) -> tuple[Target, ...]:

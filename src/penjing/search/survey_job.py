@@ -18,8 +18,9 @@ from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.measurement.nondeterminism import spread_of, twice
-from penjing.measurement.sealing import factory_of, seal
+from penjing.measurement.process import factory_of
 from penjing.planners.recovery import recovery
+from penjing.processes.packing import pack
 from penjing.search.build_job import CHECKED_EXAMPLES, STEP_EXAMPLES, Shared
 from penjing.search.clock import Clock
 from penjing.search.values import GroupFacts, LayerFacts, Precision, Survey
@@ -89,7 +90,7 @@ def _deliver_originals(model: Model, example: Arrays, target: Target, folder: Pa
 def _cannot_be_sent(model: Model) -> str:
     """Return a note where the user's class cannot go to the process that would time it; else nothing."""
     try:
-        seal(factory_of(model))
+        pack(factory_of(model), "model").close()
     except Refused as refused:
         return f"PyTorch eager was not measured: {refused}"
     return ""

@@ -16,7 +16,7 @@ from penjing.core.value import Model
 from penjing.core.verdict import Verdict
 from penjing.measurement.certify import certify
 from penjing.measurement.measure import measure_all
-from penjing.measurement.sealing import factory_of
+from penjing.measurement.process import factory_of
 from penjing.run.reading import best_of, read_record
 from penjing.search.certification import verdict
 from penjing.search.evaluate import REFERENCE

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -36,16 +36,24 @@ class Feed:
         size: of a batch.
         seed: of the order.
         processes: that share every batch.
+        clock: seconds that pass; tests give one of their own.
     """
 
-    def __init__(self, split: Split, size: int, seed: int, processes: int = 1) -> None:
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        seed: int,
+        processes: int = 1,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self.waited, self.last_wait = 0.0, 0.0
         self.events: list[str] = []
-        self._split, self._size, self._seed = split, size, seed
+        self._split, self._size, self._seed, self._clock = split, size, seed, clock
         whole, rest = divmod(len(split), size)
         self._least = max(2, processes)
         self._live = getattr(split, "inputs", None) is None
-        self._began, self._read, self._ahead = time.perf_counter(), 0, False
+        self._began, self._read, self._ahead = clock(), 0, False
         self.batches_an_epoch = whole + (rest >= self._least)
 
     def walk(self, behind: int = 0) -> Iterator[tuple[int, Batch]]:
@@ -68,9 +76,9 @@ class Feed:
             epoch += 1
 
     def _timed(self, batches: Iterator[Batch]) -> Batch | None:
-        began = time.perf_counter()
+        began = self._clock()
         batch = next(batches, None)
-        self.last_wait = time.perf_counter() - began
+        self.last_wait = self._clock() - began
         self.waited += self.last_wait
         self._read += 1
         return batch
@@ -79,7 +87,7 @@ class Feed:
         """Tell whether training waits for its data so much that reading ahead may help, and say so."""
         if not self._live or self._read < SEEN:
             return False
-        share = self.waited / max(time.perf_counter() - self._began, 1e-9)
+        share = self.waited / max(self._clock() - self._began, 1e-9)
         if share < BOUND:
             return False
         self.events.append(f"{share:.0%} of the time waits for data: batches are read ahead by a thread")

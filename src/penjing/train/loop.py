@@ -208,8 +208,8 @@ class _Run:
             self._stepper.forward.stepped(took, self._total - self._done)
             if limit is not None and self._done % PROBED_STEPS == 0:
                 each = median(self._times[1:][-RECENT:]) + self._hooked / self._done
-                end = self._start - self._seconds_before + limit
-                self._total = agreed(steps_within(self._total, self._done, each, end))
+                left = limit - self._seconds
+                self._total = agreed(steps_within(self._total, self._done, each, left))
             over = self._done >= self._total
             if over:
                 self._stepper.finish(self._done)
@@ -300,12 +300,11 @@ class _Run:
         torch.set_rng_state(state["random"][self._together.rank])
 
 
-def steps_within(total: int, done: int, seconds_a_step: float, end: float) -> int:
-    """Return how many steps in all fit before `end` (of `time.perf_counter`): `total`, or fewer.
+def steps_within(total: int, done: int, seconds_a_step: float, left: float) -> int:
+    """Return how many steps in all fit into the seconds that are left: `total`, or fewer.
 
     At least `done`; a small reserve is kept, and nothing changes unless the limit is really missed.
     """
-    left = end - time.perf_counter()
     if (total - done) * seconds_a_step <= left:
         return total
     return min(total, done + max(0, int(RESERVE * left / seconds_a_step)))

@@ -21,7 +21,7 @@ _OTHERWISE = (
 
 @dataclass(frozen=True)
 class Matching:
-    """A loss between outputs, as `penjing.arrays.distillation` defines it.
+    """A loss between outputs.
 
     `logits`: Hinton et al. 2015; `dkd`: Zhao et al. 2022; `dist`: Huang et al. 2022; `mse`: the mean squared
     difference of outputs of any shape; `ranking`: listwise, of scores `[n, candidates]` (Cao et al. 2007).

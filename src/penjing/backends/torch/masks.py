@@ -104,7 +104,7 @@ def _walk(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
 def _check(parameters: Mapping[str, Any], name: str, mask: Any) -> None:
     if name not in parameters:
         raise Refused(
-            "a mask is of a parameter of the model",
+            "a mask must be of a parameter of the model",
             value=repr(name),
             place="set_masks",
             fix=nearest(name, parameters),
@@ -112,10 +112,15 @@ def _check(parameters: Mapping[str, Any], name: str, mask: Any) -> None:
     shape = tuple(parameters[name].shape)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != shape:
         found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise Refused(f"the mask is a boolean array of shape {shape}", place=name, value=found)
+        raise Refused(
+            f"needs a boolean mask of shape {shape}",
+            place=name,
+            value=found,
+            fix="make it with np.ones(shape, bool) and set False where weights go",
+        )
     if not mask.any():
         raise Refused(
-            "a mask keeps at least one weight",
+            "a mask must keep at least one weight",
             value=f"0 of {mask.size}",
             place=name,
             fix="lower the sparsity, or remove the layer",

@@ -51,7 +51,11 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
         except Exception as error:
             # The exporter wraps whatever its passes raise; none of it is ours.
             raise Refused(
-                "torch.onnx can export the model", value=_cause(error), place="export", code=Exit.BAD_INPUT
+                "the model must be one that torch.onnx can export",
+                value=_cause(error),
+                place="export",
+                code=Exit.BAD_INPUT,
+                fix="replace what is named by operators of ONNX, or leave methods that need a file out",
             ) from error
     proto = program.model_proto
     _tidy(proto)
@@ -59,7 +63,10 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise Refused(
-            "the exported file passes onnx.checker", value=str(error).splitlines()[0], place="export"
+            "the exported file must pass onnx.checker",
+            value=str(error).splitlines()[0],
+            place="export",
+            fix="try another version of torch or onnx, and report the model",
         ) from error
     write_bytes(path, proto.SerializeToString())
 

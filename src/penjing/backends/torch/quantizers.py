@@ -258,7 +258,7 @@ def refuse_simulated(model: nn.Module) -> None:
     for name, layer in quantized_layers(model):
         made = [str(q.format) for q in (layer.weight_quantizer, layer.input_quantizer) if q is not None]
         raise Refused(
-            "a delivered model is no simulation of number formats",
+            "a delivered model cannot be a simulation of number formats",
             value=f"{' by '.join(made)} in {name}",
             place="deliver",
             fix="its quality can be measured, not its speed; Int8Static or WeightOnly "

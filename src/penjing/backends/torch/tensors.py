@@ -135,7 +135,7 @@ def layer_module(model: nn.Module, layer: str) -> nn.Module:
         return model.get_submodule(layer)
     except AttributeError as error:
         known = [name for name, _ in model.named_modules()]
-        raise Refused("the layer is in the model", value=repr(layer), fix=nearest(layer, known)) from error
+        raise Refused("must be a layer of the model", place=repr(layer), fix=nearest(layer, known)) from error
 
 
 def read(model: nn.Module, layer: str) -> dict[str, NDArray[Any]]:
@@ -153,15 +153,20 @@ def write(model: nn.Module, layer: str, tensors: Mapping[str, NDArray[Any]]) -> 
     for name, array in tensors.items():
         place = f"{layer}.{name}"
         if name not in own:
-            raise Refused("the tensor is in the layer", value=place, fix=nearest(name, own))
+            raise Refused("must be a tensor of the layer", place=place, fix=nearest(name, own))
         if tuple(own[name].shape) != array.shape:
             raise Refused(
-                "a written tensor keeps its shape",
+                "must keep its shape",
                 place=place,
                 value=f"{array.shape} for {tuple(own[name].shape)}",
+                fix="cut channels with `keep`, which fits everything that is joined to them",
             )
         if not np.isfinite(array).all():
-            raise Refused("a written tensor is finite", place=place)
+            raise Refused(
+                "must be written with finite values",
+                place=place,
+                fix="look for overflow or a division by zero in what was computed",
+            )
     with torch.no_grad():
         for name, array in tensors.items():
             own[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
@@ -209,7 +214,7 @@ def _no_tensor(output: Any, selector: str) -> Refused:
             f"{kind} with attributes {', '.join(vars(output)) if hasattr(output, '__dict__') else 'unknown'}"
         )
     return Refused(
-        "the selected output of the model is a tensor",
+        "must select a tensor among the outputs of the model",
         place="task.output",
         value=f"{holds}; selector {selector}",
         fix="name the output that counts: task.output='logits' or =0",

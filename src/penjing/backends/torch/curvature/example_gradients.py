@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.tensors import evaluating
 
 Calls = dict[str, list[tuple[Any, Any]]]
@@ -27,22 +28,15 @@ def reason_against(module: nn.Module) -> str:
 def recorded(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
     """Yield what fills with the inputs and outputs of modules, call by call, while the context lasts."""
     calls: Calls = defaultdict(list)
-    hooks = [module.register_forward_hook(_recorder(calls[name])) for name, module in modules.items()]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
-
-def _recorder(calls: list[tuple[Any, Any]]) -> Callable[..., Any]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def record(name: str, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
         output = output if output.requires_grad else output.detach().requires_grad_(True)
-        calls.append((inputs[0].detach(), output))
+        calls[name].append((inputs[0].detach(), output))
         # What follows gets an alias, so that an operator that works in place leaves the output alone.
         return output.view_as(output)
 
-    return hook
+    with hooked(modules, after=record):
+        yield calls
 
 
 def example_gradients(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from penjing.backends.torch.hooks import Before, hooked
 from penjing.backends.torch.observe.observe import by_layer, loss_function
 from penjing.backends.torch.tensors import (
     device_of,
@@ -48,21 +49,16 @@ def gate_gradients(model: nn.Module, layers: Sequence[str], sample: Sample) -> I
     function = loss_function(sample.loss)
     for batch in _batches(sample):
         taken: _Taken = defaultdict(list)
-        hooks = [
-            m.register_forward_pre_hook(_tap(taken[name]), with_kwargs=True) for name, m in modules.items()
-        ]
-        try:
+        with hooked(modules, _tap(taken)):
             value = _loss(model, function, batch)
-        finally:
-            for hook in hooks:
-                hook.remove()
         yield _reduced(modules, taken, value, len(batch[1]))
 
 
-def _tap(calls: list[Any]) -> Callable[..., Any]:
+def _tap(taken: _Taken) -> Before:
     """Make a hook that hands a layer an alias of its input: its gradient is that through this layer only."""
 
-    def hook(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def hook(name: str, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        calls = taken[name]
         given = [x for x in (*inputs, *named.values()) if isinstance(x, torch.Tensor)]
         if len(given) != 1 or not inputs:
             # A gate on one of several inputs (query, key, value) is not a gate on the layer's input.
@@ -142,10 +138,10 @@ def _signed_products(value: Any, parameters: list[Any], rng: np.random.Generator
             )
     except RuntimeError as error:
         raise Refused(
-            "the loss can be differentiated twice",
+            "the loss must be twice differentiable",
             value=str(error).splitlines()[0][:200],
             place="score hessian",
-            fix="use another score",
+            fix="use another score, such as score='l2'",
         ) from error
     return {id(p): None if h is None else h * z for p, h, z in zip(parameters, products, signs, strict=True)}
 

@@ -39,7 +39,7 @@ def exported_net(model: nn.Module, sliced: nn.Module, flow: Flow, kept: Mapping[
     foreign = sorted(set(code.globals) - {*NAMES, "fx_pytree", "pytree"})
     if foreign:
         raise Refused(
-            "the graph can be written as code",
+            "the graph must be one that can be written as code",
             value=", ".join(foreign),
             place="model",
             fix="replace these functions in forward by torch operators",
@@ -70,7 +70,7 @@ class _Builder:
                 self.new[node] = self._call(node)
             elif node.op == "get_attr":
                 raise Refused(
-                    "the graph can be written as code",
+                    "the graph must be one that can be written as code",
                     value=str(node.target),
                     place="model",
                     fix="remove control flow and gradient modes from forward",

@@ -80,7 +80,7 @@ def check_capture(model: nn.Module, captured: Capture) -> None:
     if not all(within(graph, output, slack=10) for output in outputs):
         gap = max(largest_gap(graph, output) for output in outputs)
         raise Refused(
-            "the captured graph computes what the model computes",
+            "the captured graph must compute what the model computes",
             place="model",
             value=f"relative difference {gap:.1e}",
             fix="remove state that changes from call to call from forward",

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from penjing.backends.torch.distill.feature_losses import relative_squares
+from penjing.backends.torch.hooks import Call, watched
 from penjing.backends.torch.structure.pass_through import PassThrough, main_output
 from penjing.backends.torch.tensors import evaluating, layer_module, to_inputs
 from penjing.core.backend import Arrays
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a block of the teacher was given, and the tensor that it made."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Any
 
 
 @dataclass(frozen=True)
@@ -96,15 +88,16 @@ def _innermost(model: nn.Module, names: Sequence[str]) -> list[str]:
     return left
 
 
-def _runs(model: nn.Module, names: Sequence[str], example: Arrays) -> dict[str, list[Run]]:
-    seen: dict[str, list[Run]] = {}
-    watch = watched(model, names, lambda name, run: seen.setdefault(name, []).append(run))
+def _runs(model: nn.Module, names: Sequence[str], example: Arrays) -> dict[str, list[Call]]:
+    seen: dict[str, list[Call]] = {}
+    blocks = {name: model.get_submodule(name) for name in names}
+    watch = watched_blocks(blocks, lambda name, run: seen.setdefault(name, []).append(run))
     with watch, evaluating(model), torch.no_grad():
         model(*to_inputs(model, example))
     return seen
 
 
-def _misfit(block: nn.Module, run: Run) -> str:
+def _misfit(block: nn.Module, run: Call) -> str:
     """Say why a block of the student cannot stand beside one of the teacher, or nothing."""
     given = next((x for x in (*run.args, *run.kwargs.values()) if isinstance(x, torch.Tensor)), None)
     shape = "nothing" if given is None else list(given.shape[1:])
@@ -120,36 +113,16 @@ def _misfit(block: nn.Module, run: Run) -> str:
     return f"it makes {mine} of {shape}, the teacher's makes {list(run.output.shape[1:])}"
 
 
-@contextmanager
-def watched(model: nn.Module, names: Sequence[str], watch: Any) -> Iterator[None]:
-    """Tell of every run of some modules, with inputs that later work in place cannot change."""
-    entered: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-    def entering(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entered[name] = (
-                tuple(_kept(value) for value in args),
-                {key: _kept(value) for key, value in kwargs.items()},
-            )
-
-        return hook
-
-    def leaving(name: str) -> Any:
-        return lambda module, args, output: watch(name, Run(*entered.pop(name), _kept(main_output(output))))
-
-    handles = []
-    for name in names:
-        module = model.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(entering(name), with_kwargs=True))
-        handles.append(module.register_forward_hook(leaving(name)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def watched_blocks(
+    blocks: Mapping[str, nn.Module], watch: Callable[[str, Call], None]
+) -> AbstractContextManager[None]:
+    """Tell of every run of some blocks; its output is a copy of the block's first output."""
+    return watched(
+        blocks, lambda name, call: watch(name, replace(call, output=_copy(main_output(call.output))))
+    )
 
 
-def _made(block: nn.Module, run: Run) -> Any:
+def _made(block: nn.Module, run: Call) -> Any:
     """Return what a block makes of another's inputs, on its own device and in its own type of numbers."""
     like = next(p for p in block.parameters() if p.is_floating_point())
 
@@ -162,7 +135,7 @@ def _made(block: nn.Module, run: Run) -> Any:
     return main_output(block(*args, **kwargs))
 
 
-def _kept(value: Any) -> Any:
+def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
@@ -184,8 +157,9 @@ class Local(nn.Module):  # type: ignore[misc]
     def forward(self, *inputs: Any) -> list[Any]:
         """Return for each block the squared error of its outputs over the squares of the teacher's."""
         teacher, module = self._outside
-        runs: dict[str, Run] = {}
-        with watched(module, self.names, runs.__setitem__):
+        runs: dict[str, Call] = {}
+        blocks = {name: module.get_submodule(name) for name in self.names}
+        with watched_blocks(blocks, runs.__setitem__):
             teacher(inputs)
         pairs = zip(self.blocks, (runs[name] for name in self.names), strict=True)
         made = [(_made(block, run).float(), run.output.float()) for block, run in pairs]

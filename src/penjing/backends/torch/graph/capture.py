@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import linecache
 import logging
 import re
 import traceback
@@ -69,7 +70,7 @@ class Capture:
             return str(pytree.treespec_dumps(spec))
         except (NotImplementedError, TypeError, ValueError) as error:
             raise Refused(
-                "the outputs' containers can be written down",
+                "the outputs' containers must be plain tuples, lists and dictionaries",
                 value=error,
                 place="model",
                 fix="name the output that counts in task.output",
@@ -141,7 +142,7 @@ def require_dynamic(captured: Capture) -> None:
     """Refuse a graph that takes one batch size only."""
     if not captured.dynamic:
         raise Refused(
-            "the model takes any batch size",
+            "the model must take any batch size",
             value="a batch size written into its code",
             place="model",
             fix="use x.shape[0] or -1 for the batch in view and reshape",
@@ -200,16 +201,12 @@ def where(node: Any) -> str:
 
 
 def _uncapturable(error: Exception) -> Refused:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
-    caused = re.search(r"Caused by: \((.+?):(\d+) in", str(error))
-    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "model"
-    if caused and not frames:
-        place = f"{Path(caused[1]).name}:{caused[2]}"
+    place, source = _raised_at(error)
     line = next((part.strip() for part in str(error).splitlines() if part.strip()), "")
-    if frames and frames[-1].line:
-        line = f"`{frames[-1].line}`: {line}"
+    if source:
+        line = f"`{source}`: {line}"
     return Refused(
-        "torch.export can capture the model",
+        "the model must be one that torch.export can capture",
         value=f"{type(error).__name__}: {line[:200]}",
         place=place,
         fix="take control flow that depends on tensor values out of forward; masks (PruneMagnitude and its "
@@ -217,6 +214,20 @@ def _uncapturable(error: Exception) -> Refused:
     )
 
 
-def _is_library(filename: str) -> bool:
+def _raised_at(error: Exception) -> tuple[str, str]:
+    """Return where the user's code raised an error, and the line; code sent by value has lost its file."""
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(code, line) for code, line in frames if not _is_library(code.co_filename)]
+    if not own:
+        caused = re.search(r"Caused by: \((.+?):(\d+) in", str(error))
+        return (f"{Path(caused[1]).name}:{caused[2]}" if caused else "model"), ""
+    code, number = own[-1]
+    file = code.co_filename
+    if file.startswith("<"):
+        return f"{code.co_qualname}, line {number}", ""
+    return f"{Path(file).name}:{number}", linecache.getline(file, number).strip()
+
+
+def _is_library(file: str) -> bool:
     library = str(Path(torch.__file__).parent)
-    return filename.startswith((library, "<")) or filename == __file__
+    return file.startswith((library, "<string>", "<eval", "<frozen")) or file == __file__

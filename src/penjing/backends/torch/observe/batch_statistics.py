@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.tensors import to_inputs
 from penjing.core.backend import Arrays
 
@@ -94,17 +95,13 @@ def reestimate(model: nn.Module, layers: dict[str, nn.Module], batches: Iterable
         By name, what happened to it; nothing for a layer that the model does not call as a module.
     """
     sums = {name: Pooled() for name in layers}
-    hooks = []
-    try:
-        with normalizing_by_batch(model, layers.values()), torch.no_grad():
-            for name, module in layers.items():
-                add = sums[name].add
-                hooks.append(module.register_forward_pre_hook(lambda _, inputs, add=add: add(inputs[0])))
-            for inputs in batches:
-                model(*to_inputs(model, inputs))
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+    def add(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        sums[name].add(args[0])
+
+    with hooked(layers, add), normalizing_by_batch(model, layers.values()), torch.no_grad():
+        for inputs in batches:
+            model(*to_inputs(model, inputs))
     return {name: _set(layers[name], found) for name, found in sums.items() if found.count}
 
 

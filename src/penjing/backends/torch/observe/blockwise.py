@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import nn
 
+from penjing.backends.torch.hooks import EndOfPass, hooked
 from penjing.backends.torch.tensors import evaluating
 
 RUN = 64
 """Examples that run at once."""
-
-
-class _Enough(BaseException):
-    """Ends a pass behind the block; no `Exception`, so that a forward cannot swallow it."""
 
 
 def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], largest: int) -> list[str]:
@@ -43,25 +40,21 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[str], set[st
     plain: set[str] = set()
 
     # As the caller gives it, before hooks of the module's own add to it.
-    def before(name: str, module: nn.Module, given: Any, named: Any) -> None:
+    def before(name: str, given: Any, named: Any) -> None:
         if len(given) == 1 and isinstance(given[0], torch.Tensor) and not named:
             alone.add(name)
 
-    def behind(name: str, module: nn.Module, given: Any, output: Any) -> None:
+    def behind(name: str, given: Any, output: Any) -> None:
         ends.append(name)
         if name in alone and isinstance(output, torch.Tensor):
             plain.add(name)
 
-    hooks = []
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(partial(before, name), prepend=True, with_kwargs=True))
-        hooks.append(module.register_forward_hook(partial(behind, name)))
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*inputs)
-    finally:
-        for handle in hooks:
-            handle.remove()
+    with (
+        hooked(dict(model.named_modules()), before, behind, first=True),
+        evaluating(model),
+        torch.no_grad(),
+    ):
+        model(*inputs)
     return ends, {name for name in plain if ends.count(name) == 1}
 
 
@@ -69,21 +62,15 @@ def seen(model: nn.Module, name: str, inputs: tuple[Any, ...]) -> tuple[Any, Any
     """Return a block's input and output over all examples, in evaluation mode; nothing behind it runs."""
     given, made = [], []
 
-    def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+    def record(name: str, arguments: Any, output: Any) -> None:
         given.append(arguments[0].detach())
         made.append(output.detach())
-        raise _Enough
+        raise EndOfPass
 
-    handle = model.get_submodule(name).register_forward_hook(hook)
-    try:
-        with evaluating(model), torch.no_grad():
-            for start in range(0, len(inputs[0]), RUN):
-                try:
-                    model(*(x[start : start + RUN] for x in inputs))
-                except _Enough:
-                    continue
-    finally:
-        handle.remove()
+    with hooked({name: model.get_submodule(name)}, after=record), evaluating(model), torch.no_grad():
+        for start in range(0, len(inputs[0]), RUN):
+            with suppress(EndOfPass):
+                model(*(x[start : start + RUN] for x in inputs))
     return torch.cat(given), torch.cat(made)
 
 

@@ -59,7 +59,7 @@ def compare(model: nn.Module, layers: Sequence[str], examples: int, context: Con
     arrays = next(context.task.train.batches(examples, context.seed))[0]
     if len(arrays[0]) < LEAST_EXAMPLES:
         raise Refused(
-            f"repair has at least {LEAST_EXAMPLES} training examples",
+            f"repair needs at least {LEAST_EXAMPLES} training examples",
             value=len(arrays[0]),
             place="task.train",
             fix="give more training data, labels do not matter, or leave the step out",

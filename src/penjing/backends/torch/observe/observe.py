@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from penjing.backends.torch.hooks import After, hooked
 from penjing.backends.torch.tensors import (
     device_of,
     evaluating,
@@ -47,18 +48,14 @@ def observe(model: nn.Module, layers: Sequence[str], batches: Iterator[Batch]) -
     modules = {name: layer_module(model, name) for name in layers}
     for inputs, _ in batches:
         seen: dict[str, list[tuple[Any, Any]]] = {name: [] for name in layers}
-        hooks = [module.register_forward_hook(_recorder(seen[name])) for name, module in modules.items()]
-        try:
+        with hooked(modules, after=_recorder(seen)):
             run(model, inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
         yield {name: _joined(name, calls) for name, calls in seen.items()}
 
 
-def _recorder(calls: list[tuple[Any, Any]]) -> Callable[..., None]:
-    def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        calls.append((to_numpy(inputs[0]), to_numpy(select_output(output))))
+def _recorder(calls: Mapping[str, list[tuple[Any, Any]]]) -> After:
+    def record(name: str, inputs: tuple[Any, ...], output: Any) -> None:
+        calls[name].append((to_numpy(inputs[0]), to_numpy(select_output(output))))
 
     return record
 
@@ -66,7 +63,7 @@ def _recorder(calls: list[tuple[Any, Any]]) -> Callable[..., None]:
 def _joined(name: str, calls: list[tuple[Any, Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
     if not calls:
         raise Refused(
-            "an observed layer is called as a module",
+            "an observed layer must be called as a module",
             value=name,
             place="observe",
             fix="leave the layer out with only(...)",
@@ -74,7 +71,7 @@ def _joined(name: str, calls: list[tuple[Any, Any]]) -> tuple[NDArray[Any], NDAr
     shapes = {x.shape[1:] for x, _ in calls}
     if len(shapes) > 1:
         raise Refused(
-            "the calls of an observed layer have inputs of one shape",
+            "the calls of an observed layer must have inputs of one shape",
             place=name,
             value=sorted(shapes),
             fix="leave the layer out with only(...)",
@@ -96,7 +93,11 @@ def loss_function(loss: Any) -> Callable[[Any, Any], Any]:
         function: Callable[[Any, Any], Any] = loss
         return function
     raise Refused(
-        "the loss is cross_entropy or a function", value=repr(loss), place="task.loss", code=Exit.USAGE
+        "the loss must be cross_entropy or a function",
+        value=repr(loss),
+        place="task.loss",
+        code=Exit.USAGE,
+        fix="pass loss='cross_entropy', or a function of (outputs, targets) that returns a mean",
     )
 
 

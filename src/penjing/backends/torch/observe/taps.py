@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from penjing.arrays.features import uniform_mapping
+from penjing.arrays.distillation import uniform_mapping
+from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.structure.blocks import find_blocks
 from penjing.backends.torch.structure.pass_through import main_output
 from penjing.backends.torch.tensors import evaluating, layer_module, to_inputs
@@ -30,18 +31,11 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[Seen]:
     modules = {name: layer_module(model, name) for name in names}
     seen: Seen = {}
 
-    def tap(name: str) -> Any:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            seen[name] = main_output(output)
+    def tap(name: str, given: Any, output: Any) -> None:
+        seen[name] = main_output(output)
 
-        return hook
-
-    hooks = [module.register_forward_hook(tap(name)) for name, module in modules.items()]
-    try:
+    with hooked(modules, after=tap):
         yield seen
-    finally:
-        for handle in hooks:
-            handle.remove()
 
 
 def shapes_of(model: nn.Module, names: Sequence[str], example: Arrays, whose: str) -> dict[str, Any]:
@@ -57,7 +51,7 @@ def shapes_of(model: nn.Module, names: Sequence[str], example: Arrays, whose: st
         if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.ndim < 2:
             kind = type(found).__name__ if found is not None else "nothing: it is not called as a module"
             raise Refused(
-                "a paired layer gives a tensor of floating-point numbers",
+                "must give a tensor of floating-point numbers",
                 value=kind,
                 place=f"{whose}.{name}",
                 fix="name a layer that does",
@@ -83,7 +77,7 @@ def pairs_between(student: nn.Module, teacher: nn.Module, example: Arrays) -> li
     m, n = len(rows[0]), len(rows[1])
     if not m or not n:
         raise Refused(
-            "layers that belong together are found",
+            "needs layers that belong together",
             place="pairs",
             value="no feature maps of one size, and no blocks in a row",
             fix='name them: pairs={"layer of the student": "layer of the teacher"}',
@@ -95,21 +89,14 @@ def _stage_ends(model: nn.Module, example: Arrays) -> dict[tuple[int, ...], str]
     """Return the last layer of each size of feature maps, in the order in which the sizes first appear."""
     found: dict[tuple[int, ...], str] = {}
 
-    def tap(name: str) -> Any:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            output = main_output(output)
-            if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
-                found[tuple(output.shape[2:])] = name
+    def tap(name: str, given: Any, output: Any) -> None:
+        output = main_output(output)
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
+            found[tuple(output.shape[2:])] = name
 
-        return hook
-
-    hooks = [m.register_forward_hook(tap(name)) for name, m in model.named_modules() if name]
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*to_inputs(model, example))
-    finally:
-        for handle in hooks:
-            handle.remove()
+    modules = {name: module for name, module in model.named_modules() if name}
+    with hooked(modules, after=tap), evaluating(model), torch.no_grad():
+        model(*to_inputs(model, example))
     return found
 
 

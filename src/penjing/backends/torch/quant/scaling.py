@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.tensors import evaluating, select_output
 
 TOLERANCE = 1e-3
@@ -83,16 +83,11 @@ def _watch(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, tuple[Any, An
     """Return input and output of modules called once with a tensor, in the order in which they end."""
     seen: dict[str, list[tuple[Any, Any]]] = {}
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            if given and isinstance(given[0], torch.Tensor) and isinstance(output, torch.Tensor):
-                seen.setdefault(name, []).append((given[0], output))
+    def watch(name: str, given: Any, output: Any) -> None:
+        if given and isinstance(given[0], torch.Tensor) and isinstance(output, torch.Tensor):
+            seen.setdefault(name, []).append((given[0], output))
 
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            stack.callback(module.register_forward_hook(watch(name)).remove)
+    with hooked(dict(model.named_modules()), after=watch):
         _output(model, inputs)
     return {name: calls[0] for name, calls in seen.items() if len(calls) == 1}
 

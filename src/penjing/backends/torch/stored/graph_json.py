@@ -15,6 +15,9 @@ from penjing.core.errors import Refused
 FORMAT = 1
 """Version of `graph.json`."""
 
+WRITE_AGAIN = "save the model again with this version of Penjing; the file is damaged or not one of its own"
+"""What to do about a file that cannot be read."""
+
 _PYTHON: dict[str, Callable[..., Any]] = {
     **{
         f"operator.{name}": getattr(operator, name)
@@ -97,7 +100,12 @@ def check_name(name: Any, what: str) -> str:
         Refused: anything else, or a part with two underscores in front.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or f".{name}".count(".__"):
-        raise Refused(f"{what} is a plain dotted name", value=repr(name)[:80], place="graph.json")
+        raise Refused(
+            f"{what} must be a plain dotted name",
+            value=repr(name)[:80],
+            place="graph.json",
+            fix=WRITE_AGAIN,
+        )
     return name
 
 
@@ -113,11 +121,11 @@ def name_of(target: Any) -> str:
         written = f"{namespace}.{_ALIASES.get(name, name)}.{overload}"
     else:
         written = next((name for name, f in _PYTHON.items() if f is target), str(target))
-    operator_named(written)
+    operator_named(written, fix="replace it in forward by operators of torch")
     return written
 
 
-def operator_named(name: Any) -> Callable[..., Any]:
+def operator_named(name: Any, fix: str = WRITE_AGAIN) -> Callable[..., Any]:
     """Look an operator up: an overload of the namespace aten, or one of a few functions of sizes.
 
     Operators that open files, or take storages, streams or generators, are not among them.
@@ -137,7 +145,10 @@ def operator_named(name: Any) -> Callable[..., Any]:
             if _is_harmless(found):
                 return found
     raise Refused(
-        "a stored graph consists of known operators of aten", value=repr(name)[:80], place="graph.json"
+        "a stored graph must consist of known operators of aten",
+        value=repr(name)[:80],
+        place="graph.json",
+        fix=fix,
     )
 
 
@@ -154,7 +165,10 @@ def check_keywords(target: Any, keywords: Any) -> None:
     known = {argument.name for argument in schema.arguments} if schema is not None else set()
     if not isinstance(keywords, dict) or set(keywords) - known:
         raise Refused(
-            "an operator has its own keyword arguments", value=repr(keywords)[:80], place="graph.json"
+            "an operator must have its own keyword arguments",
+            value=repr(keywords)[:80],
+            place="graph.json",
+            fix=WRITE_AGAIN,
         )
 
 
@@ -180,9 +194,10 @@ def encode(value: Any, reference: Callable[[Any], Any]) -> Any:
     if isinstance(value, list | tuple):
         return [encode(item, reference) for item in value]
     raise Refused(
-        "arguments of operators are numbers, texts, types and lists",
+        "arguments of operators must be numbers, texts, types and lists",
         value=type(value).__name__,
         place="graph",
+        fix="take what is none of them out of forward, or save the model with its class",
     )
 
 
@@ -204,7 +219,12 @@ def decode(data: Any, reference: Callable[[str, Any], Any]) -> Any:
             return reference(kind, value)
         if isinstance(value, str) and value in _TABLES[kind]:
             return _TABLES[kind][value]
-    raise Refused("a stored argument is of a known kind", value=repr(data)[:80], place="graph.json")
+    raise Refused(
+        "a stored argument must be of a known kind",
+        value=repr(data)[:80],
+        place="graph.json",
+        fix=WRITE_AGAIN,
+    )
 
 
 def dtype_named(name: Any) -> Any:
@@ -214,7 +234,12 @@ def dtype_named(name: Any) -> Any:
         Refused: there is none of this name.
     """
     if not isinstance(name, str) or name not in _DTYPES:
-        raise Refused("a tensor has a known type", value=repr(name)[:80], place="graph.json")
+        raise Refused(
+            "a tensor must have a known type",
+            value=repr(name)[:80],
+            place="graph.json",
+            fix=WRITE_AGAIN,
+        )
     return _DTYPES[name]
 
 

@@ -11,6 +11,7 @@ from torch import fx, nn
 from penjing.backends.torch.cut.exported import NAMES, Code, ExportedNet
 from penjing.backends.torch.stored.graph_json import (
     FORMAT,
+    WRITE_AGAIN,
     check_keywords,
     check_name,
     decode,
@@ -49,7 +50,10 @@ def net_of(data: Any, constants: Mapping[str, Any]) -> ExportedNet:
     ) as error:
         line = (str(error).strip().splitlines() or [""])[0][:200]
         raise Refused(
-            "graph.json describes a graph", value=f"{type(error).__name__}: {line}", place="graph.json"
+            "must describe a graph",
+            value=f"{type(error).__name__}: {line}",
+            place="graph.json",
+            fix=WRITE_AGAIN,
         ) from error
 
 
@@ -57,7 +61,7 @@ class _Reader:
     def __init__(self, data: Any, constants: Mapping[str, Any]) -> None:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise Refused(
-                "graph.json has a known format",
+                "must have a known format",
                 place="graph.json",
                 value=repr(data.get("format") if isinstance(data, dict) else data)[:40],
                 fix="open the artefact with the version of Penjing that wrote it",
@@ -74,7 +78,10 @@ class _Reader:
     def net(self) -> ExportedNet:
         if len(self._data["nodes"]) > MOST_NODES:
             raise Refused(
-                "a stored graph is of a sensible length", value=len(self._data["nodes"]), place="graph.json"
+                "a stored graph must have at most a million nodes",
+                value=len(self._data["nodes"]),
+                place="graph.json",
+                fix=WRITE_AGAIN,
             )
         for entry in self._data["nodes"]:
             self._nodes.append(self._call(entry))
@@ -99,9 +106,10 @@ class _Reader:
                 made[name] = torch.zeros(shape, dtype=dtype)
             if list(made[name].shape) != shape or made[name].dtype != dtype:
                 raise Refused(
-                    "a stored tensor has the described shape and type",
+                    "a stored tensor must have the described shape and type",
                     place="graph.json",
                     value=f"{name}: {list(made[name].shape)}",
+                    fix=WRITE_AGAIN,
                 )
             if role == "parameter":
                 made[name] = nn.Parameter(made[name], requires_grad=dtype.is_floating_point)
@@ -112,7 +120,12 @@ class _Reader:
         owner, _, local = name.rpartition(".")
         place = self._owner(owner)
         if hasattr(place, local):
-            raise Refused("names of stored tensors are free", value=name, place="graph.json")
+            raise Refused(
+                "names of stored tensors must be free",
+                value=name,
+                place="graph.json",
+                fix=WRITE_AGAIN,
+            )
         if isinstance(tensor, nn.Parameter):
             place.register_parameter(local, tensor)
         else:
@@ -123,7 +136,12 @@ class _Reader:
         for part in path.split(".") if path else ():
             if part not in place._modules:
                 if hasattr(place, part):
-                    raise Refused("names of stored modules are free", value=path, place="graph.json")
+                    raise Refused(
+                        "names of stored modules must be free",
+                        value=path,
+                        place="graph.json",
+                        fix=WRITE_AGAIN,
+                    )
                 place.add_module(part, nn.Module())
             place = place._modules[part]
         return place
@@ -171,5 +189,8 @@ class _Reader:
         if kind == "training" and value is True:
             return self._graph.get_attr("training")
         raise Refused(
-            "a stored argument is of a known kind", value=repr({kind: value})[:80], place="graph.json"
+            "a stored argument must be of a known kind",
+            value=repr({kind: value})[:80],
+            place="graph.json",
+            fix=WRITE_AGAIN,
         )

@@ -50,7 +50,12 @@ def describe(model: nn.Module, captured: Capture) -> tuple[dict[str, Any], dict[
         "outputs": encode(list(output), writer.reference),
     }
     if not all(isinstance(entry, dict) for entry in data["outputs"]):
-        raise Refused("every output is computed", value=repr(data["outputs"])[:80], place="model")
+        raise Refused(
+            "every output must be computed",
+            value=repr(data["outputs"])[:80],
+            place="model",
+            fix="return tensors from forward, no constants or None",
+        )
     return data, writer.constants
 
 
@@ -92,7 +97,7 @@ class _Writer:
     def reference(self, node: Any) -> Any:
         if node not in self._values:
             raise Refused(
-                "a stored graph consists of known operators of aten",
+                "a stored graph must consist of known operators of aten",
                 value=str(node.target),
                 place="model",
                 fix="take control flow out of forward",
@@ -140,7 +145,7 @@ class _Writer:
         )
         if inner is None or not harmless:
             raise Refused(
-                "a stored graph consists of known operators of aten",
+                "a stored graph must consist of known operators of aten",
                 value=_name(node.target),
                 place="model",
                 fix="take control flow and autocast out of forward",

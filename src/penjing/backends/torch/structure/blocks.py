@@ -11,15 +11,14 @@ import torch
 from torch import nn
 
 from penjing.backends.torch.check import copied
+from penjing.backends.torch.hooks import Call, watched
 from penjing.backends.torch.structure.history import record
 from penjing.backends.torch.structure.pass_through import (
-    Call,
     PassThrough,
     Source,
     main_input,
     main_output,
     put,
-    run_watched,
     without,
 )
 from penjing.backends.torch.tensors import evaluating, to_inputs
@@ -54,7 +53,8 @@ def find_blocks(model: nn.Module, example: Arrays) -> Blocks:
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         calls: dict[str, list[Call]] = {}
-        output = run_watched(model, members, inputs, lambda n, call: calls.setdefault(n, []).append(call))
+        with watched(members, lambda name, call: calls.setdefault(name, []).append(call)):
+            output = model(*inputs)
         why = dict.fromkeys(members, "the model does not call it as a module")
         found: dict[str, PassThrough] = {}
         for name, runs in calls.items():
@@ -79,14 +79,24 @@ def take_out(model: nn.Module, blocks: Blocks, names: list[str], example: Arrays
     unknown = [name for name in names if name not in blocks.found]
     if unknown:
         reasons = [f"{name}: {blocks.kept.get(name, 'no block of this name')}" for name in unknown[:5]]
-        raise Refused("the blocks can go", value="; ".join(reasons), place="blocks")
+        raise Refused(
+            "needs blocks that can go",
+            value="; ".join(reasons),
+            place="blocks",
+            fix="choose among the blocks that `pj.RemoveBlocks` reports, or leave the names out",
+        )
     result = copied(model)
     gone = {name: blocks.found[name] for name in names}
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         inputs = to_inputs(model, example)
         failure = _fails_without(result, gone, inputs, _shapes(model(*inputs)))
     if failure:
-        raise Refused("the model runs without the blocks", value=failure, place=", ".join(names))
+        raise Refused(
+            "the model must run without the blocks",
+            value=failure,
+            place=", ".join(names),
+            fix="take fewer of them out",
+        )
     for name, stand_in in gone.items():
         put(result, name, stand_in)
     record(result, model, {"skip": [name for name in blocks.found if name in gone]})
