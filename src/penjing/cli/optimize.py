@@ -35,7 +35,7 @@ def optimize(
     dry_run: o.DryRun = False,
 ) -> int:
     """Find the fastest artefact that keeps to the budget, and certify it on unseen data."""
-    budget = o.budget_from(
+    budget = o.make_budget(
         confidence,
         max_drop=max_drop,
         latency=latency,
@@ -45,7 +45,7 @@ def optimize(
         time=time,
         trials=trials,
     )
-    where = o.target_from(target, threads, batch)
+    where = o.make_target(target, threads, batch)
     return run_task_file(task_file, budget, where, out, seed, json=json, dry_run=dry_run)
 
 

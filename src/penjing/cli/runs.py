@@ -16,7 +16,7 @@ def resume(run: o.RunPath, json: o.Json = False) -> int:
     from penjing.cli.show import exit_code, show_record
     from penjing.core.errors import Refused
     from penjing.run.folder import open_run
-    from penjing.run.reading import settings_of
+    from penjing.run.reading import read_settings
     from penjing.search.result import open_result
 
     folder = open_run(run)
@@ -24,7 +24,7 @@ def resume(run: o.RunPath, json: o.Json = False) -> int:
         result = open_result(folder.path)
         emit(result.record, json, lambda _: show_record(result))
         return exit_code(result)
-    path, budget, target, seed = settings_of(folder)
+    path, budget, target, seed = read_settings(folder)
     if path is None:
         raise Refused(
             "must have been started from a task file",
@@ -38,9 +38,9 @@ def resume(run: o.RunPath, json: o.Json = False) -> int:
 def status(run: o.RunPath, json: o.Json = False) -> int:
     """Show what a run has finished, whether it is running, and its best artefact so far."""
     from penjing.cli.main import emit
-    from penjing.run.status import status_of
+    from penjing.run.status import read_status
 
-    emit(status_of(run), json, _show_status)
+    emit(read_status(run), json, _show_status)
     return 0
 
 

@@ -21,7 +21,7 @@ from penjing.core.trial import Trial
 from penjing.measurement.side_by_side import ratios
 from penjing.planners.candidates import PAYS, Candidate, Probed, candidates, limits_bytes, ordered, ratio_of
 from penjing.planners.recipes import recipes
-from penjing.run.folder import environment
+from penjing.run.folder import describe_environment
 from penjing.search.evaluate import REFERENCE
 from penjing.search.recipes_job import NO_TIME, deliver_recipes
 from penjing.search.resources import candidate_limits
@@ -153,7 +153,7 @@ def _bytes(folder: Path) -> int:
 
 
 def _key(session: Session, reference: Path, legal: tuple[Candidate, ...]) -> str:
-    here = environment()
+    here = describe_environment()
     plans = [plan_to_json(candidate.plan) for candidate in legal]
     inputs = [[list(x.shape[1:]), str(x.dtype)] for x in session.task.valid.example()]
     machine = [here["processor"], here["cores"], here["packages"], here["python"]]

@@ -18,7 +18,7 @@ from penjing.measurement.quality import metric_name
 from penjing.planners.forecast import Forecast
 from penjing.report.html import write_report
 from penjing.report.record import ArtefactPlace, Asked, Originals, Record, Spent, TrialRow
-from penjing.run.folder import environment
+from penjing.run.folder import describe_environment
 from penjing.search.certification import Judged
 from penjing.search.result import Result
 from penjing.search.session import Session
@@ -79,7 +79,7 @@ def finish(session: Session, asked: Target, ending: Ending) -> Result:
         changes=_changes(session, judged.chosen),
         ablation=judged.ablation,
         trials=[_row(index, trial, ending.trials) for index, trial in enumerate(ending.trials)],
-        environment=environment(),
+        environment=describe_environment(),
         spent=_spent(session, ending),
         notes=_notes(session, ending),
     )

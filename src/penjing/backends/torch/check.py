@@ -6,11 +6,11 @@ import copy
 import hashlib
 import inspect
 import re
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.masks import masks_of
 from penjing.backends.torch.tensors import evaluating, select_output, tensors_of, to_inputs
@@ -82,7 +82,7 @@ def check(model: nn.Module, example: Arrays) -> None:
         )
 
 
-def _check_kinds(tensors: dict[str, Any]) -> None:
+def _check_kinds(tensors: dict[str, Tensor]) -> None:
     lazy = [n for n, t in tensors.items() if isinstance(t, nn.parameter.UninitializedTensorMixin)]
     if lazy:
         raise Refused(
@@ -91,7 +91,7 @@ def _check_kinds(tensors: dict[str, Any]) -> None:
             place="model",
             fix="run the model once on an example",
         )
-    rules: tuple[tuple[str, Any, str], ...] = (
+    rules: tuple[tuple[str, Callable[[Tensor], bool], str], ...] = (
         ("tensors cannot be on the meta device", lambda t: t.is_meta, "load the weights before optimizing"),
         ("tensors cannot be complex", lambda t: t.is_complex(), "split it into real and imaginary parts"),
     )
@@ -109,7 +109,7 @@ def _check_kinds(tensors: dict[str, Any]) -> None:
         )
 
 
-def _check_finite(tensors: dict[str, Any]) -> None:
+def _check_finite(tensors: dict[str, Tensor]) -> None:
     counts = {n: int((~t.isfinite()).sum()) for n, t in tensors.items() if t.is_floating_point()}
     bad = [f"{name} ({count})" for name, count in counts.items() if count]
     if bad:

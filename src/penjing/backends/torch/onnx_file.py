@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from penjing.backends.torch.graph.capture import capture, quiet, require_dynamic
 from penjing.backends.torch.quantizers import refuse_simulated
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import write_bytes
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 18
 
@@ -71,7 +74,7 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
     write_bytes(path, proto.SerializeToString())
 
 
-def _fix_strides(module: Any) -> None:
+def _fix_strides(module: fx.GraphModule) -> None:
     """Say that attention's result lies in memory in order.
 
     Its kernel on this machine may lay it out in another way than the operators that the exporter makes of it,
@@ -104,7 +107,7 @@ def _cause(error: Exception) -> str:
 _MODULE_KEYS = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
 
 
-def _tidy(proto: Any) -> None:
+def _tidy(proto: onnx.ModelProto) -> None:
     """Drop inferred shapes, which go stale when tools edit the file, and name the batch axis."""
     del proto.graph.value_info[:]
     symbols = {

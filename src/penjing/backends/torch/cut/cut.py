@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.cut.rewrite import exported_net
 from penjing.backends.torch.cut.verify import Proof
@@ -75,7 +74,7 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
     return result
 
 
-def _check_units(by_name: Mapping[str, Group], name: str, chosen: Any) -> NDArray[np.int64]:
+def _check_units(by_name: Mapping[str, Group], name: str, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     if name not in by_name:
         raise Refused(
             "the group must be one of the model's",
@@ -145,7 +144,7 @@ def _remaining(axes: Mapping[tuple[int, int], NDArray[np.bool_]]) -> dict[int, N
     return {axis: np.flatnonzero(mask).astype(np.int64) for (axis, _), mask in axes.items()}
 
 
-def _sliced(tensor: Any, axes: Mapping[tuple[int, int], NDArray[np.bool_]]) -> Any:
+def _sliced(tensor: Tensor, axes: Mapping[tuple[int, int], NDArray[np.bool_]]) -> Tensor:
     data = tensor.detach()
     ordinary = {axis: mask for (axis, length), mask in axes.items() if length == data.shape[axis]}
     grouped = next((mask for (axis, length), mask in axes.items() if length != data.shape[axis]), None)
@@ -159,7 +158,7 @@ def _sliced(tensor: Any, axes: Mapping[tuple[int, int], NDArray[np.bool_]]) -> A
     return data
 
 
-def _sliced_blocks(data: Any, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Any:
+def _sliced_blocks(data: Tensor, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Tensor:
     """Slice the weight of a grouped convolution: each block has its own rows and columns."""
     blocks = len(columns) // data.shape[1]
     parts = [
@@ -171,7 +170,7 @@ def _sliced_blocks(data: Any, rows: NDArray[np.bool_], columns: NDArray[np.bool_
     return torch.cat(parts)
 
 
-def _index(mask: NDArray[np.bool_], like: Any) -> Any:
+def _index(mask: NDArray[np.bool_], like: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask)).to(like.device)
 
 

@@ -261,7 +261,7 @@ def _config(folder: Path) -> Any:
 def _block_list(model: nn.Module, folder: Path) -> str:
     """Return the name of the list of blocks."""
     count = getattr(model.config, "num_hidden_layers", None)
-    lists: dict[str, Any] = {n: x for n, x in model.named_modules() if isinstance(x, nn.ModuleList)}
+    lists: dict[str, nn.ModuleList] = {n: x for n, x in model.named_modules() if isinstance(x, nn.ModuleList)}
     found = [
         name for name, x in lists.items() if 0 < len(x) == count and all(_has_linear(block) for block in x)
     ]

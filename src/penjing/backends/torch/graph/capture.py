@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
@@ -46,14 +47,14 @@ class Capture:
         dynamic: whether the graph takes any batch size.
     """
 
-    program: Any
-    graph: Any
-    outputs: tuple[Any, ...]
+    program: ExportedProgram
+    graph: fx.Graph
+    outputs: tuple[fx.Node, ...]
     tensors: dict[str, str]
-    constants: dict[str, tuple[str, Any]]
+    constants: dict[str, tuple[str, Tensor]]
     inputs: tuple[str, ...]
     names: tuple[str, ...]
-    examples: tuple[Any, ...]
+    examples: tuple[Tensor, ...]
     dynamic: bool
 
     @property
@@ -109,7 +110,7 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _shapes(model: nn.Module, examples: tuple[Any, ...]) -> Any:
+def _shapes(model: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     specs = tuple({0: torch.export.Dim.AUTO} if x.ndim else None for x in examples)
     parameters = list(inspect.signature(model.forward).parameters.values())
     named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
@@ -117,7 +118,7 @@ def _shapes(model: nn.Module, examples: tuple[Any, ...]) -> Any:
     return (*specs[: len(named)], specs[len(named) :]) if takes_rest else specs
 
 
-def _read_signature(model: nn.Module, program: Any, examples: tuple[Any, ...]) -> Capture:
+def _read_signature(model: nn.Module, program: ExportedProgram, examples: tuple[Tensor, ...]) -> Capture:
     tensors, constants, inputs = {}, {}, []
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
@@ -149,12 +150,12 @@ def require_dynamic(captured: Capture) -> None:
         )
 
 
-def varies(size: Any) -> bool:
+def varies(size: int | torch.SymInt) -> bool:
     """Tell whether a captured dimension follows the batch; code may have made a constant of it."""
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
-def sizes(value: Any) -> tuple[int, ...]:
+def sizes(value: Tensor) -> tuple[int, ...]:
     """Return the shape of a captured value, symbolic dimensions as in the captured batch.
 
     A dimension that depends on the data (`nonzero`) counts 1: nothing can be said of it.
@@ -162,7 +163,7 @@ def sizes(value: Any) -> tuple[int, ...]:
     return tuple(int(d.node.hint or 1) if isinstance(d, torch.SymInt) else int(d) for d in value.shape)
 
 
-def bind(captured: Capture, model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
+def bind(captured: Capture, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Return what the graph's placeholders take, in order: the module's tensors, constants, inputs."""
     given = dict(zip(captured.inputs, inputs, strict=True))
     own = dict(model.named_parameters(remove_duplicate=False))
@@ -193,7 +194,7 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def where(node: Any) -> str:
+def where(node: fx.Node) -> str:
     """Return `operator at file:line` of a node, for people."""
     operator = getattr(node.target, "__name__", str(node.target))
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")

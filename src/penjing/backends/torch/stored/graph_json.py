@@ -109,7 +109,7 @@ def check_name(name: Any, what: str) -> str:
     return name
 
 
-def name_of(target: Any) -> str:
+def name_of(target: Callable[..., Any]) -> str:
     """Return the name under which an operator is written.
 
     Raises:
@@ -152,14 +152,14 @@ def operator_named(name: Any, fix: str = WRITE_AGAIN) -> Callable[..., Any]:
     )
 
 
-def _is_harmless(overload: Any) -> bool:
+def _is_harmless(overload: torch._ops.OpOverload) -> bool:
     arguments = overload._schema.arguments
     if overload._schema.name in ("aten::set_", "aten::resize_", "aten::resize_as_"):
         return False
     return not any("file" in a.name or any(word in str(a.type) for word in _HANDLES) for a in arguments)
 
 
-def check_keywords(target: Any, keywords: Any) -> None:
+def check_keywords(target: Callable[..., Any], keywords: Any) -> None:
     """Refuse keyword arguments that an operator does not have."""
     schema = getattr(target, "_schema", None)
     known = {argument.name for argument in schema.arguments} if schema is not None else set()
@@ -172,7 +172,7 @@ def check_keywords(target: Any, keywords: Any) -> None:
         )
 
 
-def encode(value: Any, reference: Callable[[Any], Any]) -> Any:
+def encode(value: Any, reference: Callable[[fx.Node], Any]) -> Any:
     """Return an argument as plain data; `reference` writes the nodes in it.
 
     Raises:
@@ -227,7 +227,7 @@ def decode(data: Any, reference: Callable[[str, Any], Any]) -> Any:
     )
 
 
-def dtype_named(name: Any) -> Any:
+def dtype_named(name: Any) -> torch.dtype:
     """Return a torch type by its name, `float32`.
 
     Raises:
@@ -243,6 +243,6 @@ def dtype_named(name: Any) -> Any:
     return _DTYPES[name]
 
 
-def dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a torch type, without `torch.`."""
     return str(dtype).removeprefix("torch.")

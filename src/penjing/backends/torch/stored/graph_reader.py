@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from penjing.backends.torch.cut.exported import NAMES, Code, ExportedNet
 from penjing.backends.torch.stored.graph_json import (
@@ -24,7 +24,7 @@ from penjing.core.errors import Refused
 MOST_NODES = 1_000_000
 
 
-def net_of(data: Any, constants: Mapping[str, Any]) -> ExportedNet:
+def net_of(data: Any, constants: Mapping[str, Tensor]) -> ExportedNet:
     """Make the module that a stored graph describes; parameters and persistent buffers are zeros.
 
     Convolutions, linear layers, BatchNorm, LayerNorm and embeddings are modules under their old names: the
@@ -58,7 +58,7 @@ def net_of(data: Any, constants: Mapping[str, Any]) -> ExportedNet:
 
 
 class _Reader:
-    def __init__(self, data: Any, constants: Mapping[str, Any]) -> None:
+    def __init__(self, data: Any, constants: Mapping[str, Tensor]) -> None:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise Refused(
                 "must have a known format",
@@ -72,7 +72,7 @@ class _Reader:
         self._tensors = self._make_tensors(data["tensors"], constants)
         self._names = tuple(check_name(name, "an input") for name in data["inputs"])
         self._inputs = [self._graph.placeholder(f"input_{i}") for i in range(len(self._names))]
-        self._nodes: list[Any] = []
+        self._nodes: list[fx.Node] = []
         self._placed: dict[str, LayerCall] = {}
 
     def net(self) -> ExportedNet:
@@ -93,8 +93,8 @@ class _Reader:
         )
         return ExportedNet(self._root, Code(code.src), self._names)
 
-    def _make_tensors(self, described: Any, constants: Mapping[str, Any]) -> dict[str, Any]:
-        made: dict[str, Any] = {}
+    def _make_tensors(self, described: Any, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
         for name, entry in described.items():
             check_name(name, "a tensor")
             role, shape, dtype = entry["role"], [int(n) for n in entry["shape"]], dtype_named(entry["dtype"])
@@ -116,7 +116,7 @@ class _Reader:
             self._register(name, made[name], persistent=role != "constant")
         return made
 
-    def _register(self, name: str, tensor: Any, persistent: bool) -> None:
+    def _register(self, name: str, tensor: Tensor, persistent: bool) -> None:
         owner, _, local = name.rpartition(".")
         place = self._owner(owner)
         if hasattr(place, local):
@@ -131,7 +131,7 @@ class _Reader:
         else:
             place.register_buffer(local, tensor, persistent=persistent)
 
-    def _owner(self, path: str) -> Any:
+    def _owner(self, path: str) -> nn.Module:
         place = self._root
         for part in path.split(".") if path else ():
             if part not in place._modules:
@@ -146,7 +146,7 @@ class _Reader:
             place = place._modules[part]
         return place
 
-    def _call(self, entry: Any) -> Any:
+    def _call(self, entry: Any) -> fx.Node:
         target = operator_named(entry["op"])
         keywords = entry.get("kwargs", {})
         check_keywords(target, keywords)
@@ -179,7 +179,7 @@ class _Reader:
         self._placed[layer.name] = layer
         return True
 
-    def _resolve(self, kind: str, value: Any) -> Any:
+    def _resolve(self, kind: str, value: Any) -> fx.Node:
         if kind == "node" and type(value) is int and 0 <= value < len(self._nodes):
             return self._nodes[value]
         if kind == "input" and type(value) is int and 0 <= value < len(self._inputs):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.check import copied
 from penjing.backends.torch.hooks import Call, watched
@@ -161,7 +161,7 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _matrices(module: nn.Module) -> list[Any]:
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.ndim > 1]
 
 
@@ -195,7 +195,10 @@ def _without_nested(
 
 
 def _fails_without(
-    model: nn.Module, gone: Mapping[str, PassThrough], inputs: tuple[Any, ...], wanted: list[Any]
+    model: nn.Module,
+    gone: Mapping[str, PassThrough],
+    inputs: tuple[Tensor, ...],
+    wanted: list[tuple[int, ...]],
 ) -> str:
     with without(model, gone), evaluating(model), torch.no_grad():
         try:
@@ -206,7 +209,7 @@ def _fails_without(
     return "" if shapes == wanted else "without it the model returns other shapes"
 
 
-def _shapes(output: Any) -> list[Any]:
+def _shapes(output: Any) -> list[tuple[int, ...]]:
     if isinstance(output, torch.Tensor):
         return [tuple(output.shape)]
     if isinstance(output, Mapping):
@@ -215,7 +218,7 @@ def _shapes(output: Any) -> list[Any]:
 
 
 def _kept(
-    found: Mapping[str, Any], why: Mapping[str, str], members: Mapping[str, nn.Module]
+    found: Mapping[str, PassThrough], why: Mapping[str, str], members: Mapping[str, nn.Module]
 ) -> dict[str, str]:
     """Say why the neighbours of blocks stay; where there are no blocks, why all that could be one is none."""
     places = {name.rpartition(".")[0] for name in found}
