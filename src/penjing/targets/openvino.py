@@ -7,7 +7,6 @@ processor can. Reference: https://docs.openvino.ai, "Precision Control" and "CPU
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.extras import bring
 from penjing.core.method import Change
 from penjing.core.plan import Plan
+from penjing.core.scratch import scratch
 from penjing.core.target import Target, need_to_deliver
 from penjing.core.value import Model
 from penjing.targets.signature import Guard, TensorSpec, fixed_batch
@@ -88,8 +88,8 @@ class OpenVino:
         from penjing.backends.onnx.integers import integer_layers
         from penjing.targets.onnx_file import facts_of, write_onnx
 
-        with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:
-            path = Path(temporary) / "model.onnx"
+        with scratch() as temporary:
+            path = temporary / "model.onnx"
             proto = write_onnx(model, example, path)
             try:
                 ov.save_model(ov.Core().read_model(path), folder / FILE, compress_to_fp16=False)
