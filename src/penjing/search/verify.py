@@ -88,7 +88,6 @@ def _judge(
         task,
         budget.max_drop,
         budget.confidence,
-        task.class_names,
     )
     limits = budget.model_copy(update={"time": None, "trials": None})
     return verdict(limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, (0.0, 0))
