@@ -155,6 +155,6 @@ def test_depth_then_width_then_integers_is_delivered(tmp_path):
     convolutions = [m for m in float_model.modules() if isinstance(m, nn.Conv2d)]
     assert [m.weight.shape[0] for m in convolutions] == [8] * 5
     applied = pj.apply(model, plan, task)
-    pj.deliver(applied.model, plan, pj.Target(), tmp_path / "a", example=(x[:1],))
+    pj.deliver(applied, pj.Target(), tmp_path / "a", example=(x[:1],))
     found, wanted = pj.load(tmp_path / "a")(x), BACKEND.run(float_model, (x,))
     assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()

@@ -51,7 +51,7 @@ def test_the_artefact_is_smaller_and_computes_in_a_runtime_of_its_own(network, t
     sizes = {}
     for name, plan in (("float", ()), ("packed", (pj.WeightOnly("int4 group 32"),))):
         model = pj.apply(network, plan, task).model if plan else network
-        artefact = pj.deliver(model, plan, pj.Target(), tmp_path / name, example=(X[:1],))
+        artefact = pj.deliver(model, pj.Target(), tmp_path / name, example=(X[:1],))
         sizes[name] = artefact.size_bytes
         made = pj.load(artefact.path)(X)
         np.testing.assert_allclose(made, model.run((X,))[0], rtol=1e-4, atol=1e-4)
