@@ -28,9 +28,10 @@ from penjing.core.artefact import Artefact, open_artefact
 from penjing.core.backend import enter
 from penjing.core.extras import missing
 from penjing.core.target import Target
+from penjing.measurement.agreement import difference
 from penjing.measurement.latency import interleave, summarise
-from penjing.measurement.measure import difference, timed_batch
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
+from penjing.measurement.stage import timed_batch
 from penjing.run.folder import describe_environment
 from penjing.search.runtimes import list_openvino_modes
 from shapes import SHAPES

@@ -29,19 +29,23 @@ def describe_certificate(found: Certificate | None, metric: str) -> dict[str, An
 
 
 def _sentences(found: Certificate, metric: str) -> tuple[str, str]:
-    confidence = found.confidence
+    each = f"each bound at {percent(found.confidence)} confidence"
+    bound = "an indication, no bound" if found.no_bound else each
+    groups = f" in {found.groups:,} groups" if found.groups else ""
     first = (
-        f"On {found.n:,} test examples that the search never saw, compared one by one with the baseline, the "
-        f"drop in {clean(metric, 60)} is {words.drop(found.drop.value, metric)} "
-        f"({_interval(found.drop, metric)}, each bound at {percent(confidence)} confidence)."
+        f"On {found.n:,} test examples{groups} that the search never saw, compared one by one with the "
+        f"baseline, the drop in {clean(metric, 60)} is {words.drop(found.drop.value, metric)} "
+        f"({_interval(found.drop, metric)}, {bound})."
     )
-    return first, _second_sentence(found, metric, percent(round(1 - confidence, 6)))
+    return first, _second_sentence(found, metric, percent(round(1 - found.confidence, 6)))
 
 
 def _second_sentence(found: Certificate, metric: str, risk: str) -> str:
     method, limit = clean(found.method or "paired test", 160), found.max_drop
     name = clean(found.candidate or "the result", 160)
     most = "the limit" if limit is None else words.drop(limit, metric)
+    if found.no_bound:
+        return f"Nothing was certified: no bound on the metric is known; {clean(found.no_bound, 240)}."
     if any(step.certified and step.name == found.candidate for step in found.sequence):
         return (
             f"A drop of more than {most} is ruled out for {name} ({method}): were the true drop that large, "

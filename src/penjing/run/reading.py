@@ -65,6 +65,9 @@ def locate_artefact(folder: Path, name: str) -> Path:
 
     Raises:
         Refused: the name leads out of the run directory.
+
+    >>> locate_artefact(Path("runs/mine"), "artefacts/a/artefact").as_posix()
+    'runs/mine/artefacts/a/artefact'
     """
     pure = PurePosixPath(name)
     inside = (folder / pure).resolve().is_relative_to(folder.resolve())

@@ -261,7 +261,6 @@ def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Tria
         session.task,
         session.budget.max_drop,
         session.budget.confidence,
-        session.task.class_names,
     )
     return Tested(
         certificate=certificate,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,9 +19,11 @@ from penjing.core.executor import Finished, Limits, candidate_seed
 from penjing.core.measurement import Measurement, Operations
 from penjing.core.plan import Plan, plan_name, plan_to_json
 from penjing.core.progress import Line
+from penjing.core.scratch import scratch
 from penjing.core.target import Target
 from penjing.core.trial import Trial, find_broken_limits
-from penjing.measurement.measure import Measured, difference, measure_all
+from penjing.measurement.agreement import TOLERANCE, difference
+from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.quality import maximized
 from penjing.search.build_job import build
@@ -30,9 +31,6 @@ from penjing.search.session import Session, read_row
 from penjing.search.values import BuildRow, Built, TrialRow
 
 Outputs = NDArray[Any]
-
-TOLERANCE = 1e-3
-"""Largest relative difference between a file's outputs and those of the model in memory."""
 
 NOISES = 3.0
 """How many times the difference of two evaluations in memory a file's outputs may differ besides."""
@@ -172,10 +170,9 @@ def run_in_float32(session: Session, target: Target, artefact: Path, examples: i
     inputs = tuple(x[:examples] for x in session.task.valid.arrays()[0])
     batch = open_artefact(artefact).evaluation_batch(session.task.batch_size)
     with (
-        tempfile.TemporaryDirectory(prefix="penjing-") as temporary,
+        scratch() as folder,
         RuntimeProcess(artefact, target.reference) as process,
     ):
-        folder = Path(temporary)
         return process.outputs(save_arrays(folder, inputs, "inputs"), batch, folder / "outputs.npy")
 
 

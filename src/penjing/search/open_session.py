@@ -18,6 +18,7 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.files import remove_leftovers
 from penjing.core.plan import digest
 from penjing.core.progress import Line, Say, silent
+from penjing.core.scratch import scratch_in
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.value import Model
@@ -98,6 +99,7 @@ def open_session(
         say(Line.note(f"run directory: {run.path}"))
         stack.enter_context(DriverLock(run.lock))
         remove_leftovers(run.path)
+        stack.enter_context(scratch_in(run.path))
         fresh = not run.config.is_file()
         _agree(run, config, parts)
         try:

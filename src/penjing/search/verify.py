@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from penjing.core.backend import backend_for, enter
 from penjing.core.budget import Budget
 from penjing.core.errors import Exit, Refused
 from penjing.core.measurement import Operations
+from penjing.core.scratch import scratch
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.core.verdict import Verdict
@@ -41,8 +41,8 @@ def verify(folder: Path | str, task: Task, budget: Budget, *, model: Model | Non
     folder = Path(folder).expanduser().absolute()
     run = (folder / "best.json").is_file()
     artefact = open_artefact(find_best(folder) if run else folder)
-    with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:
-        baseline = folder / "float" / "target" if run else _delivered(model, task, artefact, Path(temporary))
+    with scratch() as temporary:
+        baseline = folder / "float" / "target" if run else _delivered(model, task, artefact, temporary)
         return _judge(artefact, baseline, task, budget, model, _operations(folder) if run else {})
 
 
@@ -88,7 +88,6 @@ def _judge(
         task,
         budget.max_drop,
         budget.confidence,
-        task.class_names,
     )
     limits = budget.model_copy(update={"time": None, "trials": None})
     return judge_limits(
