@@ -1024,10 +1024,10 @@ PAIRS = [
     if stage_of(a) <= stage_of(b)
 ]
 NOT_TOGETHER = {
-    (STATIC, STATIC): "not quantized yet",
-    (STATIC, DYNAMIC): "not quantized yet",
-    (DYNAMIC, STATIC): "not quantized yet",
-    (DYNAMIC, DYNAMIC): "not quantized yet",
+    (STATIC, STATIC): "must be in float",
+    (STATIC, DYNAMIC): "must be in float",
+    (DYNAMIC, STATIC): "must be in float",
+    (DYNAMIC, DYNAMIC): "must be in float",
     **{(first, BIAS): "float reference" for first in (PRUNE, BN, BIAS)},
     **{(BIAS, second): "float reference" for second in (STATIC, DYNAMIC)},
     (DYNAMIC, BIAS): "must change at least one layer",

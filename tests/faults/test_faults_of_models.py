@@ -114,9 +114,8 @@ class Branching(Plain):
 
 def test_control_flow_that_depends_on_data_is_refused_with_its_line(optimize, weights):
     said = []
-    with pytest.raises(
-        Refused, match=r"^(test_faults_of_models\.py:\d+|Branching\.forward, line \d+): "
-    ) as refused:
+    place = r"^(test_faults_of_models\.py:\d+|Branching\.forward, line \d+): "
+    with pytest.raises(Refused, match=place) as refused:
         optimize(with_weights(Branching, weights), said=said)
     assert "take control flow" in refused.value.fix
     assert not any(line.startswith("trying") for line in said)

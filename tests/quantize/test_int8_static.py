@@ -249,7 +249,7 @@ def calibrated_on(model, x):
 
 
 @pytest.mark.parametrize(
-    ("fill", "message"), [(0.0, "inputs vary.*0"), (2.5, "inputs vary.*2.5"), (np.nan, "NaN")]
+    ("fill", "message"), [(0.0, "inputs must vary.*0"), (2.5, "inputs must vary.*2.5"), (np.nan, "NaN")]
 )
 def test_calibration_that_says_nothing_is_refused(resnet, fill, message):
     model, x = resnet
@@ -261,7 +261,7 @@ def test_infinite_values_are_refused_with_the_tensor(resnet):
     model, x = resnet
     bad = x[:16].copy()
     bad[3, 0, 0, 0] = np.inf
-    with pytest.raises(Refused, match=r"finite.*tensor 'x'"):
+    with pytest.raises(Refused, match=r"tensor 'x'.*finite"):
         calibrated_on(model, bad)
 
 
@@ -279,10 +279,10 @@ def test_quantized_model_is_not_quantized_again(resnet, task_of):
     small = pj.apply(model, pj.Int8Static(calibration=16), task_of(x)).model
     for method in (pj.Int8Static(), pj.Int8Dynamic()):
         with pytest.raises(
-            Refused, match=r"not quantized yet.*QuantizeLinear|not quantized yet.*DequantizeLinear"
+            Refused, match=r"must be in float, got an integer operator, (Quantize|Dequantize)Linear"
         ):
             pj.apply(small, method, task_of(x))
-        with pytest.raises(Refused, match="not quantized yet"):
+        with pytest.raises(Refused, match="must be in float"):
             pj.apply(OnnxModel(small.proto), method, task_of(x))
 
 

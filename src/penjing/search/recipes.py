@@ -28,7 +28,7 @@ from penjing.search.evaluate import REFERENCE
 from penjing.search.recipe_job import NO_TIME, deliver_recipes
 from penjing.search.resources import candidate_limits
 from penjing.search.session import Session
-from penjing.targets.graph_shape import graph_shape
+from penjing.targets.graph_shape import digest_graph
 
 KIND = "recipes"
 """Folder of the cache."""
@@ -166,7 +166,7 @@ def _key(session: Session, reference: Path, legal: tuple[Candidate, ...]) -> str
     inputs = [[list(x.shape[1:]), str(x.dtype)] for x in session.task.valid.example()]
     machine = [here["processor"], here["cores"], here["packages"], here["python"]]
     target = session.target.model_dump(mode="json")
-    return digest([graph_shape(reference), target, plans, inputs, machine])
+    return digest([digest_graph(reference), target, plans, inputs, machine])
 
 
 def _recalled(key: str) -> tuple[tuple[Probed, ...], str]:
