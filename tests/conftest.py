@@ -48,9 +48,16 @@ LONGEST = (
 """Files that take more than half a minute each."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Begin with the longest files: one that comes last leaves all workers but its own without work."""
+    """Begin with the longest files: one that comes last leaves all workers but its own without work.
+
+    With `--dist loadgroup` a file stays on one worker, and of the table of all methods each row does.
+    """
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    for item in items:
+        row = getattr(item, "callspec", None) and item.callspec.params.get("row")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {row or ''}"))
 
 
 def pytest_terminal_summary(terminalreporter):
@@ -67,6 +74,7 @@ def pytest_terminal_summary(terminalreporter):
 QUICK = {
     "penjing.search.session.LEAST_TIMING": 0.2,
     "penjing.search.session.MOST_TIMING": 0.2,
+    "penjing.measurement.sittings.LEAST_SITTINGS": 1,
     "penjing.search.recipes.MOST_S": 4.0,
     "penjing.search.recipes.START_S": 0.2,
     "penjing.search.recipes.ROUND_S": 0.01,

@@ -16,15 +16,15 @@ def resume(run: o.RunPath, json: o.Json = False) -> int:
     from penjing.cli.show import exit_code, show_record
     from penjing.core.errors import Refused
     from penjing.run.folder import open_run
-    from penjing.run.reading import settings_of
-    from penjing.search.record import open_result
+    from penjing.run.reading import read_settings
+    from penjing.search.result import open_result
 
     folder = open_run(run)
     if (folder.path / "record.json").is_file():
         result = open_result(folder.path)
-        emit(result.record, json, lambda record: show_record(record, result.report))
-        return exit_code(result.record)
-    path, budget, target, seed = settings_of(folder)
+        emit(result.record, json, lambda _: show_record(result))
+        return exit_code(result)
+    path, budget, target, seed = read_settings(folder)
     if path is None:
         raise Refused(
             "must have been started from a task file",
@@ -38,9 +38,9 @@ def resume(run: o.RunPath, json: o.Json = False) -> int:
 def status(run: o.RunPath, json: o.Json = False) -> int:
     """Show what a run has finished, whether it is running, and its best artefact so far."""
     from penjing.cli.main import emit
-    from penjing.run.status import status_of
+    from penjing.run.status import read_status
 
-    emit(status_of(run), json, _show_status)
+    emit(read_status(run), json, _show_status)
     return 0
 
 
@@ -60,11 +60,11 @@ def report(run: o.RunPath, json: o.Json = False) -> int:
     from penjing.cli.main import emit
     from penjing.cli.show import show_record
     from penjing.report.html import write_report
-    from penjing.search.record import open_result
+    from penjing.search.result import open_result
 
     result = open_result(run)
-    write_report(result.record, result.report)
-    emit(result.record, json, lambda record: show_record(record, result.report))
+    write_report(result.typed, result.report)
+    emit(result.record, json, lambda _: show_record(result))
     return 0
 
 

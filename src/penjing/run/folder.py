@@ -51,7 +51,11 @@ _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the parts of one run lie."""
+    """Where the parts of one run lie.
+
+    >>> RunFolder(Path("runs/mine")).record.as_posix()
+    'runs/mine/record.json'
+    """
 
     path: Path
 
@@ -106,7 +110,7 @@ class RunFolder:
         return self.record.is_file()
 
 
-def create(out: Path | str | None, name: str, *, needed_bytes: int = 0) -> RunFolder:
+def create_run(out: Path | str | None, name: str, *, needed_bytes: int = 0) -> RunFolder:
     """Make the folder of a new run, and check that it can take the run, before any work.
 
     Args:
@@ -117,6 +121,12 @@ def create(out: Path | str | None, name: str, *, needed_bytes: int = 0) -> RunFo
     Raises:
         Refused: the path is a file, holds a run or anything else, cannot be written, or has too little
             room. Nothing is overwritten, and nothing stays behind.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = create_run(f"{folder}/mine", "net")
+    ...     sorted(path.name for path in run.path.iterdir())
+    ['artefacts', 'logs']
     """
     if out is None:
         path = _numbered(Path("runs"), re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run")
@@ -144,6 +154,12 @@ def open_run(path: Path | str) -> RunFolder:
 
     Raises:
         Refused: no such folder, not a run, damaged, or of a newer version.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_config(create_run(folder, "net"), {"seed": 0})
+    ...     read_config(open_run(folder))
+    {'seed': 0}
     """
     run = RunFolder(Path(path).expanduser().absolute())
     if not run.path.is_dir():
@@ -170,7 +186,7 @@ def write_config(run: RunFolder, config: Mapping[str, Any]) -> None:
     """Save the resolved configuration and the environment of a run; from here on the folder is a run."""
     from penjing import __version__
 
-    write_json(run.environment, environment())
+    write_json(run.environment, describe_environment())
     write_text(run.config, dump_yaml({"schema": SCHEMA, "penjing": __version__, **config}))
 
 
@@ -202,8 +218,12 @@ def read_config(run: RunFolder) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("schema", "penjing")}
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, processor, cores, memory (bytes), system and thread settings, as plain data."""
+def describe_environment() -> dict[str, Any]:
+    """Return versions, processor, cores, memory (bytes), system and thread settings, as plain data.
+
+    >>> describe_environment()["memory_bytes"] > 1e6
+    True
+    """
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     return {
         "python": platform.python_version(),
@@ -273,7 +293,7 @@ def _refuse_used(path: Path) -> None:
             code=Exit.USAGE,
         )
     with refusing(path, "read"):
-        # What `create` itself leaves when it is killed before the configuration is written is no obstacle.
+        # What `create_run` leaves when it is killed before the configuration is written is no obstacle.
         unborn = {run.environment.name, run.lock.name}
         unborn |= {f.name for f in (run.artefacts, run.logs) if f.is_dir() and not os.listdir(f)}
         foreign = sorted(set(os.listdir(path)) - unborn)
