@@ -237,7 +237,7 @@ def test_blocks_that_take_arguments_by_name_are_learned_in_parts():
     torch.manual_seed(0)
     x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
     y = np.arange(64) % 3
-    small = Task(train=(x, y), valid=(x[:20], y[:20]), test=(x[20:40], y[20:40]))
+    small = Task(train=(x, y), valid=(x[:20], y[:20]), test=(x[20:40], y[20:40]), max_overlap=1)
     learn = pj.QuantizeReconstruct("int4", "uint8", ends=False, steps=20, examples=64, calibration=64)
     done = pj.apply(Outer(), learn, small)
     assert {c.layer: c.detail["block"] for c in done.changes} == {

@@ -76,7 +76,7 @@ def shortened(model, names, example=X):
 
 
 def delivered(model, folder, example=X):
-    return pj.deliver(model, (), TORCH, folder, example=example).path
+    return pj.deliver(model, TORCH, folder, example=example).path
 
 
 def test_without_the_class_it_gives_the_same_outputs_for_any_batch(tmp_path):
