@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -33,6 +34,9 @@ class Task:
         loss: `cross_entropy`, or a function of (outputs, targets) in the model's framework.
         metric: a name, or a function of (outputs, targets) as NumPy arrays that returns a number.
         direction: `maximize` or `minimize`; needed for a function.
+        metric_range: least and greatest value of a metric that is a function, for one example (0 and 5 for
+            an absolute error that is at most 5, 0 and 1 for NDCG). Values beyond it are clipped where a drop
+            is certified; without it no drop of such a metric can be.
         output: which output counts where the model returns several: a key, an index or a function.
         batch_size: of training and evaluation.
         class_names: for the report.
@@ -47,6 +51,7 @@ class Task:
     loss: str | Callable[..., Any] = "cross_entropy"
     metric: str | Callable[..., float] = "accuracy"
     direction: Literal["maximize", "minimize"] | None = None
+    metric_range: tuple[float, float] | None = None
     output: int | str | Callable[..., Any] | None = None
     batch_size: int = 128
     class_names: tuple[str, ...] = ()
@@ -119,6 +124,7 @@ class Task:
                 code=Exit.USAGE,
                 fix='pass direction="maximize" or "minimize"',
             )
+        self._check_range()
         for name, value in (("batch_size", self.batch_size), ("max_examples", self.max_examples)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise Refused(
@@ -128,6 +134,28 @@ class Task:
                     code=Exit.USAGE,
                     fix="128 is the default of batch_size; max_examples may be left out",
                 )
+
+    def _check_range(self) -> None:
+        ends = self.metric_range
+        if ends is None:
+            return
+        if isinstance(self.metric, str):
+            raise Refused(
+                "cannot be given for a named metric, whose range is known",
+                value=f"{ends} for {self.metric}",
+                place="task.metric_range",
+                fix="leave metric_range out",
+                code=Exit.USAGE,
+            )
+        numbers = isinstance(ends, tuple | list) and len(ends) == 2 and all(map(_is_number, ends))
+        if not numbers or not ends[0] < ends[1]:
+            raise Refused(
+                "must be two finite numbers in order",
+                value=repr(ends),
+                place="task.metric_range",
+                fix="give the least and the greatest value of one example, such as (0, 5)",
+                code=Exit.USAGE,
+            )
 
     def _refuse_same_data(self) -> None:
         for other in ("valid", "train"):
@@ -149,6 +177,10 @@ class Task:
         if self.valid is not None and self.valid is self.train:
             notes.append("valid is train: the search sees the examples that it trained on")
         return splits, notes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _complete(splits: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:

@@ -65,6 +65,10 @@ def read_packed_weights(folder: Path | str) -> Iterator[tuple[str, Encoded]]:
 
     Raises:
         Refused: the folder is no quantized checkpoint.
+
+    >>> for name, weight in read_packed_weights("small"):  # doctest: +SKIP
+    ...     print(name, weight.format, decode(weight).shape)
+    model.layers.0.self_attn.q_proj int4 group 32 (4096, 4096)
     """
     from safetensors import safe_open
 
@@ -111,6 +115,8 @@ def load_quantized(folder: Path | str) -> Any:
 
     Raises:
         Refused: transformers is missing; the folder is damaged, or no quantized checkpoint.
+
+    >>> model = load_quantized("small")  # doctest: +SKIP
     """
     need("language", "load_quantized")
     verify_manifest(folder)

@@ -20,7 +20,11 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 
 class Owner(Value):
-    """The process that drives a run."""
+    """The process that drives a run.
+
+    >>> print(Owner(pid=7, host="here"))
+    pid=7 host='here'
+    """
 
     pid: int
     host: str
@@ -35,6 +39,11 @@ class DriverLock:
 
     Raises:
         Refused: on entering, when another process drives the run; it is named by PID and host.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, DriverLock(f"{folder}/driver.lock") as lock:
+    ...     find_owner(lock.path).pid == os.getpid()
+    True
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -76,7 +85,11 @@ class DriverLock:
 
 
 def find_owner(path: Path | str) -> Owner | None:
-    """Return the live process that holds a lock, or None."""
+    """Return the live process that holds a lock, or None.
+
+    >>> print(find_owner("no/such/file"))
+    None
+    """
     if os.path.realpath(path) in _HELD:
         return Owner(pid=os.getpid(), host=socket.gethostname())
     try:

@@ -49,9 +49,9 @@ def verify(folder: Path | str, task: Task, budget: Budget, *, model: Model | Non
 def _delivered(model: Model | None, task: Task, artefact: Artefact, folder: Path) -> Path:
     if model is None:
         raise Refused(
-            "a bare artefact is judged beside its original",
+            "needs the original beside a bare artefact",
             place="verify",
-            fix="pass model=, or the run directory instead of the artefact",
+            fix="pass model=, or give the run directory instead of the artefact",
             code=Exit.USAGE,
         )
     return deliver(model, (), artefact.target.reference, folder / "float", example=task.valid.example()).path
@@ -62,11 +62,7 @@ def _operations(run: Path) -> dict[str, Operations | None]:
     if not (run / "record.json").is_file():
         return {}
     record = read_record(run)
-    found = {
-        REFERENCE: record["baselines"]["target"]["operations"],
-        "artefact": record["result"]["operations"],
-    }
-    return {name: value and Operations.model_validate(value) for name, value in found.items()}
+    return {REFERENCE: record.baselines.target.operations, "artefact": record.result.operations}
 
 
 def _judge(
@@ -92,7 +88,6 @@ def _judge(
         task,
         budget.max_drop,
         budget.confidence,
-        task.class_names,
     )
     limits = budget.model_copy(update={"time": None, "trials": None})
     return verdict(limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, (0.0, 0))

@@ -49,7 +49,7 @@ def check_budget(budget: Budget) -> None:
     """Refuse a budget without any limit on the result."""
     if budget.max_drop is None and not budget.costs:
         raise Refused(
-            "a budget has a limit on quality or cost",
+            "must have a limit on quality or cost",
             value=str(budget),
             place="budget",
             fix="give max_drop, latency, size, memory or operations",
@@ -199,10 +199,10 @@ def _agree(run: RunFolder, config: dict[str, Any], parts: dict[str, Any]) -> Non
             f"{key} was {_short(before.get(key))}, is {_short(parts[key])}" for key in changed
         )
         raise Refused(
-            "a run is resumed with what it was started with",
+            "must be resumed with what it was started with",
             value=differences,
             place=str(run.path),
-            fix="choose another --out for a new run",
+            fix="give what it was started with, or choose another --out for a new run",
             code=Exit.USAGE,
         )
 

@@ -16,7 +16,7 @@ from penjing.core.progress import Line, Say
 from penjing.core.target import Target, runtime_for
 from penjing.core.value import Model
 from penjing.repair.bias import CorrectBias
-from penjing.search.jobs import Shared
+from penjing.search.build_job import Shared
 
 EXAMPLES = 8
 """Training examples that ranges are taken from: no kernel's speed depends on where its range ends."""
