@@ -65,7 +65,7 @@ from penjing.repair.group_norm import ReplaceBatchNorm as ReplaceBatchNorm
 from penjing.repair.least_squares import LeastSquares as LeastSquares
 from penjing.repair.match_statistics import MatchStatistics as MatchStatistics
 from penjing.search.optimize import optimize as optimize
-from penjing.search.record import Result as Result
+from penjing.search.result import Result as Result
 from penjing.search.verify import verify as verify
 from penjing.train.finetune import FineTune as FineTune
 from penjing.train.strategy import Strategy as Strategy

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from penjing.arrays.spread import mean_interval
 from penjing.arrays.statistics import Interval
 from penjing.core.errors import Refused
 
@@ -52,6 +54,30 @@ def rounds_interval(
     value = statistic(np.concatenate(rounds))
     # A skewed statistic can leave its own percentile interval; the interval always holds the value.
     return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def processes_interval(values: Sequence[float], noise: float = 0.0, confidence: float = 0.95) -> Interval:
+    """Return the geometric mean of one value for each of several processes, with an interval for others.
+
+    Two processes of one file differ by where their memory came to lie, often by a percent and more, however
+    long each is timed. So Student's interval is taken over processes, of the logarithms, and widened by the
+    noise of the machine; the two are independent and add as squares.
+
+    Args:
+        values: a time of each process, or a ratio of each pair of processes; positive.
+        noise: relative difference of two processes of one file, found beforehand.
+        confidence: of the two-sided interval.
+
+    >>> processes_interval([1.0, 1.0, 1.0], noise=0.01)
+    Interval(value=1.0, low=0.990049833749168, high=1.010050167084168)
+
+    Raises:
+        Refused: fewer than two values, or one that is not positive and finite.
+    """
+    _check_positive([np.asarray(values, dtype=np.float64)])
+    mean, _, high = mean_interval([math.log(value) for value in values], confidence)
+    half = math.hypot(high - mean, math.log1p(noise))
+    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
 def percentile(share: float) -> Statistic:

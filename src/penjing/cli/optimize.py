@@ -66,7 +66,7 @@ def run_task_file(
     from penjing.cli.main import emit
     from penjing.cli.show import Reporter, exit_code, show_record
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.search.open import check_budget
+    from penjing.search.open_session import check_budget
     from penjing.search.optimize import optimize as run
 
     check_budget(budget)
@@ -93,8 +93,8 @@ def run_task_file(
             name=file.path.stem,
             config=config,
         )
-    emit(result.record, json, lambda record: show_record(record, result.report))
-    return exit_code(result.record)
+    emit(result.record, json, lambda _: show_record(result))
+    return exit_code(result)
 
 
 def _dry(task: Any, config: dict[str, Any]) -> dict[str, Any]:

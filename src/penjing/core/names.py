@@ -63,7 +63,7 @@ NAMES = {
     "read_packed_weights": "penjing.language.packed_weights",
     "load_quantized": "penjing.language.packed_weights",
     "verify": "penjing.search.verify",
-    "Result": "penjing.search.record",
+    "Result": "penjing.search.result",
     "Verdict": "penjing.core.verdict",
     "distill": "penjing.experiments.distill",
     "shrunk": "penjing.experiments.shrink",

@@ -18,6 +18,7 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.files import remove_leftovers
 from penjing.core.plan import digest
 from penjing.core.progress import Line, Say, silent
+from penjing.core.scratch import scratch_in
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.value import Model
@@ -27,7 +28,7 @@ from penjing.processes.local import LocalExecutor
 from penjing.run.folder import RunFolder, create_run, open_run, read_config, write_config
 from penjing.run.ledger import Ledger
 from penjing.run.lock import DriverLock
-from penjing.search.resources import check_memory, disk_bytes, model_bytes
+from penjing.search.resources import check_memory, estimate_disk_bytes, estimate_model_bytes
 from penjing.search.runtimes import check_target
 from penjing.search.session import Session
 
@@ -48,7 +49,7 @@ def check_budget(budget: Budget) -> None:
     """Refuse a budget without any limit on the result."""
     if budget.max_drop is None and not budget.costs:
         raise Refused(
-            "a budget has a limit on quality or cost",
+            "must have a limit on quality or cost",
             value=str(budget),
             place="budget",
             fix="give max_drop, latency, size, memory or operations",
@@ -80,7 +81,7 @@ def open_session(
     task = task.prepare(seed)
     backend, model, task = enter(model, task)
     backend.check(model, task.valid.example())
-    weights = model_bytes(backend, model)
+    weights = estimate_model_bytes(backend, model)
     check_memory(weights)
     parts = {
         "model": backend.fingerprint(model),
@@ -92,10 +93,13 @@ def open_session(
         "penjing": penjing.__version__,
     }
     with ExitStack() as stack:
-        run = _unfinished(out) or create_run(out, name or "run", needed_bytes=disk_bytes(weights, budget))
+        run = _unfinished(out) or create_run(
+            out, name or "run", needed_bytes=estimate_disk_bytes(weights, budget)
+        )
         say(Line.note(f"run directory: {run.path}"))
         stack.enter_context(DriverLock(run.lock))
         remove_leftovers(run.path)
+        stack.enter_context(scratch_in(run.path))
         fresh = not run.config.is_file()
         _agree(run, config, parts)
         try:
@@ -197,10 +201,10 @@ def _agree(run: RunFolder, config: dict[str, Any], parts: dict[str, Any]) -> Non
             f"{key} was {_short(before.get(key))}, is {_short(parts[key])}" for key in changed
         )
         raise Refused(
-            "a run is resumed with what it was started with",
+            "must be resumed with what it was started with",
             value=differences,
             place=str(run.path),
-            fix="choose another --out for a new run",
+            fix="give what it was started with, or choose another --out for a new run",
             code=Exit.USAGE,
         )
 
