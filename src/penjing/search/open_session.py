@@ -28,7 +28,7 @@ from penjing.processes.local import LocalExecutor
 from penjing.run.folder import RunFolder, create_run, open_run, read_config, write_config
 from penjing.run.ledger import Ledger
 from penjing.run.lock import DriverLock
-from penjing.search.resources import check_memory, disk_bytes, model_bytes
+from penjing.search.resources import check_memory, estimate_disk_bytes, estimate_model_bytes
 from penjing.search.runtimes import check_target
 from penjing.search.session import Session
 
@@ -81,7 +81,7 @@ def open_session(
     task = task.prepare(seed)
     backend, model, task = enter(model, task)
     backend.check(model, task.valid.example())
-    weights = model_bytes(backend, model)
+    weights = estimate_model_bytes(backend, model)
     check_memory(weights)
     parts = {
         "model": backend.fingerprint(model),
@@ -93,7 +93,9 @@ def open_session(
         "penjing": penjing.__version__,
     }
     with ExitStack() as stack:
-        run = _unfinished(out) or create_run(out, name or "run", needed_bytes=disk_bytes(weights, budget))
+        run = _unfinished(out) or create_run(
+            out, name or "run", needed_bytes=estimate_disk_bytes(weights, budget)
+        )
         say(Line.note(f"run directory: {run.path}"))
         stack.enter_context(DriverLock(run.lock))
         remove_leftovers(run.path)

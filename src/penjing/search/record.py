@@ -144,12 +144,12 @@ def _row(index: int, trial: Trial, trials: Sequence[Trial]) -> TrialRow:
         flips=trial.flips,
         feasible=trial.feasible,
         breaks=trial.breaks,
-        pareto=pareto(trial, trials),
+        pareto=is_on_front(trial, trials),
         seconds=sum(trial.seconds.values()),
     )
 
 
-def pareto(trial: Trial, trials: Sequence[Trial]) -> bool:
+def is_on_front(trial: Trial, trials: Sequence[Trial]) -> bool:
     """Tell whether no other finished trial is both at least as fast and at least as good."""
     if trial.latency_ms is None or trial.drop is None:
         return False

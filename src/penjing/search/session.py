@@ -88,7 +88,7 @@ class Session:
         key = self.key(kind, content)
         known = self.ledger.get(key)
         if known is not None:
-            return row_of(form, known, self.ledger.path)
+            return read_row(form, known, self.ledger.path)
         self.ledger.begin(key, MOST_ATTEMPTS)
         try:
             result = work()
@@ -103,7 +103,7 @@ class Session:
         return self.folder.joinpath(*parts)
 
 
-def row_of(form: type[Row], content: dict[str, Any], ledger: Path) -> Row:
+def read_row(form: type[Row], content: dict[str, Any], ledger: Path) -> Row:
     """Return a row of the ledger as the value that was put there.
 
     Raises:
