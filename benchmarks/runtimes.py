@@ -82,7 +82,7 @@ def peak_rate(options: argparse.Namespace) -> float:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penjing-")))
         for target in targets:
-            path = pj.deliver(model, (), target, folder / target.runtime, example=(rows[:1],)).path
+            path = pj.deliver(model, target, folder / target.runtime, example=(rows[:1],)).path
             process = stack.enter_context(RuntimeProcess(path, target))
             process.set_batch(save_arrays(folder, (rows,), target.runtime))
             rates[target.runtime] = PEAK**3 / (min(process.time(9, 2)) / 1e3)
@@ -147,9 +147,9 @@ def variants(
     common = {"threads": options.threads, "batch": options.batch}
     example, number = task.valid.example(), itertools.count()
 
-    def delivered(changed: Any, plan: Any, target: Target) -> tuple[Artefact, Target]:
+    def delivered(changed: Any, target: Target) -> tuple[Artefact, Target]:
         path = folder / f"artefact{next(number)}"
-        pj.deliver(changed, plan, target, path, example=example)
+        pj.deliver(changed, target, path, example=example)
         return open_artefact(path), target
 
     runtimes = {"onnxruntime": Target(**common)}
@@ -157,12 +157,12 @@ def variants(
         runtimes["openvino"] = Target("openvino", **common)
     low = Target("openvino", mode="bf16", **common) if "bf16" in list_openvino_modes() else None
     for label, target in runtimes.items():
-        yield f"{label} float32", delivered(model, (), target)
+        yield f"{label} float32", delivered(model, target)
     if low is not None:
-        yield "openvino bfloat16", delivered(model, (), low)
+        yield "openvino bfloat16", delivered(model, low)
     if not options.no_torch and not missing("torch"):
         for mode in ("eager", "compiled"):
-            yield f"torch {mode} float32", delivered(model, (), Target("torch", mode=mode, **common))
+            yield f"torch {mode} float32", delivered(model, Target("torch", mode=mode, **common))
     static = pj.chain(pj.Int8Static(), pj.CorrectBias())
     smooth = pj.chain(pj.SmoothActivations(), pj.Int8Static())
     dynamic = pj.chain(pj.Int8Dynamic())
@@ -179,7 +179,7 @@ def variants(
         for label, target in itertools.chain(runtimes.items(), lowered.items()):
             rest = ", the rest bfloat16" if target is low else ""
             try:
-                yield f"{label} {words}{rest}", delivered(changed, plan, target)
+                yield f"{label} {words}{rest}", delivered(changed, target)
             except pj.Refused as refusal:
                 print(f"{label} {words}{rest}: {refusal}")
 

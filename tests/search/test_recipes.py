@@ -61,7 +61,7 @@ def nets(parts, tmp_path_factory):
     narrow.conv2, narrow.head = torch.nn.Conv2d(32, 40, 3, 2, 1), torch.nn.Linear(40, 10)
     found = {}
     for name, net in {"digits": model, "tuned": tuned, "narrow": narrow}.items():
-        deliver(net, (), Target(), folder / name, example=task.valid.example())
+        deliver(net, Target(), folder / name, example=task.valid.example())
         found[name] = pj.load_onnx(folder / name / "model.onnx")
     return found
 
@@ -108,7 +108,7 @@ def run(tmp_path):
         with open_session(model, task, limits, target, folder, 0, options) as session:
             said.clear()
             if target.runtime != "torch":
-                deliver(model, (), target, folder / "float" / "target", example=task.valid.example())
+                deliver(model, target, folder / "float" / "target", example=task.valid.example())
             if not apart:
                 session = replace(session, executor=Here(session.model, session.task))
             return choose_recipes(session, facts_of(model, task), FLOAT), said
@@ -272,7 +272,7 @@ def test_a_transformer_is_written_under_every_recipe_and_really_timed(tiny_trans
     assert small == {"embed", "fc"}
     assert left.pop("static int8 but for the smallest layers (10% of the work)") > small
     assert {"fc", "body.0.up"}.isdisjoint(set.union(*left.values()))
-    reference = deliver(model, (), Target(), tmp_path / "float", example=task.valid.example()).path
+    reference = deliver(model, Target(), tmp_path / "float", example=task.valid.example()).path
     folders = {"float": reference, "dynamic": tmp_path / "recipe1", "none": tmp_path / "absent"}
     measured, failures = ratios(folders, "float", Target(), (x,), 0.0)
     assert measured.keys() == {"dynamic"}
@@ -297,7 +297,7 @@ def test_weights_do_not_enter_the_shape_and_widths_do(nets, parts, tmp_path, run
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
     shapes = []
     for name, net in nets.items():
-        path = deliver(net, (), Target(runtime), tmp_path / name, example=parts[1].valid.example()).path
+        path = deliver(net, Target(runtime), tmp_path / name, example=parts[1].valid.example()).path
         shapes.append(digest_graph(path))
     assert shapes[0] == shapes[1] != shapes[2]
     assert digest_graph(tmp_path) is None

@@ -45,7 +45,7 @@ def benchmark(
         entries: dict[str, Any] = {}
         for target in _targets(backend.name, threads, batch):
             folder = temporary / target.label.replace(" ", "-")
-            deliver(model, (), target, folder, example=example)
+            deliver(model, target, folder, example=example)
             entries[f"float, {target.label}"] = (folder, target, factory)
         counts = dict.fromkeys(entries, backend.operations(model, example))
         for path in artefacts:

@@ -86,7 +86,7 @@ def measure(
     example = task.valid.example()
     backend.check(model, example)
     with scratch() as parent:
-        folder = deliver(model, (), target, parent / "artefact", example=example).path
+        folder = deliver(model, target, parent / "artefact", example=example).path
         operations = {name: backend.operations(model, example)}
         entries = {name: (folder, target, factory or factory_of(model))}
         found = measure_all(entries, task, split, name, operations, seconds, limits)[name]

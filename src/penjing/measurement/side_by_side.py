@@ -56,7 +56,7 @@ def beside(
         batch = save_arrays(folder, timed_batch(inputs, target), "batch")
 
         def opener(model: Model) -> Open:
-            path = deliver(model, (), target, folder / f"model{next(numbers)}", example=example).path
+            path = deliver(model, target, folder / f"model{next(numbers)}", example=example).path
             return partial(_opened, path, target, batch, factory_of(model))
 
         first = opener(reference)

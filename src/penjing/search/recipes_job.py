@@ -68,7 +68,7 @@ def deliver_recipes(
         try:
             applied = apply(model, shorten_calibration(plan_from_json(data)), task, context=context)
             (folder / name).mkdir(parents=True)
-            runtime.deliver(applied.model, (), example, folder / name)
+            runtime.deliver(applied.model, example, folder / name)
         except Refused as refusal:
             refused[name] = str(refusal)
             continue

@@ -81,10 +81,10 @@ def survey(
 
 def _deliver_originals(model: Model, example: Arrays, target: Target, folder: Path, eager: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    deliver(model, (), target.reference, folder / "target", example=example)
+    deliver(model, target.reference, folder / "target", example=example)
     if eager:
         torch_eager = Target("torch", threads=target.threads, batch=target.batch)
-        deliver(model, (), torch_eager, folder / "eager", example=example)
+        deliver(model, torch_eager, folder / "eager", example=example)
 
 
 def _cannot_be_sent(model: Model) -> str:

@@ -54,7 +54,7 @@ def _delivered(model: Model | None, task: Task, artefact: Artefact, folder: Path
             fix="pass model=, or give the run directory instead of the artefact",
             code=Exit.USAGE,
         )
-    return deliver(model, (), artefact.target.reference, folder / "float", example=task.valid.example()).path
+    return deliver(model, artefact.target.reference, folder / "float", example=task.valid.example()).path
 
 
 def _operations(run: Path) -> dict[str, Operations | None]:
