@@ -33,7 +33,7 @@ from penjing.measurement.latency import interleave, summarise
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.stage import timed_batch
 from penjing.run.folder import describe_environment
-from penjing.search.runtimes import openvino_modes
+from penjing.search.runtimes import list_openvino_modes
 from shapes import SHAPES
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -76,7 +76,7 @@ def peak_rate(options: argparse.Namespace) -> float:
     model = pj.apply(torch.nn.Linear(PEAK, PEAK), pj.Int8Static(calibration=64), task).model
     common = {"threads": options.threads, "batch": PEAK}
     targets = [Target(**common)]
-    if "f32" in openvino_modes():
+    if "f32" in list_openvino_modes():
         targets.append(Target("openvino", **common))
     rates = {}
     with ExitStack() as stack:
@@ -153,9 +153,9 @@ def variants(
         return open_artefact(path), target
 
     runtimes = {"onnxruntime": Target(**common)}
-    if "f32" in openvino_modes():
+    if "f32" in list_openvino_modes():
         runtimes["openvino"] = Target("openvino", **common)
-    low = Target("openvino", mode="bf16", **common) if "bf16" in openvino_modes() else None
+    low = Target("openvino", mode="bf16", **common) if "bf16" in list_openvino_modes() else None
     for label, target in runtimes.items():
         yield f"{label} float32", delivered(model, target)
     if low is not None:

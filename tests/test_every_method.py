@@ -855,7 +855,7 @@ def test_the_result_is_delivered_and_loads_to_equal_outputs(row, backend, lab, t
         return pj.deliver(result, pj.Target(), folder, example=example)
 
     if row.simulated:
-        with pytest.raises(pj.Refused, match="no simulation of number formats"):
+        with pytest.raises(pj.Refused, match="cannot be a simulation of number formats"):
             deliver()
         return
     artefact = deliver()

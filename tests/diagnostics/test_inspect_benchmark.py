@@ -7,13 +7,13 @@ import pytest
 import penjing as pj
 from penjing.diagnostics.benchmark import benchmark
 from penjing.diagnostics.inspect import inspect_model
-from penjing.search.runtimes import openvino_modes
+from penjing.search.runtimes import list_openvino_modes
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 
-IN_OPENVINO = [f"float, openvino {mode}" for mode in openvino_modes()]
+IN_OPENVINO = [f"float, openvino {mode}" for mode in list_openvino_modes()]
 
 
 @pytest.fixture(scope="module")

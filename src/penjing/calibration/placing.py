@@ -48,7 +48,7 @@ def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
     Raises:
         Refused: no data, quantized already, or inputs that are NaN, infinite or constant.
     """
-    from penjing.backends.torch.observe.lockstep import calls
+    from penjing.backends.torch.observe.lockstep import record_usage
     from penjing.backends.torch.quant.folding import fold_batchnorm
     from penjing.backends.torch.quantizers import quantized_layers
     from penjing.backends.torch.tensors import to_inputs
@@ -64,7 +64,7 @@ def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
     layers, skipped = _choose(model, method, context)
     folded = fold_batchnorm(model, example, context.covers)
     changes = [_skipped(method, name, reason) for name, reason in skipped.items()]
-    seen = calls(model, list(layers), to_inputs(model, example))
+    seen = record_usage(model, list(layers), to_inputs(model, example))
     order = [name for name, call in seen.items() if call.times]
     changes += [
         _skipped(method, name, "the model does not call it as a module")

@@ -76,11 +76,11 @@ def distill_features(model: Model, method: DistillFeatures, context: Context) ->
     """
     import torch
 
-    from penjing.backends.torch.observe.taps import pairs_between, tapped
+    from penjing.backends.torch.observe.taps import pair_layers, tapped
 
     alone(context)
     example = context.task.valid.example()
-    pairs = list(method.pairs) or pairs_between(model, context.original, example)
+    pairs = list(method.pairs) or pair_layers(model, context.original, example)
     if not method.pairs and method.relation == "relational":
         pairs = pairs[-1:]
     with ExitStack() as stack:
@@ -131,11 +131,11 @@ def _features(
 
 def _guided(model: Model, method: DistillFeatures, context: Context, pairs: list[tuple[str, str]]) -> Guided:
     """Return the student with the projections of its pairs, after their shapes were checked."""
-    from penjing.backends.torch.observe.taps import Guided, projection, shapes_of
+    from penjing.backends.torch.observe.taps import Guided, make_projection, read_output_shapes
 
     example = context.task.valid.example()
-    mine = shapes_of(model, [name for name, _ in pairs], example, "student")
-    its = shapes_of(context.original, [name for _, name in pairs], example, "teacher")
+    mine = read_output_shapes(model, [name for name, _ in pairs], example, "student")
+    its = read_output_shapes(context.original, [name for _, name in pairs], example, "teacher")
     projections = {}
     for number, (student, teacher) in enumerate(pairs):
         shapes = mine[student], its[teacher]
@@ -151,7 +151,7 @@ def _guided(model: Model, method: DistillFeatures, context: Context, pairs: list
                 place=place,
                 fix=f"projection='auto' puts {_fitting(*shapes)} between them",
             )
-        projections[number] = projection(*shapes, next(iter(model.parameters())))
+        projections[number] = make_projection(*shapes, next(iter(model.parameters())))
     return Guided(model, projections)
 
 

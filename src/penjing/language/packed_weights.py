@@ -123,11 +123,11 @@ def load_quantized(folder: Path | str) -> Any:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from penjing.backends.torch.decoder.decoder_block import as_linear
+    from penjing.backends.torch.decoder.decoder_block import replace_transposed_linear
     from penjing.backends.torch.quantizers import set_quantizers
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    as_linear(model)
+    replace_transposed_linear(model)
     for name, weight in read_packed_weights(folder):
         layer = model.get_submodule(name)
         with torch.no_grad():

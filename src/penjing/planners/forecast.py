@@ -6,7 +6,7 @@ from pydantic import Field
 
 from penjing.core.budget import COSTS, Budget, say
 from penjing.core.measurement import Measurement
-from penjing.core.trial import cost_of
+from penjing.core.trial import get_cost
 from penjing.core.value import Value
 from penjing.measurement.certifiable import Certifiable
 
@@ -112,7 +112,7 @@ def forecast(
 
 
 def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement | str) -> LimitForecast:
-    limit, unit, base = budget.costs[name], COSTS[name], cost_of(baseline, name)
+    limit, unit, base = budget.costs[name], COSTS[name], get_cost(baseline, name)
     if base is None and limit.relative:
         return LimitForecast(
             name=name,
@@ -135,7 +135,7 @@ def _looks(name: str, bound: float, floor: Measurement | str) -> str:
     """Judge a limit by the smallest model that was built and measured, untrained."""
     if isinstance(floor, str):
         return f" (not probed whether it can be reached: {floor})"
-    lowest = cost_of(floor, name)
+    lowest = get_cost(floor, name)
     if lowest is None:
         return ""
     seen = f"the smallest model probed has {say(lowest, COSTS[name])}"

@@ -169,10 +169,10 @@ class _Early:
 
     def restore(self) -> None:
         """Put the tensors back; masked weights stay zero."""
-        from penjing.backends.torch.masks import enforce
+        from penjing.backends.torch.masks import enforce_masks
 
         self._model.load_state_dict(self._state or self._copy())
-        enforce(self._model)
+        enforce_masks(self._model)
 
     def _copy(self) -> dict[str, Any]:
         return {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}

@@ -30,13 +30,13 @@ class ReplaceBatchNorm(Method):
 @handles(ReplaceBatchNorm, "torch")
 def replace_batchnorm(model: Model, method: ReplaceBatchNorm, context: Context) -> Outcome:
     """Return a model with GroupNorm; one change for every BatchNorm layer covered."""
-    from penjing.backends.torch.cut.group_norms import values_by_channel, with_group_norms
-    from penjing.backends.torch.observe.batch_statistics import normalizations
+    from penjing.backends.torch.cut.group_norms import count_values_by_channel, replace_batchnorms
+    from penjing.backends.torch.observe.batch_statistics import find_batchnorms
 
-    layers = {name: layer for name, layer in normalizations(model).items() if context.covers(name)}
+    layers = {name: layer for name, layer in find_batchnorms(model).items() if context.covers(name)}
     if not layers:
         return Outcome(model, [_skipped("", "no BatchNorm layer")])
-    values = values_by_channel(model, context.task.valid.example())
+    values = count_values_by_channel(model, context.task.valid.example())
     groups, changes = {}, []
     for name, layer in layers.items():
         count = largest_divisor(layer.num_features, method.groups)
@@ -49,7 +49,7 @@ def replace_batchnorm(model: Model, method: ReplaceBatchNorm, context: Context) 
             groups[name] = count
             detail: dict[str, float | int | str] = {"groups": count, "values": together}
             changes.append(Change(method="ReplaceBatchNorm", layer=name, status="done", detail=detail))
-    return Outcome(with_group_norms(model, groups) if groups else model, changes)
+    return Outcome(replace_batchnorms(model, groups) if groups else model, changes)
 
 
 def largest_divisor(number: int, most: int) -> int:

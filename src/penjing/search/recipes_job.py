@@ -66,7 +66,7 @@ def deliver_recipes(
         say(Line.step(f"writing {name}"))
         context = Context(task=task, backend=onnx, original=model, seed=seed)
         try:
-            applied = apply(model, quick(plan_from_json(data)), task, context=context)
+            applied = apply(model, shorten_calibration(plan_from_json(data)), task, context=context)
             (folder / name).mkdir(parents=True)
             runtime.deliver(applied.model, example, folder / name)
         except Refused as refusal:
@@ -90,7 +90,7 @@ def _in_onnx(model: Model, exported: Path, example: Arrays) -> Model:
     return normalize(load_onnx(exported), example)
 
 
-def quick(plan: Plan) -> Plan:
+def shorten_calibration(plan: Plan) -> Plan:
     """Return a recipe that runs as fast but is made on few examples, without what only corrects errors."""
     return tuple(_quickly(method) for method in plan if not isinstance(method, CorrectBias))
 

@@ -19,7 +19,7 @@ from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.measurement.nondeterminism import spread_of, twice
 from penjing.measurement.process import factory_of
-from penjing.planners.recovery import recovery
+from penjing.planners.recovery import plan_recovery
 from penjing.processes.packing import pack
 from penjing.search.build_job import CHECKED_EXAMPLES, STEP_EXAMPLES, Shared
 from penjing.search.clock import Clock
@@ -126,7 +126,7 @@ def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, precis
     def seconds(steps: int) -> float:
         share = min(1.0, steps * task.batch_size / examples)
         context = Context(task=task, backend=backend, original=model, seed=seed)
-        applied = apply(model, recovery(share, precision), task, context=context)
+        applied = apply(model, plan_recovery(share, precision), task, context=context)
         return float(applied.notes["training_s"])
 
     seconds(1)

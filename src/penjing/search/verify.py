@@ -18,7 +18,7 @@ from penjing.measurement.certify import certify
 from penjing.measurement.measure import measure_all
 from penjing.measurement.process import factory_of
 from penjing.run.reading import find_best, read_record
-from penjing.search.certification import verdict
+from penjing.search.certification import judge_limits
 from penjing.search.evaluate import REFERENCE
 
 
@@ -90,4 +90,6 @@ def _judge(
         budget.confidence,
     )
     limits = budget.model_copy(update={"time": None, "trials": None})
-    return verdict(limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, (0.0, 0))
+    return judge_limits(
+        limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, (0.0, 0)
+    )

@@ -51,7 +51,7 @@ class Stepper:
         hooks: Hooks = NO_HOOKS,
         processes: Processes = ALONE,
     ) -> None:
-        from penjing.backends.torch.masks import enforce
+        from penjing.backends.torch.masks import enforce_masks
 
         self.events: list[str] = []
         self.average = Average(model, strategy.averaging, optimizer, KINDS[strategy.optimizer].modes)
@@ -61,7 +61,7 @@ class Stepper:
             processes.wrapped(model), strategy.compile, unfit(strategy, model, processes.count)
         )
         self._numerics, self._optimizer, self._hooks = numerics, optimizer, hooks
-        self._enforce = partial(enforce, model, optimizer)
+        self._enforce = partial(enforce_masks, model, optimizer)
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._kept = [*model.parameters(), *model.buffers()]
         self._snapshot = (0, self._copies())
