@@ -140,7 +140,7 @@ def test_an_unknown_split_is_refused(folders):
 
 
 def test_an_artefact_that_does_not_fit_the_data_is_refused(folders):
-    task = Task(train=(X[:, :5], Y), valid=(X[:9, :5], Y[:9]), test=(X[9:, :5], Y[9:]))
+    task = Task(train=(X[:, :5], Y), valid=(X[:9, :5], Y[:9]), test=(X[9:, :5], Y[9:]), max_overlap=1)
     with pytest.raises(Refused, match="input 'x'"):
         measure_all({"plain": (folders["plain"], Target(), None)}, task, "valid", "plain")
 

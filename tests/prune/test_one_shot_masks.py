@@ -264,7 +264,7 @@ def test_weights_that_are_not_finite_are_refused_before_anything_slow(images):
     [
         ({}, "sparsity must be given"),
         ({"pattern": "2:4", "sparsity": 0.7}, "sparsity must be 0.5, which the pattern 2:4 brings, got 0.7"),
-        ({"pattern": "block:axb", "sparsity": 0.5}, "a pattern is"),
+        ({"pattern": "block:axb", "sparsity": 0.5}, "must be a pattern"),
         ({"sparsity": 1.0}, "less than 1"),
     ],
 )
