@@ -36,7 +36,7 @@ STABLE = 0.8
 """Share of the way that `warmup_stable_decay` stays at the highest rate."""
 
 
-def rate_factor(schedule: Schedule, step: int, total: int, warmup: float = WARM_UP) -> float:
+def lr_factor(schedule: Schedule, step: int, total: int, warmup: float = WARM_UP) -> float:
     """Return the share of the highest rate to use at a step, `0 <= step < total`; in (0, 1].
 
     All rise linearly over the first steps, `warmup` of all (`one_cycle` over the first 30%). Then, with p the

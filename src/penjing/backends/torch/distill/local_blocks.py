@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.distill.feature_losses import relative_squares
 from penjing.backends.torch.structure.pass_through import PassThrough, main_output
@@ -17,16 +17,16 @@ from penjing.core.backend import Arrays
 
 
 @dataclass(frozen=True)
-class Run:
+class BlockCall:
     """What a block of the teacher was given, and the tensor that it made."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    output: Any
+    output: Tensor
 
 
 @dataclass(frozen=True)
-class Found:
+class CommonBlocks:
     """Blocks that can learn, in the order in which they end, and why others cannot.
 
     Attributes:
@@ -38,9 +38,9 @@ class Found:
     reasons: Mapping[str, str]
 
 
-def blocks_in_common(
+def find_common_blocks(
     student: nn.Module, teacher: nn.Module, example: Arrays, named: Sequence[str] = ()
-) -> Found:
+) -> CommonBlocks:
     """Find the blocks of two networks, or check those that are named, by running both on an example.
 
     A block is a module with layers inside that stands in a row (a member of an `nn.Sequential` or
@@ -68,7 +68,7 @@ def blocks_in_common(
         else:
             reasons[name] = _misfit(student.get_submodule(name), calls[0])
     good = [name for name in runs if not reasons[name]]
-    return Found(tuple(good), {name: reason for name, reason in reasons.items() if reason})
+    return CommonBlocks(tuple(good), {name: reason for name, reason in reasons.items() if reason})
 
 
 def _in_a_row(model: nn.Module) -> list[str]:
@@ -96,15 +96,15 @@ def _innermost(model: nn.Module, names: Sequence[str]) -> list[str]:
     return left
 
 
-def _runs(model: nn.Module, names: Sequence[str], example: Arrays) -> dict[str, list[Run]]:
-    seen: dict[str, list[Run]] = {}
-    watch = watched(model, names, lambda name, run: seen.setdefault(name, []).append(run))
-    with watch, evaluating(model), torch.no_grad():
+def _runs(model: nn.Module, names: Sequence[str], example: Arrays) -> dict[str, list[BlockCall]]:
+    seen: dict[str, list[BlockCall]] = {}
+    recorded = record_calls(model, names, lambda name, run: seen.setdefault(name, []).append(run))
+    with recorded, evaluating(model), torch.no_grad():
         model(*to_inputs(model, example))
     return seen
 
 
-def _misfit(block: nn.Module, run: Run) -> str:
+def _misfit(block: nn.Module, run: BlockCall) -> str:
     """Say why a block of the student cannot stand beside one of the teacher, or nothing."""
     given = next((x for x in (*run.args, *run.kwargs.values()) if isinstance(x, torch.Tensor)), None)
     shape = "nothing" if given is None else list(given.shape[1:])
@@ -121,11 +121,13 @@ def _misfit(block: nn.Module, run: Run) -> str:
 
 
 @contextmanager
-def watched(model: nn.Module, names: Sequence[str], watch: Any) -> Iterator[None]:
-    """Tell of every run of some modules, with inputs that later work in place cannot change."""
+def record_calls(
+    model: nn.Module, names: Sequence[str], record: Callable[[str, BlockCall], object]
+) -> Iterator[None]:
+    """Record every call of some modules, with inputs that later work in place cannot change."""
     entered: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
-    def entering(name: str) -> Any:
+    def entering(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             entered[name] = (
                 tuple(_kept(value) for value in args),
@@ -134,8 +136,10 @@ def watched(model: nn.Module, names: Sequence[str], watch: Any) -> Iterator[None
 
         return hook
 
-    def leaving(name: str) -> Any:
-        return lambda module, args, output: watch(name, Run(*entered.pop(name), _kept(main_output(output))))
+    def leaving(name: str) -> Callable[..., object]:
+        return lambda module, args, output: record(
+            name, BlockCall(*entered.pop(name), _kept(main_output(output)))
+        )
 
     handles = []
     for name in names:
@@ -149,7 +153,7 @@ def watched(model: nn.Module, names: Sequence[str], watch: Any) -> Iterator[None
             handle.remove()
 
 
-def _made(block: nn.Module, run: Run) -> Any:
+def _rerun(block: nn.Module, run: BlockCall) -> Tensor:
     """Return what a block makes of another's inputs, on its own device and in its own type of numbers."""
     like = next(p for p in block.parameters() if p.is_floating_point())
 
@@ -159,14 +163,15 @@ def _made(block: nn.Module, run: Run) -> Any:
         return value.to(like.device, like.dtype if value.is_floating_point() else None)
 
     args, kwargs = [own(value) for value in run.args], {k: own(v) for k, v in run.kwargs.items()}
-    return main_output(block(*args, **kwargs))
+    output: Tensor = main_output(block(*args, **kwargs))
+    return output
 
 
 def _kept(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-class Local(nn.Module):  # type: ignore[misc]
+class LocalBlocks(nn.Module):  # type: ignore[misc]
     """Runs the teacher, and each block of the student on what the teacher's block is given.
 
     Args:
@@ -175,20 +180,22 @@ class Local(nn.Module):  # type: ignore[misc]
         module: the teacher's module, whose blocks are watched.
     """
 
-    def __init__(self, blocks: Mapping[str, nn.Module], teacher: Any, module: nn.Module) -> None:
+    def __init__(
+        self, blocks: Mapping[str, nn.Module], teacher: Callable[..., object], module: nn.Module
+    ) -> None:
         super().__init__()
         self.names = tuple(blocks)
         self.blocks = nn.ModuleList(blocks.values())
         self._outside = (teacher, module)  # a tuple, so that the teacher is no part of this module
 
-    def forward(self, *inputs: Any) -> list[Any]:
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
         """Return for each block the squared error of its outputs over the squares of the teacher's."""
         teacher, module = self._outside
-        runs: dict[str, Run] = {}
-        with watched(module, self.names, runs.__setitem__):
+        runs: dict[str, BlockCall] = {}
+        with record_calls(module, self.names, runs.__setitem__):
             teacher(inputs)
         pairs = zip(self.blocks, (runs[name] for name in self.names), strict=True)
-        made = [(_made(block, run).float(), run.output.float()) for block, run in pairs]
+        made = [(_rerun(block, run).float(), run.output.float()) for block, run in pairs]
         return [relative_squares(mine, its.to(mine.device)) for mine, its in made]
 
     def layer(self, name: str) -> str:
