@@ -26,9 +26,9 @@ from penjing.backends.onnx import OnnxModel
 from penjing.core.artefact import Artefact, open_artefact
 from penjing.core.target import Target
 from penjing.measurement.latency import interleave, summarise
-from penjing.measurement.measure import timed_batch
 from penjing.measurement.paired import compare
 from penjing.measurement.process import RuntimeProcess, save_arrays
+from penjing.measurement.stage import timed_batch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import minilm

@@ -149,7 +149,7 @@ def quantized(folder: Path, method: str, blocks: int, tokens: int) -> tuple[floa
     pattern = "|".join(f"model.layers.{number}.*" for number in range(blocks))
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     result = pj.quantize_checkpoint(
-        folder / "model", pj.only(pattern, METHODS[method]), calibration, folder / "out", judged=judged
+        folder / "model", pj.only(pattern, METHODS[method]), calibration, folder / "out", evaluation=judged
     )
     seconds = time.process_time() - start
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

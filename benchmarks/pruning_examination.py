@@ -16,7 +16,7 @@ import torch
 import penjing as pj
 from architectures.registry import Architecture
 from penjing.arrays.scores import l2_score
-from penjing.arrays.structure.selection import select
+from penjing.arrays.structure.selection import kept_width, strongest
 from penjing.backends.torch import BACKEND
 from penjing.backends.torch.cut.exported import ExportedNet
 from penjing.backends.torch.tensors import evaluating, input_names, tensors_of, to_inputs
@@ -137,7 +137,10 @@ def _examine(architecture: Architecture, row: Row, onnx: bool) -> None:
 def chosen(model: Any, groups: Any, ratio: float) -> dict[str, np.ndarray]:
     """Return the units of every group that stay, by l2 norm, for the groups that lose any."""
     tensors = {layer.name: BACKEND.read(model, layer.name) for layer in BACKEND.layers(model)}
-    kept = {g.name: select(l2_score(g, tensors), ratio, g.blocks, 1) for g in groups.groups}
+    kept = {}
+    for group in groups.groups:
+        width = kept_width(group.size, ratio, len(np.unique(group.blocks)), 1)
+        kept[group.name] = strongest(l2_score(group, tensors), width, group.blocks)
     return {g.name: kept[g.name] for g in groups.groups if len(kept[g.name]) < g.size}
 
 

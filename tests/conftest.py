@@ -48,14 +48,33 @@ LONGEST = (
 """Files that take more than half a minute each."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Begin with the longest files: one that comes last leaves all workers but its own without work."""
+    """Begin with the longest files: one that comes last leaves all workers but its own without work.
+
+    With `--dist loadgroup` a file stays on one worker, and of the table of all methods each row does.
+    """
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    for item in items:
+        row = getattr(item, "callspec", None) and item.callspec.params.get("row")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {row or ''}"))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many tests ran in a browser: they are skipped where there is none."""
+    counts = {
+        outcome: sum("browser" in report.keywords for report in terminalreporter.stats.get(outcome, ()))
+        for outcome in ("passed", "failed", "skipped")
+    }
+    if any(counts.values()):
+        said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
+        terminalreporter.write_line(f"browser tests of the report: {said}")
 
 
 QUICK = {
     "penjing.search.session.LEAST_TIMING": 0.2,
     "penjing.search.session.MOST_TIMING": 0.2,
+    "penjing.measurement.sittings.LEAST_SITTINGS": 1,
     "penjing.search.recipes.MOST_S": 4.0,
     "penjing.search.recipes.START_S": 0.2,
     "penjing.search.recipes.ROUND_S": 0.01,

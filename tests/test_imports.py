@@ -78,6 +78,51 @@ def test_a_method_never_imports_another_method(path):
             assert module_of(path).startswith(".".join(part[:3])), f"{path}:{line} imports {name}"
 
 
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Names that can all be reached from each other (Tarjan 1972)."""
+    order: dict[str, int] = {}
+    lowest: dict[str, int] = {}
+    waiting: list[str] = []
+    found = []
+
+    def visit(name: str) -> None:
+        order[name] = lowest[name] = len(order)
+        waiting.append(name)
+        for other in sorted(arrows[name]):
+            if other not in order:
+                visit(other)
+            if other in waiting:
+                lowest[name] = min(lowest[name], lowest[other])
+        if lowest[name] == order[name]:
+            place = waiting.index(name)
+            found.append(sorted(waiting[place:]))
+            del waiting[place:]
+
+    for name in arrows:
+        if name not in order:
+            visit(name)
+    return [circle for circle in found if len(circle) > 1]
+
+
+def arrows_between(files: list[Path]) -> dict[str, set[str]]:
+    """From each module to those that it imports, for type checking too; a package stands for its own file."""
+    modules = {module_of(path): path for path in files}
+    arrows = {}
+    for me, path in modules.items():
+        named = {name for name, _, _ in imports(path)} & modules.keys() - {me}
+        arrows[me] = {name for name in named if not any(other.startswith(f"{name}.") for other in named)}
+    return arrows
+
+
+def test_no_module_imports_itself_in_a_circle():
+    """For type checking neither: values that know each other belong in one file, or one of them lower."""
+    assert circles(arrows_between(FILES)) == []
+
+
+def test_the_test_of_circles_sees_one():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set(), "e": {"a"}}) == [["a", "b", "c"]]
+
+
 def test_the_import_test_sees_a_violation(tmp_path):
     bad = tmp_path / "bad.py"
     bad.write_text("def f():\n    from penjing.cli import main\n")

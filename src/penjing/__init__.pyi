@@ -31,10 +31,10 @@ from penjing.experiments.stability import Stability as Stability
 from penjing.experiments.stability import stability as stability
 from penjing.experiments.tune import tune as tune
 from penjing.experiments.tuned import Tuned as Tuned
-from penjing.language.checkpoint import quantize_checkpoint as quantize_checkpoint
-from penjing.language.checkpoint_delivery import QuantizedCheckpoint as QuantizedCheckpoint
-from penjing.language.codes import load_quantized as load_quantized
-from penjing.language.codes import read_codes as read_codes
+from penjing.language.packed_weights import load_quantized as load_quantized
+from penjing.language.packed_weights import read_packed_weights as read_packed_weights
+from penjing.language.quantize import quantize_checkpoint as quantize_checkpoint
+from penjing.language.result import QuantizedCheckpoint as QuantizedCheckpoint
 from penjing.measurement.measure import measure as measure
 from penjing.prune.alps import PruneALPS as PruneALPS
 from penjing.prune.blocks import RemoveBlocks as RemoveBlocks
@@ -65,7 +65,7 @@ from penjing.repair.group_norm import ReplaceBatchNorm as ReplaceBatchNorm
 from penjing.repair.least_squares import LeastSquares as LeastSquares
 from penjing.repair.match_statistics import MatchStatistics as MatchStatistics
 from penjing.search.optimize import optimize as optimize
-from penjing.search.record import Result as Result
+from penjing.search.result import Result as Result
 from penjing.search.verify import verify as verify
 from penjing.train.finetune import FineTune as FineTune
 from penjing.train.strategy import Strategy as Strategy

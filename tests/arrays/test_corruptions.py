@@ -52,9 +52,9 @@ def test_what_each_does():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(Refused, match="fits inputs"):
+    with pytest.raises(Refused, match="must fit inputs"):
         corrupt(TABLE, "blur", 1)
-    with pytest.raises(Refused, match="fits inputs"):
+    with pytest.raises(Refused, match="must fit inputs"):
         corrupt(IMAGES, "fog", 1)
     with pytest.raises(Refused, match="1 to 5"):
         corrupt(IMAGES, "blur", 6)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from penjing.arrays.distillation import (
+from oracles.distillation import (
     correlation,
     correlation_loss,
     decoupled_loss,

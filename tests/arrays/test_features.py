@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from penjing.arrays import features as oracle
+from oracles import features as oracle
+from penjing.arrays.distillation import uniform_mapping
 
 VECTORS = hnp.arrays(np.float64, (5, 3), elements=st.floats(-9, 9))
 
@@ -78,7 +79,7 @@ def test_scores_by_hand_and_the_pairs_that_count():
 
 @given(st.integers(1, 20), st.integers(1, 20))
 def test_the_uniform_mapping_rises_to_the_last_layer(student, teacher):
-    found = oracle.uniform_mapping(student, teacher)
+    found = uniform_mapping(student, teacher)
     assert len(found) == student
     assert sorted(found) == list(found)
     assert found[-1] == teacher - 1

@@ -78,5 +78,5 @@ def test_costs_that_follow_the_weights_are_no_trap():
 def test_a_budget_that_nothing_fits_is_refused_with_the_least_that_does():
     costs, weights = [np.zeros(2), np.zeros(1)], [np.array([3, 5]), np.array([4])]
     assert choose_options(costs, weights, 7).tolist() == [0, 0]
-    with pytest.raises(pj.Refused, match="allow at least 7"):
+    with pytest.raises(pj.Refused, match="Allow at least 7"):
         choose_options(costs, weights, 6)

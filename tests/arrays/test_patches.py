@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import penjing as pj
-from penjing.arrays.patches import patches
+from oracles.patches import patches
 
 X = np.random.default_rng(0).normal(size=(2, 3, 9, 7)).astype("float32")
 

@@ -166,7 +166,7 @@ def test_the_smallest_drop_inverts_the_number_of_examples():
     ]
     drop = smallest_certifiable_drop(872, 0.05)
     assert needed_examples(drop, 0.05) <= 872 < needed_examples(drop * 0.99, 0.05)
-    with pytest.raises(Refused, match="drop < max_drop"):
+    with pytest.raises(Refused, match="must be below max_drop"):
         needed_examples(0.01, 0.02, drop=0.01)
 
 

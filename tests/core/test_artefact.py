@@ -82,7 +82,7 @@ def test_never_overwrites(tmp_path):
 
 
 def test_no_model_file_is_a_defect(tmp_path):
-    with pytest.raises(Refused, match="writes model files"):
+    with pytest.raises(Refused, match="must write model files"):
         deliver(b"", (), Target(), tmp_path / "a", example=EXAMPLE)
 
 

@@ -89,17 +89,17 @@ def test_wrong_limits_are_refused_by_name(name, wrong):
 @pytest.mark.parametrize("name", ["latency", "size", "memory"])
 @pytest.mark.parametrize("bare", ["50", 50, 1.0001])
 def test_a_bare_number_above_one_is_neither_a_share_nor_an_amount(name, bare):
-    with pytest.raises(Refused, match=r"a limit has a unit.*50%"):
+    with pytest.raises(Refused, match=r"must have a unit.*50%"):
         Budget(**{name: bare})
 
 
 def test_a_unit_of_another_kind_is_refused():
     for fields in ({"latency": "5MB"}, {"size": "5ms"}, {"memory": "40k"}, {"operations": "5ms"}):
-        with pytest.raises(Refused, match="has a unit"):
+        with pytest.raises(Refused, match="must have a unit"):
             Budget(**fields)
-    with pytest.raises(Refused, match=r"limit's unit is ms.*bytes"):
+    with pytest.raises(Refused, match=r"limit's unit must be ms.*bytes"):
         Budget(latency=Limit(value=5, relative=False, unit="bytes"))
-    with pytest.raises(Refused, match="limit's unit is ms"):
+    with pytest.raises(Refused, match="limit's unit must be ms"):
         Budget(latency={"value": 5, "relative": False, "unit": "bytes"})
     with pytest.raises(Refused):
         Budget(latency={"value": 5})
@@ -137,7 +137,7 @@ def test_wrong_times_are_refused(wrong):
         ({"confidence": 95}, r"budget\.confidence"),
         ({"confidence": 0.5}, r"budget\.confidence"),
         ({"confidence": math.nan}, r"budget\.confidence"),
-        ({"latncy": "5ms"}, "did you mean 'latency'"),
+        ({"latncy": "5ms"}, "cannot take a field 'latncy'.*Did you mean 'latency'"),
     ],
 )
 def test_wrong_fields_are_refused_with_their_name(fields, said):

@@ -26,7 +26,7 @@ def test_goals_are_read(text, metric, at_least, value):
     "text", ["", "accuracy", "accuracy > 92%", "92%", "accuracy >= much", "accuracy >= ", ">= 3", 0.92, None]
 )
 def test_what_is_no_goal_is_refused(text):
-    with pytest.raises(Refused, match="goal must be a metric"):
+    with pytest.raises(Refused, match="goal must read as"):
         parse_goal(text)
 
 

@@ -56,14 +56,14 @@ def test_a_chain_joins_methods_and_plans():
 
 @pytest.mark.parametrize("parts", [(TUNE, CUT), (INT8, TUNE), (INT8, only("a", CUT)), ((CUT, INT8), TUNE)])
 def test_a_descending_stage_is_refused(parts):
-    with pytest.raises(Refused, match="stages of a plan do not descend") as caught:
+    with pytest.raises(Refused, match="the stages of a plan must not descend") as caught:
         chain(*parts)
     assert caught.value.code == Exit.USAGE
 
 
 @pytest.mark.parametrize("wrong", [0.5, "PruneChannels", None, pj.FineTune, [CUT, 3]])
 def test_what_is_no_method_is_refused(wrong):
-    with pytest.raises(Refused, match="a plan consists of methods"):
+    with pytest.raises(Refused, match="a plan must consist of methods"):
         chain(wrong)
 
 
@@ -101,14 +101,14 @@ def test_a_wrapper_without_a_pattern_cannot_be_made():
         ("PruneChannels", "mapping with the key 'method'"),
         (None, "mapping with the key 'method'"),
         ({"ratio": 0.5}, "mapping with the key 'method'"),
-        ({"method": "PruneChanels", "ratio": 0.5}, "did you mean 'PruneChannels'"),
-        ({"method": ["FineTune"]}, "the method is known"),
-        ({"method": None}, "the method is known"),
+        ({"method": "PruneChanels", "ratio": 0.5}, "Did you mean 'PruneChannels'"),
+        ({"method": ["FineTune"]}, "the method must be known"),
+        ({"method": None}, "the method must be known"),
         ({"method": "PruneChannels"}, "no ratio"),
         ({"method": "PruneChannels", "ratio": 1.5}, r"PruneChannels\.ratio"),
         ({"method": "PruneChannels", "ratio": "much"}, r"PruneChannels\.ratio"),
-        ({"method": "FineTune", "epoch": 3}, "did you mean 'epochs'"),
-        ({"method": "FineTune", 3: 3}, "the field is known.*'3'"),
+        ({"method": "FineTune", "epoch": 3}, "Did you mean 'epochs'"),
+        ({"method": "FineTune", 3: 3}, "cannot take a field '3'"),
         ({"method": "FineTune", "epochs": float("nan")}, r"FineTune\.epochs"),
         ({"method": "FineTune", "only": ""}, "pattern"),
         ({"method": "FineTune", "only": [3]}, "pattern"),
@@ -123,12 +123,12 @@ def test_wrong_entries_of_a_saved_plan_are_refused(entry, said):
 
 @pytest.mark.parametrize("data", [None, "FineTune", {"method": "FineTune"}, 3])
 def test_a_saved_plan_is_a_list(data):
-    with pytest.raises(Refused, match="a plan is a list"):
+    with pytest.raises(Refused, match="plan must be a list"):
         plan_from_json(data)
 
 
 def test_the_order_of_a_saved_plan_is_checked():
-    with pytest.raises(Refused, match="do not descend"):
+    with pytest.raises(Refused, match="must not descend"):
         plan_from_json([{"method": "Int8Static"}, {"method": "FineTune"}])
 
 

@@ -66,16 +66,16 @@ def test_every_integer_format_reads_back(signed, bits, symmetric, narrow, where)
     [
         ("int1", "2 to 16 bits"),
         ("int17", "less than or equal to 16"),
-        ("uint4 narrow", "narrow is for signed"),
-        ("mxfp4 group 16", "mxfp4 has groups of 32"),
-        ("nvfp4 channel", "nvfp4 has groups of 16"),
+        ("uint4 narrow", "narrow needs a signed"),
+        ("mxfp4 group 16", "mxfp4 must have groups of 32"),
+        ("nvfp4 channel", "nvfp4 must have groups of 16"),
         ("nf4 asymmetric", "only integers can be asymmetric"),
-        ("int8 group 1", "a group has at least 2"),
-        ("int8 channel token", "says each thing once"),
+        ("int8 group 1", "a group must have at least 2"),
+        ("int8 channel token", "must say each thing once"),
         ("int4 group", "words of a number format"),
         ("int4 grup 32", "words of a number format"),
-        ("fp8", "the number format is known"),
-        ("", "the number format is known"),
+        ("fp8", "number format must be known"),
+        ("", "number format must be known"),
     ],
 )
 def test_what_does_not_go_together_is_refused_by_name(name, rule):
@@ -86,10 +86,10 @@ def test_what_does_not_go_together_is_refused_by_name(name, rule):
 @pytest.mark.parametrize(
     ("fields", "rule"),
     [
-        ({"kind": "nf4", "bits": 3}, "nf4 has 4 bits"),
+        ({"kind": "nf4", "bits": 3}, "nf4 must have 4 bits"),
         ({"kind": "ternary", "signed": False}, "only integers can be unsigned"),
-        ({"granularity": "channel", "group": 32}, "a group length is for"),
-        ({"bit": 4}, "the field is known"),
+        ({"granularity": "channel", "group": 32}, "a group length needs"),
+        ({"bit": 4}, "cannot take a field 'bit'"),
         ({"bits": "many"}, "integer"),
     ],
 )

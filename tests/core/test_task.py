@@ -136,13 +136,13 @@ def test_a_one_shot_iterator_is_refused_with_the_way_out():
 @pytest.mark.parametrize("empty", [(X[:0], Y[:0]), [], Indexed(X[:0], Y[:0]), lambda: iter([])])
 def test_empty_data_is_refused(empty: Any):
     for name in ("train", "valid"):
-        with pytest.raises(Refused, match=f"0 examples at task.{name}"):
+        with pytest.raises(Refused, match=f"task.{name}: the split must have examples, got 0"):
             task(**{name: empty}).prepare()
 
 
 def test_a_function_that_gives_the_same_iterator_twice_is_found():
     used = iter(batches_of(*TRAIN))
-    with pytest.raises(Refused, match="walked again"):
+    with pytest.raises(Refused, match="must give its examples on every pass"):
         task(lambda: used).prepare()
 
 
@@ -166,7 +166,9 @@ def test_endless_data_needs_a_limit(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_an_example_that_cannot_be_read_is_named():
-    with pytest.raises(Refused, match=r"OSError: truncated image at task.valid, example 7"):
+    with pytest.raises(
+        Refused, match=r"task.valid, example 7: every example must be readable, got OSError: truncated image"
+    ):
         task(valid=Indexed(*VALID, bad=7)).prepare()
     lazy = task(train=Indexed(*TRAIN, bad=199)).prepare()
     with pytest.raises(Refused, match=r"task.train, example 199"):
@@ -176,17 +178,17 @@ def test_an_example_that_cannot_be_read_is_named():
         yield from batches_of(*VALID)[:2]
         raise RuntimeError("worker exited")
 
-    with pytest.raises(Refused, match=r"worker exited at task.valid, batch 2"):
+    with pytest.raises(Refused, match=r"task.valid, batch 2: .*worker exited"):
         task(valid=breaks).prepare()
 
 
 def test_a_change_of_shape_or_type_names_the_batch():
     good = batches_of(*VALID)
     wide = [*good, (X[:5, :2], Y[:5])]
-    with pytest.raises(Refused, match=r"\(2, 4\) after float32 \(3, 4\) at task.valid, batch 4"):
+    with pytest.raises(Refused, match=r"task.valid, batch 4: .*\(2, 4\) after float32 \(3, 4\)"):
         task(valid=wide).prepare()
     typed = [*good, (X[:5].astype(np.float16), Y[:5])]
-    with pytest.raises(Refused, match=r"float16.*batch 4"):
+    with pytest.raises(Refused, match=r"batch 4.*float16"):
         task(valid=lambda: iter(typed)).prepare()
     ragged = Indexed(X, Y)
     ragged.x = [*X[:3], X[3, :2], *X[4:]]  # type: ignore[assignment]
@@ -241,7 +243,7 @@ def test_labels_that_are_no_class_indices_are_refused(labels: np.ndarray, words:
 def test_labels_are_compared_with_the_models_outputs():
     ready = task(class_names=tuple("abcd")).prepare()
     ready.check_labels(4)
-    with pytest.raises(Refused, match=r"labels lie in 0..2.*got 0..3 at task.train"):
+    with pytest.raises(Refused, match=r"task.train, targets: the labels must lie in 0..2.*got 0..3"):
         task().prepare().check_labels(3)
     with pytest.raises(Refused, match="one name for each of 5 outputs"):
         ready.check_labels(5)
@@ -266,7 +268,7 @@ def test_inputs_that_are_not_finite_are_counted(value: float):
     bad = X[:100].copy()
     bad[[40, 60], 1] = value
     with pytest.raises(
-        Refused, match=r"8 values NaN or infinite in 2 of 100 examples at task.valid, input 0.* 40"
+        Refused, match=r"task.valid, input 0.* 40.*8 values NaN or infinite in 2 of 100 examples"
     ):
         task(valid=(bad, Y[:100])).prepare()
     live = task(train=lambda: iter(batches_of(bad, Y[:100])), max_examples=100)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from penjing.arrays import distillation as oracle
+from oracles import distillation as oracle
 from penjing.backends.torch import check
 from penjing.core.context import Context
 from penjing.core.errors import Refused

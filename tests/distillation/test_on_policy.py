@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import penjing as pj
-from penjing.arrays import distillation as oracle
+from oracles import distillation as oracle
 from penjing.backends.torch.distill.continuation import (
     OnPolicyStudent,
     Sampling,

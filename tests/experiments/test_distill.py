@@ -42,7 +42,11 @@ def test_a_student_of_another_width_follows_its_teacher(task, teachers):
     student, before = mlp(12, 5), [state(m) for m in (mlp(12, 5), teachers[0])]
     lines = []
     found = pj.distill(
-        student, teachers[0], task, pj.Distill(epochs=5, batch_size=32, alpha=1), say=lines.append
+        student,
+        teachers[0],
+        task,
+        pj.Distill(epochs=5, batch_size=32, alpha=1),
+        say=lambda line: lines.append(str(line)),
     )
     wanted = logits(teachers[0], task).argmax(1)
     agreement = [(logits(model, task).argmax(1) == wanted).float().mean() for model in (student, found.model)]

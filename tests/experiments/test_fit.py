@@ -50,7 +50,9 @@ def same(a, b):
 def test_a_curve_a_record_and_an_untouched_model():
     model, lines = net(), []
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    fitted = pj.fit(model, task(), pj.Strategy(epochs=4, batch_size=50), say=lines.append)
+    fitted = pj.fit(
+        model, task(), pj.Strategy(epochs=4, batch_size=50), say=lambda line: lines.append(str(line))
+    )
     record = fitted.record
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
     assert [round(point.epoch) for point in record.curve] == [1, 2, 3, 4]
@@ -127,7 +129,7 @@ def test_a_finished_folder_is_read_back_and_is_nobody_elses(tmp_path):
     first = pj.fit(net(), task(), strategy, out=tmp_path / "run", say=QUIET)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["fit.json", "weights.safetensors"]
     lines = []
-    again = pj.fit(net(), task(), strategy, out=tmp_path / "run", say=lines.append)
+    again = pj.fit(net(), task(), strategy, out=tmp_path / "run", say=lambda line: lines.append(str(line)))
     assert not lines
     assert again.record == first.record
     assert same(first.model, again.model)
@@ -168,7 +170,7 @@ def test_a_killed_run_goes_on_to_the_same_curve(tmp_path):
     assert (out / "training.safetensors").exists()
     assert not (out / "fit.json").exists()
     lines = []
-    resumed = pj.fit(net(), task(), strategy, out=out, say=lines.append)
+    resumed = pj.fit(net(), task(), strategy, out=out, say=lambda line: lines.append(str(line)))
     assert len(lines) < len(whole.record.curve)
     assert any("went on from a saved state" in event for event in resumed.record.events)
     assert [point.quality for point in resumed.record.curve] == [

@@ -47,7 +47,7 @@ def teacher():
 
 def test_every_so_many_layers_are_taken_over(teacher):
     said, before = [], copy.deepcopy(teacher.state_dict())
-    student = pj.shrink(teacher, num_hidden_layers=2, say=said.append)
+    student = pj.shrink(teacher, num_hidden_layers=2, say=lambda line: said.append(str(line)))
     assert len(student.layers) == 2
     for mine, its in zip(student.layers, (1, 4), strict=True):
         assert torch.equal(mine.weight, teacher.layers[its].weight)
@@ -61,7 +61,9 @@ def test_every_so_many_layers_are_taken_over(teacher):
 
 def test_other_shapes_are_drawn_by_the_seed(teacher):
     said = []
-    one, same, other = (pj.shrink(teacher, width=4, seed=seed, say=said.append) for seed in (0, 0, 1))
+    one, same, other = (
+        pj.shrink(teacher, width=4, seed=seed, say=lambda line: said.append(str(line))) for seed in (0, 0, 1)
+    )
     assert said[0] == "1 of 16 tensors start from the teacher's"
     assert torch.equal(one.first.weight, same.first.weight)
     assert not torch.equal(one.first.weight, other.first.weight)
@@ -107,7 +109,7 @@ def test_models_of_the_transformers_library(make, fields):
     torch.manual_seed(0)
     teacher = cls(cls.config_class(**sizes)).eval()
     said = []
-    student = pj.shrink(teacher, say=said.append, **fields)
+    student = pj.shrink(teacher, say=lambda line: said.append(str(line)), **fields)
     assert student.config.num_hidden_layers == 2
     assert said[0].endswith("layers 1, 3")
     assert sum(p.numel() for p in student.parameters()) < sum(p.numel() for p in teacher.parameters())

@@ -66,7 +66,7 @@ def optimize(tiny, quick, tmp_path):
             tiny["task"]() if task is None else task,
             budget,
             out=tmp_path / out,
-            say=None if said is None else said.append,
+            say=None if said is None else lambda line: said.append(str(line)),
             **options,
         )
 

@@ -46,7 +46,7 @@ class Failing(Fake):
         if warmup or self.fails_at == 0:
             self.fails_at -= 1
             if self.fails_at < 0:
-                raise Refused("the process of the artefact survives", value="killed by SIGSEGV")
+                raise Refused("must survive", value="killed by SIGSEGV", place="a", fix="b")
         return super().time(calls, warmup)
 
 
@@ -111,7 +111,7 @@ def test_the_time_limit_ends_rounds_but_keeps_the_fewest():
 
 
 def test_too_few_rounds_are_refused():
-    with pytest.raises(Refused, match="rounds >= 6"):
+    with pytest.raises(Refused, match=r"interleave\.rounds must be at least 6, got 5"):
         interleave({"a": Fake(Machine(5), 1.0)}, rounds=5)
 
 

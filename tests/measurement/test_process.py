@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +16,10 @@ from onnx import TensorProto, helper
 from penjing.backends.onnx.model import OnnxModel
 from penjing.core.artefact import deliver
 from penjing.core.errors import Exit, Refused
+from penjing.core.executor import Limits
+from penjing.core.system import system_fault
 from penjing.core.target import Target
-from penjing.measurement.process import RuntimeProcess, cores_for, environment, save_arrays
-from penjing.measurement.sealing import seal
+from penjing.measurement.process import Lost, RuntimeProcess, cores_for, environment, save_arrays
 
 ROWS = np.random.default_rng(0).standard_normal((11, 4)).astype(np.float32)
 
@@ -74,7 +74,7 @@ def test_times_are_positive_and_as_many_as_asked(process, tmp_path):
 def test_the_process_of_an_onnx_file_is_light_pinned_and_counted(process):
     assert process.modules == []
     assert process.cores == cores_for(1)
-    assert psutil.Process(process._process.pid).cpu_affinity() == cores_for(1)
+    assert psutil.Process(process.pid).cpu_affinity() == cores_for(1)
     assert process.peak_memory_bytes() >= process.rss_before_bytes > 0
 
 
@@ -121,34 +121,6 @@ def test_thread_pools_are_passive():
     assert "MALLOC_MMAP_THRESHOLD_" not in environment(Target())
 
 
-def test_code_of_a_file_that_cannot_be_imported_travels_by_value(tmp_path):
-    import importlib.util
-
-    source = tmp_path / "users_task_file.py"
-    source.write_text("class Net:\n    size = 7\n\ndef model():\n    return Net()\n")
-    spec = importlib.util.spec_from_file_location("users_task_file", source)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["users_task_file"] = module
-    try:
-        spec.loader.exec_module(module)
-        sealed = seal(module.model)
-        held = seal(partial(lambda net: net, module.Net()))
-    finally:
-        del sys.modules["users_task_file"]
-    code = "import pickle, sys; print(pickle.load(sys.stdin.buffer)().size)"
-    for data in (sealed, held):
-        done = subprocess.run([sys.executable, "-c", code], input=data, capture_output=True, check=True)
-        assert done.stdout.split() == [b"7"]
-
-
-def test_a_factory_that_cannot_be_serialized_is_refused():
-    import threading
-
-    lock = threading.Lock()
-    with pytest.raises(Refused, match="another process"):
-        seal(lambda: lock)
-
-
 class Trouble:
     """Names what the worker of a test shall do once it is loaded."""
 
@@ -170,6 +142,12 @@ class Trouble:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.what == "exit":
             os._exit(7)
+        if self.what == "sys.exit":
+            raise SystemExit(3)
+        if self.what == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self.what == "full":
+            raise OSError(28, "No space left on device")
         if self.what == "raise":
             raise ValueError("no such weights")
         if self.what.startswith("hang"):
@@ -192,10 +170,11 @@ def eager(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("what", "said"),
     [
-        ("segfault", "SIGSEGV during load"),
-        ("abort", "SIGABRT during load"),
-        ("kill", "SIGKILL .*out of memory.* during load"),
-        ("exit", "exit code 7 during load"),
+        ("segfault", r"native crash: SIGSEGV \(signal 11\) during open"),
+        ("abort", r"native crash: SIGABRT \(signal 6\) during open"),
+        ("kill", r"signal 9, probably out of memory\) during open"),
+        ("exit", "exited with code 7 without a result during open"),
+        ("sys.exit", r"must return a model, not end the process, got sys\.exit\(3\)"),
         ("raise", "ValueError: no such weights"),
     ],
 )
@@ -222,8 +201,8 @@ def wait_until(condition, seconds=20.0) -> bool:
 
 def test_a_process_that_hangs_is_ended_with_its_children(eager, tmp_path):
     note = tmp_path / "pids"
-    with pytest.raises(Refused, match=r"answers in time.*no answer in"):
-        RuntimeProcess(eager, Target("torch"), model=Trouble(f"hang:{note}"), timeout_s=6)
+    with pytest.raises(Refused, match=r"must answer in time, got no answer to open in 6 s"):
+        RuntimeProcess(eager, Target("torch"), model=Trouble(f"hang:{note}"), limits=Limits(seconds=6))
     pids = [int(word) for word in note.read_text().split()]
     assert len(pids) == 2
     assert wait_until(lambda: not any(alive(pid) for pid in pids))
@@ -252,7 +231,7 @@ def test_no_process_outlives_a_program_that_is_killed(eager, tmp_path):
 
 
 def test_a_generous_memory_limit_does_not_disturb(artefact, tmp_path):
-    with RuntimeProcess(artefact, Target(), limit_bytes=2**31) as running:
+    with RuntimeProcess(artefact, Target(), limits=Limits(memory_bytes=2**31)) as running:
         outputs = running.outputs(save_arrays(tmp_path, (ROWS,), "inputs"), 4, tmp_path / "outputs.npy")
     np.testing.assert_allclose(outputs, expected(ROWS), rtol=1e-6)
 
@@ -271,16 +250,78 @@ def test_a_model_of_many_megabytes_goes_through_the_pipe(eager):
 
 
 def test_a_process_above_its_memory_limit_is_ended(eager):
-    with pytest.raises(Refused, match="memory limit"):
-        RuntimeProcess(eager, Target("torch"), model=Trouble("nothing"), limit_bytes=30_000_000)
+    with pytest.raises(Refused, match=r"of memory, limit 30 MB during open"):
+        RuntimeProcess(
+            eager, Target("torch"), model=Trouble("nothing"), limits=Limits(memory_bytes=30_000_000)
+        )
 
 
 def test_a_closed_process_refuses_and_closing_twice_is_harmless(artefact):
     running = RuntimeProcess(artefact, Target())
-    pid = running._process.pid
+    pid = running.pid
     running.close()
     running.close()
     assert not running.alive
     assert not alive(pid)
-    with pytest.raises(Refused, match="ended earlier"):
+    with pytest.raises(Refused, match="must be open, got a process that has ended"):
         running.time(1)
+
+
+def hungry_net() -> OnnxModel:
+    """A net that asks for as many numbers as its largest input says, in billions."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Mul", ["largest", "billion"], ["many"]),
+        helper.make_node("Cast", ["many"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["count", "one"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Add", ["x", "zero"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "hungry",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [
+            onnx.numpy_helper.from_array(np.float32(1e9), "billion"),
+            onnx.numpy_helper.from_array(np.array([1]), "one"),
+        ],
+    )
+    return OnnxModel(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+
+
+def test_memory_beyond_the_limit_is_not_granted(tmp_path):
+    folder = deliver(hungry_net(), (), Target(), tmp_path / "hungry", example=(np.zeros((1, 4), "f4"),)).path
+    limits = Limits(seconds=60, memory_bytes=300_000_000)
+    modest, greedy = np.full((2, 4), 1e-6, np.float32), np.full((2, 4), 8, np.float32)
+    with RuntimeProcess(folder, Target(), limits=limits) as running:
+        files = save_arrays(tmp_path, (modest,), "modest")
+        np.testing.assert_array_equal(running.outputs(files, 2, tmp_path / "o.npy"), modest)
+        with pytest.raises(Refused, match="must run within its memory limit"):
+            running.outputs(save_arrays(tmp_path, (greedy,), "greedy"), 2, tmp_path / "o.npy")
+        assert running.peak_memory_bytes() < 1e9
+
+
+def test_a_stopped_process_holds_nobody_longer_than_the_limit(artefact, tmp_path):
+    with RuntimeProcess(artefact, Target(), limits=Limits(seconds=2)) as running:
+        running.set_batch(save_arrays(tmp_path, (ROWS[:2],), "batch"))
+        os.kill(running.pid, signal.SIGSTOP)
+        with pytest.raises(Lost, match="must answer in time, got no answer to time in 2 s"):
+            running.time(1)
+        assert not running.alive
+        assert wait_until(lambda: not alive(running.pid))
+
+
+def test_a_full_disk_in_the_process_is_a_fault_of_the_environment(artefact, eager, tmp_path):
+    files = save_arrays(tmp_path, (ROWS,), "inputs")
+    (tmp_path / "full.npy").symlink_to("/dev/full")
+    with RuntimeProcess(artefact, Target()) as running:
+        with pytest.raises(Refused, match="No space left") as caught:
+            running.outputs(files, 4, tmp_path / "full.npy")
+        assert caught.value.code == Exit.ENVIRONMENT
+        assert len(running.outputs(files, 4, tmp_path / "outputs.npy")) == 11
+    with pytest.raises(Refused, match="No space left") as caught:
+        RuntimeProcess(eager, Target("torch"), model=Trouble("full"))
+    assert caught.value.code == Exit.ENVIRONMENT
+    assert system_fault(caught.value) == "ENOSPC"

@@ -16,7 +16,7 @@ pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 
 def layers(**kinds):
-    return [{"name": name, "kind": kind} for name, kind in kinds.items()]
+    return kinds
 
 
 def names(found):

@@ -80,7 +80,7 @@ def test_a_goal_out_of_reach_ends_with_the_time_and_says_so():
     made, said = walk(space(), poor)
     assert sum(run.seconds for run, _ in made) <= 500
     assert max(run.seconds for run, _ in made) > 100
-    assert any("the time is over" in line for line in said)
+    assert any("the time is over" in line.text for line in said)
 
 
 def test_runs_that_were_refused_do_not_go_on():

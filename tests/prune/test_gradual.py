@@ -231,6 +231,7 @@ def test_layers_that_are_not_covered_stay_dense(trained_net, task):
     [
         {"sparsity": 1.0},
         {"end": 0.2, "begin": 0.5},
+        {"begin": 0.7},
         {"criterion": "movement", "ramp": "one_shot"},
         {"rewind": "rate"},
         {"rounds": 2},

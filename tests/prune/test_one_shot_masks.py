@@ -220,7 +220,7 @@ def test_memory_bounds_how_many_layers_share_a_pass(images, monkeypatch):
     monkeypatch.setattr(inputs, "GRAM_BYTES", moments["2"] + moments["0"])
     said: list[str] = []
     prepared = task(images).prepare()
-    context = Context(task=prepared, backend=BACKEND, original=None, say=said.append)
+    context = Context(task=prepared, backend=BACKEND, original=None, say=lambda line: said.append(str(line)))
     parts = pj.apply(network(), method, prepared, context=context)
     reasons = {c.layer: c.reason for c in parts.changes if not c.done}
     assert list(reasons) == ["4"]
@@ -262,8 +262,8 @@ def test_weights_that_are_not_finite_are_refused_before_anything_slow(images):
 @pytest.mark.parametrize(
     ("fields", "word"),
     [
-        ({}, "give the sparsity"),
-        ({"pattern": "2:4", "sparsity": 0.7}, "has a sparsity of 0.5"),
+        ({}, "sparsity must be given"),
+        ({"pattern": "2:4", "sparsity": 0.7}, "sparsity must be 0.5, which the pattern 2:4 brings, got 0.7"),
         ({"pattern": "block:axb", "sparsity": 0.5}, "a pattern is"),
         ({"sparsity": 1.0}, "less than 1"),
     ],

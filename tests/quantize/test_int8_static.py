@@ -6,6 +6,7 @@ import onnxruntime as ort
 import pytest
 
 import penjing as pj
+from oracles.quantization import dequantize
 from penjing.arrays import quantization as q
 from penjing.backends.onnx import BACKEND, OnnxModel
 from penjing.backends.onnx.model import open_session, run_session
@@ -139,8 +140,8 @@ def test_one_convolution_equals_the_simulation(net, task_of):
     out = model.run((x,))[0]
     grid = q.grid_of_range(out.min(), out.max())
     got = applied.model.run((x,))[0]
-    assert np.abs(got - q.dequantize(q.quantize(y, grid), grid)).max() <= float(grid.scale) * 1.01
-    assert np.mean(got != q.dequantize(q.quantize(y, grid), grid)) < 0.001
+    assert np.abs(got - dequantize(q.quantize(y, grid), grid)).max() <= float(grid.scale) * 1.01
+    assert np.mean(got != dequantize(q.quantize(y, grid), grid)) < 0.001
     assert applied.model.proto.graph.output[0].name == model.proto.graph.output[0].name
 
 
@@ -209,7 +210,7 @@ def test_skip_and_only_leave_layers_float_and_say_so(resnet, task_of, tmp_path):
     applied = pj.apply(model, pj.only("block1.*", pj.Int8Static(calibration=32)), task_of(x))
     assert done(applied) == ["block1.conv1", "block1.conv2"]
     assert cosine(applied.model.run((x,))[0], model.run((x,))[0]) > 0.999
-    with pytest.raises(Refused, match="at least one layer"):
+    with pytest.raises(Refused, match="must change at least one layer"):
         pj.apply(model, pj.only("nothing", pj.Int8Static()), task_of(x))
 
 
@@ -248,7 +249,7 @@ def calibrated_on(model, x):
 
 
 @pytest.mark.parametrize(
-    ("fill", "message"), [(0.0, "inputs vary.*0"), (2.5, "inputs vary.*2.5"), (np.nan, "NaN")]
+    ("fill", "message"), [(0.0, "inputs must vary.*0"), (2.5, "inputs must vary.*2.5"), (np.nan, "NaN")]
 )
 def test_calibration_that_says_nothing_is_refused(resnet, fill, message):
     model, x = resnet
@@ -260,7 +261,7 @@ def test_infinite_values_are_refused_with_the_tensor(resnet):
     model, x = resnet
     bad = x[:16].copy()
     bad[3, 0, 0, 0] = np.inf
-    with pytest.raises(Refused, match=r"finite.*tensor 'x'"):
+    with pytest.raises(Refused, match=r"tensor 'x'.*finite"):
         calibrated_on(model, bad)
 
 
@@ -278,10 +279,10 @@ def test_quantized_model_is_not_quantized_again(resnet, task_of):
     small = pj.apply(model, pj.Int8Static(calibration=16), task_of(x)).model
     for method in (pj.Int8Static(), pj.Int8Dynamic()):
         with pytest.raises(
-            Refused, match=r"not quantized yet.*QuantizeLinear|not quantized yet.*DequantizeLinear"
+            Refused, match=r"must be in float, got an integer operator, (Quantize|Dequantize)Linear"
         ):
             pj.apply(small, method, task_of(x))
-        with pytest.raises(Refused, match="not quantized yet"):
+        with pytest.raises(Refused, match="must be in float"):
             pj.apply(OnnxModel(small.proto), method, task_of(x))
 
 

@@ -199,9 +199,9 @@ def test_formats_by_layer_hold_as_they_are(trained, task):
 def test_what_mixed_bits_cannot_be_is_refused(trained, task):
     with pytest.raises(pj.Refused, match="the smallest options take"):
         after(trained, task, pj.QuantizeNearest(mixed=pj.MixedBits(1.5), calibration=64))
-    with pytest.raises(pj.Refused, match="the pattern matches a layer"):
+    with pytest.raises(pj.Refused, match="the pattern must match a layer"):
         after(trained, task, pj.QuantizeNearest(by_layer={"nothing.*": "int4"}))
-    with pytest.raises(pj.Refused, match="weights or mixed"):
+    with pytest.raises(pj.Refused, match="weights and mixed cannot both"):
         pj.QuantizeNearest("int4", mixed=pj.MixedBits(4))
     for wrong in (
         {"bits": 0},

@@ -21,10 +21,11 @@ from penjing.measurement.side_by_side import ratios
 from penjing.planners.candidates import candidates
 from penjing.report.recipes import probed_recipes, recipe_rows
 from penjing.search import recipes
-from penjing.search.open import open_session
-from penjing.search.recipe_job import EXAMPLES, NO_TIME, deliver_recipes, quick
+from penjing.search.open_session import open_session
 from penjing.search.recipes import choose_recipes, too_little
-from penjing.targets.graph_shape import graph_shape
+from penjing.search.recipes_job import EXAMPLES, NO_TIME, deliver_recipes, quick
+from penjing.search.values import LayerFacts, Survey
+from penjing.targets.graph_shape import digest_graph
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -72,10 +73,17 @@ def digits(nets, parts):
 
 def facts_of(model, task):
     backend, example = backend_for(model), task.valid.example()
-    return {
-        "layers": [{"name": x.name, "kind": x.kind} for x in backend.layers(model)],
-        "operations": {"by_layer": backend.operations(model, example).by_layer},
-    }
+    return Survey(
+        backend=backend.name,
+        fingerprint="",
+        operations=backend.operations(model, example),
+        outputs=10,
+        layers=tuple(LayerFacts(name=x.name, kind=x.kind, shapes={}) for x in backend.layers(model)),
+        eager=False,
+        noise=0.0,
+        spread=0.0,
+        seconds={},
+    )
 
 
 class Here:
@@ -96,7 +104,7 @@ def run(tmp_path):
     def choose(model, task, target=None, apart=False, **budget):
         target, said = target or Target(), []
         limits = pj.Budget(max_drop="5%", **budget)
-        folder, options = tmp_path / f"run{next(count)}", {"say": said.append}
+        folder, options = tmp_path / f"run{next(count)}", {"say": lambda line: said.append(str(line))}
         with open_session(model, task, limits, target, folder, 0, options) as session:
             said.clear()
             if target.runtime != "torch":
@@ -130,14 +138,14 @@ def test_the_fastest_comes_first_and_the_next_run_asks_the_cache(digits, run, ti
     timed.given.update({"recipe0": 0.5, "recipe1": 0.45, "recipe2": 0.7, "recipe3": 9.0, "recipe4": 0.97})
     found, said = run(model, task)
     assert found.measured
-    assert [row["ratio"]["value"] for row in found.data["rows"]] == [0.5, 0.45, 0.7, 9.0, 0.97]
+    assert [row.ratio.value for row in found.found.rows] == [0.5, 0.45, 0.7, 9.0, 0.97]
     assert "static int8, signed activations: 9.00 times float [8.98, 9.02]; it does not pay here" in said
     assert found.plans == (WITHOUT_HEAD, STATIC, SMALLER)
-    assert found.data["rows"][1]["float_layers"] == ["head"]
+    assert found.found.rows[1].float_layers == ("head",)
     assert "static int8: 0.50 times float [0.48, 0.52]" in said
-    assert not found.data["cached"]
+    assert not found.found.cached
     again, said = run(model, task)
-    assert again.data["cached"]
+    assert again.found.cached
     assert again.plans == found.plans
     assert len(timed.asked) == 1
     assert "precision recipes, latency over that of float (from the cache):" in said
@@ -147,9 +155,9 @@ def test_another_shape_target_or_number_of_threads_is_measured_again(nets, digit
     model, task = digits
     timed.given.update({"recipe0": 0.5, "recipe1": 0.45, "recipe2": 0.7})
     run(model, task)
-    assert run(nets["tuned"], task)[0].data["cached"], "other weights, the same shape"
-    assert not run(nets["narrow"], task)[0].data["cached"]
-    assert not run(model, task, Target(batch=4))[0].data["cached"]
+    assert run(nets["tuned"], task)[0].found.cached, "other weights, the same shape"
+    assert not run(nets["narrow"], task)[0].found.cached
+    assert not run(model, task, Target(batch=4))[0].found.cached
     assert len(timed.asked) == 3
 
 
@@ -158,16 +166,16 @@ def test_what_there_was_no_time_for_is_measured_by_the_next_run(digits, run, tim
     timed.given.update({"recipe0": 0.5})
     monkeypatch.setattr(recipes, "_fitting", lambda seconds, call_ms: 1)
     found, said = run(model, task)
-    assert [row["reason"] for row in found.data["rows"]] == ["", *[NO_TIME] * 4]
+    assert [row.reason for row in found.found.rows] == ["", *[NO_TIME] * 4]
     assert found.plans == (STATIC,)
     assert any(line.endswith(f"was not measured: {NO_TIME}") for line in said)
     timed.given["recipe0"] = 0.3
     second, _ = run(model, task)
-    assert [row["ratio"] and row["ratio"]["value"] for row in second.data["rows"]] == [0.5, 0.3, *[None] * 3]
+    assert [row.ratio and row.ratio.value for row in second.found.rows] == [0.5, 0.3, *[None] * 3]
     assert second.plans == (WITHOUT_HEAD, STATIC)
     for _ in range(3):
-        assert not run(model, task)[0].data["cached"]
-    assert run(model, task)[0].data["cached"]
+        assert not run(model, task)[0].found.cached
+    assert run(model, task)[0].found.cached
 
 
 def test_a_damaged_file_in_the_cache_is_said_and_measured_again(digits, run, timed):
@@ -177,14 +185,14 @@ def test_a_damaged_file_in_the_cache_is_said_and_measured_again(digits, run, tim
     (path,) = (cache_folder() / "recipes").iterdir()
     path.write_text(path.read_text().replace("0.45", "0.11"))
     found, said = run(model, task)
-    assert not found.data["cached"]
+    assert not found.found.cached
     assert any("does not match its hash" in line for line in said)
-    assert any("does not match its hash" in note for note in found.data["notes"])
-    assert run(model, task)[0].data["cached"], "and replaced"
+    assert any("does not match its hash" in note for note in found.found.notes)
+    assert run(model, task)[0].found.cached, "and replaced"
     content = json.loads(path.read_text())
     content["content"]["rows"][0]["ratio"] = "fast"
     path.write_text(json.dumps(content | {"sha256": digest(content["content"])}))
-    assert any("another form" in note for note in run(model, task)[0].data["notes"])
+    assert any("another form" in note for note in run(model, task)[0].found.notes)
 
 
 def test_where_lower_precision_does_not_pay_float_is_kept_and_it_is_said(digits, run, timed):
@@ -196,7 +204,7 @@ def test_where_lower_precision_does_not_pay_float_is_kept_and_it_is_said(digits,
     small, said = run(model, task, size="60%")
     assert small.plans[0] == STATIC
     assert "lower precision does not pay here: 1.08 times float; tried for its size alone" in said
-    record = {"recipes": found.data}
+    record = found.found.recorded()
     assert probed_recipes(record) == (
         "Lower precision does not pay here: the fastest recipe, static int8, takes 1.08 times the latency of "
         "float."
@@ -211,7 +219,7 @@ def test_a_recipe_that_cannot_be_timed_is_named_and_the_rest_counts(digits, run,
     found, said = run(model, task)
     assert "static int8 was not measured: it crashed" in said
     assert found.plans == (WITHOUT_HEAD,)
-    assert recipe_rows({"recipes": found.data})[-1][1:3] == ("not measured", "it crashed")
+    assert recipe_rows(found.found.recorded())[-1][1:3] == ("not measured", "it crashed")
 
 
 def test_rules_decide_where_nothing_could_be_timed(digits, run, timed, monkeypatch):
@@ -219,13 +227,13 @@ def test_rules_decide_where_nothing_could_be_timed(digits, run, timed, monkeypat
     found, said = run(model, task)
     assert (found.plans, found.measured) == ((STATIC,), False)
     assert "precision recipes go by rules, not measured: none could be timed" in said
-    assert probed_recipes({"recipes": found.data}) == ""
+    assert probed_recipes(found.found.recorded()) == ""
 
     def broken(*_):
         raise Refused("the artefact answers in time", value="no answer", place="float")
 
     monkeypatch.setattr(recipes, "ratios", broken)
-    assert any("the artefact answers in time" in note for note in run(model, task)[0].data["notes"])
+    assert any("the artefact answers in time" in note for note in run(model, task)[0].found.notes)
 
 
 def test_rules_decide_where_time_or_memory_is_short(digits, run, timed, monkeypatch):
@@ -243,7 +251,7 @@ def test_rules_decide_where_time_or_memory_is_short(digits, run, timed, monkeypa
 
 def test_a_target_without_an_integer_graph_has_no_recipe(parts, run, timed):
     found, said = run(*parts, Target("torch"))
-    assert (found.plans, found.measured, found.data["rows"], said) == ((), False, [], [])
+    assert (found.plans, found.measured, found.found.rows, said) == ((), False, (), [])
 
 
 def test_a_transformer_is_written_under_every_recipe_and_really_timed(tiny_transformer, tmp_path):
@@ -252,7 +260,7 @@ def test_a_transformer_is_written_under_every_recipe_and_really_timed(tiny_trans
     x, y = rng.standard_normal((64, 1, 8, 8)).astype(np.float32), np.arange(64) % 10
     task = pj.Task(train=(x[:32], y[:32]), valid=(x[32:48], y[32:48]), test=(x[48:], y[48:])).prepare()
     facts = facts_of(model, task)
-    legal = candidates(facts["layers"], facts["operations"]["by_layer"], Target())
+    legal = candidates(facts.kinds, facts.operations.by_layer, Target())
     plans = {f"recipe{i}": plan_to_json(c.plan) for i, c in enumerate(legal)}
     found = deliver_recipes(
         (model, task), lambda line: None, plans, Target(), tmp_path, 0, 100.0, tmp_path / "none.onnx"
@@ -290,9 +298,9 @@ def test_weights_do_not_enter_the_shape_and_widths_do(nets, parts, tmp_path, run
     shapes = []
     for name, net in nets.items():
         path = deliver(net, (), Target(runtime), tmp_path / name, example=parts[1].valid.example()).path
-        shapes.append(graph_shape(path))
+        shapes.append(digest_graph(path))
     assert shapes[0] == shapes[1] != shapes[2]
-    assert graph_shape(tmp_path) is None
+    assert digest_graph(tmp_path) is None
 
 
 def test_a_torch_module_for_openvino_is_written_in_a_process_of_its_own(parts, run, timed):
@@ -301,4 +309,4 @@ def test_a_torch_module_for_openvino_is_written_in_a_process_of_its_own(parts, r
     found, said = run(*parts, Target("openvino"), apart=True)
     assert "writing recipe1" in said
     assert found.plans == (STATIC, SMALLER, WITHOUT_HEAD)
-    assert found.data["seconds"].keys() == {"export", "compression", "measurement"}
+    assert found.found.seconds.keys() == {"export", "compression", "measurement"}

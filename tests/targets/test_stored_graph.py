@@ -63,7 +63,7 @@ def made():
 
 
 def halved(model, example=X):
-    from penjing.arrays.structure.selection import select
+    from oracles.selection import select
 
     groups = BACKEND.groups(model, example)
     rng = np.random.default_rng(0)

@@ -20,7 +20,8 @@ own = __import__("runpy").run_path({file!r})
 (folder,) = sys.argv[1:]
 for kind, strategy in own["STRATEGIES"].items():
     lines, out = [], folder + "/" + kind
-    fitted = pj.fit(own["net"](kind), own["task"](), strategy, out=out, say=lines.append)
+    say = lambda line: lines.append(str(line))
+    fitted = pj.fit(own["net"](kind), own["task"](), strategy, out=out, say=say)
     found = [fitted.model.state_dict(), fitted.record.model_dump(), lines]
     torch.save(found, out + "-" + os.environ["RANK"])
 for kind in own["BROKEN_OFF"]:

@@ -21,7 +21,7 @@ def surroundings(task, **fields):
 
 def test_reports_one_change_and_notes(net, split):
     said = []
-    context = surroundings(Task(train=split, batch_size=50), say=said.append)
+    context = surroundings(Task(train=split, batch_size=50), say=lambda line: said.append(str(line)))
     model = net()
     model.eval()
     done = fine_tune_torch(model, FineTune(epochs=2), context)

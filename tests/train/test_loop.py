@@ -32,7 +32,13 @@ def part(split, count):
 
 def test_loss_falls_and_accuracy_rises(net, split, digits):
     model, said = net(), []
-    done = fit(model, split, LOSS, Strategy(epochs=3, batch_size=50), hooks=Hooks(log=said.append))
+    done = fit(
+        model,
+        split,
+        LOSS,
+        Strategy(epochs=3, batch_size=50),
+        hooks=Hooks(log=lambda line: said.append(str(line))),
+    )
     x, y = digits
     right = (model.eval()(torch.from_numpy(x[600:900])).argmax(1).numpy() == y[600:900]).mean()
     assert right > 0.85

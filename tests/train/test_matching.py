@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from penjing.arrays import distillation as oracle
+from oracles import distillation as oracle
 from penjing.core.errors import Refused
 from penjing.train.matching import MatchingLoss
 

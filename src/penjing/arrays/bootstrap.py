@@ -66,7 +66,7 @@ def bootstrap(statistic: Statistic, n: int, replicates: int = REPLICATES, seed: 
         Refused: fewer than 2 examples, or undefined on the sample or on more than a twentieth of the draws.
     """
     if n < 2:
-        raise Refused("at least 2 examples", value=n, place="bootstrap", fix="use a larger test split")
+        raise Refused("needs at least 2 examples", value=n, place="bootstrap", fix="use a larger test split")
     rng = np.random.default_rng(seed)
     value = float(statistic(np.ones((1, n)))[0])
     rows = max(1, _CELLS // n)
@@ -75,7 +75,7 @@ def bootstrap(statistic: Statistic, n: int, replicates: int = REPLICATES, seed: 
     drawn = np.sort(drawn[~np.isnan(drawn)])
     if np.isnan(value) or len(drawn) < 0.95 * replicates:
         raise Refused(
-            "the metric is defined on resamples of the data",
+            "the metric must be defined on resamples of the data",
             value=f"undefined on {replicates - len(drawn)} of {replicates}",
             place="bootstrap",
             fix="use a larger test split, or a metric that needs no rare class",

@@ -109,11 +109,13 @@ def corrupt(x: Array, name: str, severity: int, seed: int = 0) -> Array:
     """
     if name not in fitting(x):
         raise Refused(
-            f"the corruption fits inputs {x.dtype} {x.shape}",
+            f"the corruption must fit inputs {x.dtype} {x.shape}",
             value=name,
             place="corruptions",
             fix=nearest(name, fitting(x)),
         )
     if severity not in SEVERITIES:
-        raise Refused("a severity is 1 to 5", value=severity, place="corruptions")
+        raise Refused(
+            "the severity must be 1 to 5", value=severity, place="corruptions", fix="3 is the middle one"
+        )
     return KINDS[name](x, severity, np.random.default_rng(seed))

@@ -62,7 +62,7 @@ def choose_options(costs: Sequence[Floats], weights: Sequence[Counts], budget: i
     least = sum(int(w.min()) for w in weights)
     if least > budget:
         raise Refused(
-            "the lightest option of every part fits",
+            "must hold the lightest option of every part",
             value=f"they weigh {least} of {budget}",
             place="budget",
             fix=f"allow at least {least}",

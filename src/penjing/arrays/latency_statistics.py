@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from penjing.arrays.spread import mean_interval
 from penjing.arrays.statistics import Interval
 from penjing.core.errors import Refused
 
@@ -34,6 +36,9 @@ def rounds_interval(
         resamples: draws of the bootstrap.
         seed: of the draws; the same samples give the same interval.
 
+    >>> rounds_interval([[1.0, 3.0], [2.0, 2.0]], percentile(50)).value
+    2.0
+
     Raises:
         Refused: no rounds, an empty round, or a time that is not positive and finite.
     """
@@ -49,6 +54,30 @@ def rounds_interval(
     value = statistic(np.concatenate(rounds))
     # A skewed statistic can leave its own percentile interval; the interval always holds the value.
     return Interval(value, min(float(low), value), max(float(high), value))
+
+
+def processes_interval(values: Sequence[float], noise: float = 0.0, confidence: float = 0.95) -> Interval:
+    """Return the geometric mean of one value for each of several processes, with an interval for others.
+
+    Two processes of one file differ by where their memory came to lie, often by a percent and more, however
+    long each is timed. So Student's interval is taken over processes, of the logarithms, and widened by the
+    noise of the machine; the two are independent and add as squares.
+
+    Args:
+        values: a time of each process, or a ratio of each pair of processes; positive.
+        noise: relative difference of two processes of one file, found beforehand.
+        confidence: of the two-sided interval.
+
+    >>> processes_interval([1.0, 1.0, 1.0], noise=0.01)
+    Interval(value=1.0, low=0.990049833749168, high=1.010050167084168)
+
+    Raises:
+        Refused: fewer than two values, or one that is not positive and finite.
+    """
+    _check_positive([np.asarray(values, dtype=np.float64)])
+    mean, _, high = mean_interval([math.log(value) for value in values], confidence)
+    half = math.hypot(high - mean, math.log1p(noise))
+    return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
 
 
 def percentile(share: float) -> Statistic:
@@ -73,7 +102,12 @@ def check_rounds(samples: Sequence[Sequence[float]]) -> list[Floats]:
     """
     rounds = [np.asarray(times, dtype=np.float64) for times in samples]
     if not rounds or any(times.size == 0 for times in rounds):
-        raise Refused("every round has a time", value=[len(t) for t in rounds], place="latency")
+        raise Refused(
+            "every round must have a time",
+            value=[len(t) for t in rounds],
+            place="latency",
+            fix="time at least one call in each round",
+        )
     _check_positive(rounds)
     return rounds
 
@@ -81,4 +115,9 @@ def check_rounds(samples: Sequence[Sequence[float]]) -> list[Floats]:
 def _check_positive(rounds: list[Floats]) -> None:
     wrong: Any = next((t for times in rounds for t in times if not (np.isfinite(t) and t > 0)), None)
     if wrong is not None:
-        raise Refused("a time is positive and finite", value=wrong, place="latency")
+        raise Refused(
+            "times must be positive and finite",
+            value=wrong,
+            place="latency",
+            fix="take them with a monotonic clock",
+        )

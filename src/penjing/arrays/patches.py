@@ -1,4 +1,4 @@
-"""What every output position of a convolution sees, as rows of a matrix (im2col)."""
+"""What every output position of a convolution sees."""
 
 from __future__ import annotations
 
@@ -14,35 +14,6 @@ from penjing.core.errors import Refused
 Sizes = int | Sequence[int]
 Padding = int | Sequence[int] | Sequence[tuple[int, int]]
 """The same on all sides, one number for each axis, or `(before, after)` for each axis."""
-
-
-def patches(
-    x: NDArray[Any],
-    kernel: Sequence[int],
-    stride: Sizes = 1,
-    padding: Padding = 0,
-    dilation: Sizes = 1,
-    mode: str = "constant",
-) -> NDArray[Any]:
-    """Return the input values under the kernel at every output position.
-
-    A convolution is then a product: `y = patches(x, ...) @ weight.reshape(out, -1).T`, the rows of y in the
-    order of examples and positions.
-
-    Args:
-        x, kernel, stride, padding, dilation, mode: as of `windows`.
-
-    Returns:
-        `[n * positions, channels * prod(kernel)]`, columns in the order of a weight's `[in, *kernel]`.
-
-    Raises:
-        Refused: the kernel is larger than the padded input, or its rank does not fit.
-
-    >>> patches(np.arange(4.0).reshape(1, 1, 4), (2,), stride=2).tolist()
-    [[0.0, 1.0], [2.0, 3.0]]
-    """
-    seen = windows(x, kernel, stride, padding, dilation, mode)
-    return seen.reshape(-1, x.shape[1] * int(np.prod(kernel)))
 
 
 def windows(
@@ -71,9 +42,10 @@ def windows(
     rank = x.ndim - 2
     if len(kernel) != rank:
         raise Refused(
-            "a kernel has one size for each spatial axis",
+            "the kernel must have one size for each spatial axis",
             value=f"{tuple(kernel)} for {x.shape}",
             place="patches",
+            fix=f"give {x.ndim - 2} sizes",
         )
     strides, spread = _each(stride, rank), _each(dilation, rank)
     sides = padding_pairs(padding, rank)
@@ -82,7 +54,10 @@ def windows(
     extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, spread, strict=True))
     if any(e > size for e, size in zip(extent, x.shape[2:], strict=True)):
         raise Refused(
-            "the kernel fits into the padded input", value=f"{extent} for {x.shape[2:]}", place="patches"
+            "the kernel must fit into the padded input",
+            value=f"{extent} for {x.shape[2:]}",
+            place="patches",
+            fix="pad the input, or take a smaller kernel or dilation",
         )
     seen = sliding_window_view(x, extent, axis=tuple(range(2, x.ndim)))
     steps = tuple(slice(None, None, s) for s in strides) + tuple(slice(None, None, d) for d in spread)
@@ -99,7 +74,12 @@ def padding_pairs(padding: Padding, rank: int) -> tuple[tuple[int, int], ...]:
     sides: tuple[Any, ...] = (padding,) * rank if isinstance(padding, int) else tuple(padding)
     pairs = [(s, s) if isinstance(s, int) else (s[0], s[1]) for s in sides]
     if len(pairs) != rank:
-        raise Refused("padding is given for each spatial axis", value=repr(padding), place="patches")
+        raise Refused(
+            "the padding must be given for each spatial axis",
+            value=repr(padding),
+            place="patches",
+            fix="give (before, after) for each of them",
+        )
     return tuple(pairs)
 
 
@@ -107,8 +87,9 @@ def _each(sizes: Sizes, rank: int) -> tuple[int, ...]:
     values = (sizes,) * rank if isinstance(sizes, int) else tuple(sizes)
     if len(values) != rank or min(values, default=1) < 1:
         raise Refused(
-            "strides and dilations are at least 1, one for each spatial axis",
+            "strides and dilations must be at least 1, one for each spatial axis",
             value=repr(sizes),
             place="patches",
+            fix="give a 1 where an axis is read without a gap",
         )
     return values

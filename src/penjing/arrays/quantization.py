@@ -70,12 +70,6 @@ def quantize(x: Floats, grid: Grid) -> NDArray[np.uint8]:
     return integers
 
 
-def dequantize(q: NDArray[np.uint8], grid: Grid) -> Floats:
-    """Return the real values of integers on the grid, float32."""
-    real: Floats = decode(Encoded(q, *_parameters(grid), ACTIVATIONS))
-    return real
-
-
 def _parameters(grid: Grid) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     return np.asarray(grid.scale, np.float32), np.asarray(grid.zero_point, np.uint8)
 

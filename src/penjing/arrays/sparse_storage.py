@@ -60,12 +60,3 @@ def unpack(bits: NDArray[np.uint8], values: NDArray[Any], shape: tuple[int, ...]
     array = np.zeros(shape, dtype=values.dtype)
     array[mask] = values
     return array
-
-
-def packed_bytes(entries: int, kept: int, itemsize: int) -> int:
-    """Return the bytes of the arrays of `pack`.
-
-    >>> packed_bytes(1000, 200, 4)
-    925
-    """
-    return (entries + 7) // 8 + kept * itemsize

@@ -23,7 +23,9 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval
 
     n = len(values)
     if n < 2:
-        raise Refused("an interval needs at least two runs", value=n, place="mean_interval")
+        raise Refused(
+            "needs at least two runs", value=n, place="mean_interval", fix="run the recipe with another seed"
+        )
     mean, deviation = float(np.mean(values)), float(np.std(values, ddof=1))
     half = float(stdtrit(n - 1, (1 + confidence) / 2)) * deviation / math.sqrt(n)
     return Interval(mean, mean - half, mean + half)
@@ -90,8 +92,9 @@ def difference_interval(
     """
     if len(first) != len(second):
         raise Refused(
-            "both recipes ran with the same seeds",
+            "both recipes must have run with the same seeds",
             value=f"{len(first)} and {len(second)} runs",
             place="difference_interval",
+            fix="pair the runs by seed, and leave those of one recipe out",
         )
     return mean_interval([b - a for a, b in zip(first, second, strict=True)], confidence)

@@ -88,7 +88,7 @@ def noninferiority_p_value(lost: int, gained: int, n: int, max_drop: float, alph
     """
     _check_counts(lost, gained, n)
     spent = alpha / 50
-    low, high = _clopper_pearson(gained, n, spent)
+    low, high = clopper_pearson(gained, n, spent)
     low, high = max(low, 0.0, -max_drop), min(high, (1 - max_drop) / 2)
     if low > high:
         return spent
@@ -137,7 +137,12 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> Interval:
         Refused: n is 0, or successes lie outside 0..n.
     """
     if n < 1 or not 0 <= successes <= n:
-        raise Refused("0 <= successes <= n and n >= 1", value=f"{successes} of {n}", place="wilson")
+        raise Refused(
+            "the successes must lie in 0..n, and n must be at least 1",
+            value=f"{successes} of {n}",
+            place="wilson",
+            fix="count the successes among the n examples",
+        )
     z = _quantile((1 + confidence) / 2)
     share = successes / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
@@ -174,7 +179,10 @@ def needed_examples(
     """
     if not drop < max_drop <= 1:
         raise Refused(
-            "drop < max_drop <= 1", value=f"drop {drop:g}, max_drop {max_drop:g}", place="needed_examples"
+            "the assumed drop must be below max_drop, and max_drop at most 1",
+            value=f"drop {drop:g}, max_drop {max_drop:g}",
+            place="needed_examples",
+            fix="assume a smaller drop: none at or above the margin can be certified",
         )
     flips = max(flips, abs(drop))
     b, c = (flips + drop) / 2, (flips - drop) / 2
@@ -192,7 +200,12 @@ def smallest_certifiable_drop(
 ) -> float:
     """Return the smallest `max_drop` that n examples certify with the given power; see `needed_examples`."""
     if n < 1:
-        raise Refused("n >= 1", value=n, place="smallest_certifiable_drop")
+        raise Refused(
+            "needs at least 1 example",
+            value=n,
+            place="smallest_certifiable_drop",
+            fix="give the number of examples of the test split",
+        )
     return _bisect(lambda d: d <= drop or needed_examples(d, flips, confidence, power, drop) > n, drop, 1.0)
 
 
@@ -210,7 +223,7 @@ def median_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
     x = np.sort(np.asarray(values, float).ravel())
     if len(x) < 2 or not np.isfinite(x).all():
         raise Refused(
-            "at least 2 finite values",
+            "needs at least 2 finite values",
             value=f"{len(x)} values",
             place="median_interval",
             fix="measure more rounds",
@@ -238,9 +251,10 @@ def paired_ratio_interval(values: ArrayLike, reference: ArrayLike, confidence: f
     x, y = np.asarray(values, float), np.asarray(reference, float)
     if x.shape != y.shape or not ((x > 0).all() and (y > 0).all()):
         raise Refused(
-            "the series are positive, one pair a round",
+            "the series must be positive, one pair for each round",
             value=f"shapes {x.shape} and {y.shape}",
             place="paired_ratio_interval",
+            fix="time both sides in every round",
         )
     middle, low, high = median_interval(np.log(x / y), confidence)
     return Interval(math.exp(middle), math.exp(low), math.exp(high))
@@ -249,9 +263,10 @@ def paired_ratio_interval(values: ArrayLike, reference: ArrayLike, confidence: f
 def _check_counts(lost: int, gained: int, n: int) -> None:
     if n < 1 or lost < 0 or gained < 0 or lost + gained > n:
         raise Refused(
-            "lost and gained are counts among n >= 1 pairs",
+            "lost and gained must be counts among n pairs, and n at least 1",
             value=f"{lost}, {gained} of {n}",
             place="paired proportions",
+            fix="count the changed examples among all n",
         )
 
 
@@ -265,7 +280,8 @@ def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
     return high
 
 
-def _clopper_pearson(count: int, n: int, alpha: float) -> tuple[float, float]:
+def clopper_pearson(count: int, n: int, alpha: float) -> tuple[float, float]:
+    """Return the exact two-sided interval of a share at confidence 1 - alpha (Biometrika 26, 1934)."""
     from scipy.special import betaincinv
 
     low = 0.0 if count == 0 else float(betaincinv(count, n - count + 1, alpha / 2))

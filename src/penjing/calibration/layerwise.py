@@ -32,6 +32,7 @@ from penjing.calibration.inputs import (
 from penjing.calibration.settings import Corrected, LayerWise
 from penjing.core.context import Context
 from penjing.core.method import Change, Outcome
+from penjing.core.progress import Line
 from penjing.core.task import Batch
 from penjing.core.value import Model
 
@@ -150,7 +151,7 @@ def _in_order(work: Work, solver: Callable[[str, Gram], tuple[str, Solve, float]
     changes, masks = list(work.changes), {}
     passes = [part for wave in work.waves for part in work.in_passes(wave)]
     for number, names in enumerate(passes, 1):
-        context.say(f"{type(method).__name__}: {', '.join(names)} ({number} of {len(passes)})")
+        context.say(Line.step(f"{type(method).__name__}: {', '.join(names)} ({number} of {len(passes)})"))
         for name, gram in work.grams(names).items():
             reason, solve, share = solver(name, gram)
             if reason:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -144,9 +144,12 @@ class Rounded(Method):
             ) from None
 
     @model_validator(mode="after")
-    def _one_choice(self) -> Rounded:
+    def _fields_agree(self) -> Self:
         if self.mixed is not None and self.weights != type(self).model_fields["weights"].default:
-            raise ValueError("weights or mixed, not both: mixed bits choose the formats of weights")
+            raise ValueError(
+                "weights and mixed cannot both be given, since mixed bits choose the formats of weights; "
+                "leave one of them out"
+            )
         return self
 
 

@@ -26,6 +26,7 @@ from penjing.core.backend import Arrays, Layer
 from penjing.core.context import Context
 from penjing.core.method import Change, Outcome
 from penjing.core.number_format import NumberFormat
+from penjing.core.progress import Line
 from penjing.core.task import Batch
 from penjing.core.value import Model
 
@@ -76,7 +77,8 @@ def round_in_order(
     order = waves(backend, reference, begun.left, begun.probe, context.seed)
     passes = [part for wave in order for part in in_passes([layers[name] for name in wave])]
     for number, part in enumerate(passes, 1):
-        context.say(f"{type(method).__name__}: {', '.join(x.name for x in part)} ({number} of {len(passes)})")
+        names = ", ".join(x.name for x in part)
+        context.say(Line.step(f"{type(method).__name__}: {names} ({number} of {len(passes)})"))
         wanted = reference if dense else None
         for name, gram in input_grams(backend, model, part, begun.batches, context.seed, wanted).items():
             if gram.rows < gram.total.shape[-1]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from penjing.arrays.sparsity.patterns import Pattern, pattern_of
 from penjing.core.method import Method, Stage
@@ -22,7 +22,7 @@ class Sparse(Method):
 
     stage: ClassVar[Stage] = Stage.WEIGHTS
     pattern: str = "unstructured"
-    sparsity: float | None = Field(default=None, gt=0, lt=1, validate_default=True)
+    sparsity: float | None = Field(default=None, gt=0, lt=1)
 
     def __init__(self, sparsity: float | None = None, **fields: Any) -> None:
         super().__init__(**{"sparsity": sparsity, **fields})
@@ -33,19 +33,22 @@ class Sparse(Method):
         pattern_of(pattern)
         return pattern
 
-    @field_validator("sparsity")
-    @classmethod
-    def _agrees(cls, sparsity: float | None, info: ValidationInfo) -> float | None:
-        if "pattern" not in info.data:
-            return sparsity
-        own = pattern_of(info.data["pattern"]).sparsity
-        if own is None:
-            if sparsity is None:
-                raise ValueError("give the sparsity, the share of zeros")
-            return sparsity
-        if sparsity is not None and abs(sparsity - own) > 1e-9:
-            raise ValueError(f"the pattern {info.data['pattern']} has a sparsity of {own:g}")
-        return own
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        self._has_a_sparsity()
+        return self
+
+    def _has_a_sparsity(self) -> None:
+        own = self.zeros.sparsity
+        if own is None and self.sparsity is None:
+            raise ValueError("sparsity must be given; write the share of zeros, such as sparsity=0.5")
+        if own is not None and self.sparsity is not None and abs(self.sparsity - own) > 1e-9:
+            raise ValueError(
+                f"sparsity must be {own:g}, which the pattern {self.pattern} brings, got {self.sparsity:g}; "
+                "leave sparsity out, or choose another pattern"
+            )
+        if own is not None:
+            object.__setattr__(self, "sparsity", own)
 
     @property
     def zeros(self) -> Pattern:
@@ -99,9 +102,21 @@ class Corrected(LayerWise):
         """Whether every layer gets the same share of zeros."""
         return self.allocation == "uniform"
 
-    @field_validator("compensate")
-    @classmethod
-    def _in_sequence(cls, compensate: bool, info: ValidationInfo) -> bool:
-        if compensate and info.data.get("sequential") is False:
-            raise ValueError("to compensate for layers before, be sequential")
-        return compensate
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        self._has_a_sparsity()
+        refuse_compensation_out_of_order(self.compensate, self.sequential)
+        return self
+
+
+def refuse_compensation_out_of_order(compensate: bool, sequential: bool) -> None:
+    """Refuse to make up for layers before where each layer sees the dense model's inputs.
+
+    Raises:
+        ValueError: `compensate` without `sequential`.
+    """
+    if compensate and not sequential:
+        raise ValueError(
+            "compensate needs sequential=True, since errors of the layers before are known only then; "
+            "write compensate=False, or leave sequential as it is"
+        )

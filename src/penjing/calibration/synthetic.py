@@ -12,6 +12,7 @@ from penjing.core.context import Context
 from penjing.core.data import Arrays, Split
 from penjing.core.errors import Refused
 from penjing.core.method import Method, name_of
+from penjing.core.progress import Line
 from penjing.core.value import Model
 
 CalibrationData = Literal["train", "synthetic"]
@@ -42,7 +43,7 @@ def without_data(model: Model, context: Context, examples: int) -> Context:
     from penjing.backends.torch.distill.synthesis import synthesize
 
     count = min(max(examples, 2), MOST)
-    context.say(f"making {count} inputs from BatchNorm statistics")
+    context.say(Line.step(f"making {count} inputs from BatchNorm statistics"))
     made = synthesize(model, context.task.train.example(), count, STEPS, context.seed)
     return _with(context, made)
 
@@ -66,7 +67,7 @@ def to_train_on(model: Model, context: Context, examples: int, kind: TrainingDat
 
     start, example = time.perf_counter(), context.task.train.example()
     require_floats(example)
-    context.say(f"making {examples} inputs: {kind}")
+    context.say(Line.step(f"making {examples} inputs: {kind}"))
     parts = []
     for at in range(0, examples, MOST):
         # A last batch of one example has no moments; what is too much is cut.

@@ -1,15 +1,22 @@
-"""`penjing optimize`: the main job from a task file."""
+"""The verbs of the main job: `optimize` from a task file, `demo` on data that the packages carry."""
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from penjing.cli import options as o
 
 if TYPE_CHECKING:
     from penjing.core.budget import Budget
     from penjing.core.target import Target
+
+DEMO_BUDGET = {"max_drop": "5%", "latency": "80%", "size": "60%"}
+"""What so small a test split can certify."""
+DemoTime = Annotated[str, typer.Option("--time", help="What the whole run may take.")]
 
 
 def optimize(
@@ -31,7 +38,7 @@ def optimize(
     dry_run: o.DryRun = False,
 ) -> int:
     """Find the fastest artefact that keeps to the budget, and certify it on unseen data."""
-    budget = o.budget_from(
+    budget = o.make_budget(
         confidence,
         max_drop=max_drop,
         latency=latency,
@@ -41,7 +48,7 @@ def optimize(
         time=time,
         trials=trials,
     )
-    where = o.target_from(target, threads, batch)
+    where = o.make_target(target, threads, batch)
     return run_task_file(task_file, budget, where, out, seed, json=json, dry_run=dry_run)
 
 
@@ -59,7 +66,7 @@ def run_task_file(
     from penjing.cli.main import emit
     from penjing.cli.show import Reporter, exit_code, show_record
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.search.open import check_budget
+    from penjing.search.open_session import check_budget
     from penjing.search.optimize import optimize as run
 
     check_budget(budget)
@@ -86,8 +93,8 @@ def run_task_file(
             name=file.path.stem,
             config=config,
         )
-    emit(result.record, json, lambda record: show_record(record, result.report))
-    return exit_code(result.record)
+    emit(result.record, json, lambda _: show_record(result))
+    return exit_code(result)
 
 
 def _dry(task: Any, config: dict[str, Any]) -> dict[str, Any]:
@@ -103,14 +110,45 @@ def _length(split: Any) -> int | None:
 
 
 def _say_dry(data: dict[str, Any]) -> None:
-    import typer
-
     from penjing.core.budget import Budget
 
     typer.echo(f"task file  {data['task_file']}")
     typer.echo(f"budget     {Budget(**data['budget'])}")
-    for name, count in data["examples"].items():
-        typer.echo(f"{name:<10} {count if count is not None else 'unknown number of'} examples")
+    for name, examples in data["examples"].items():
+        typer.echo(f"{name:<10} {examples if examples is not None else 'unknown number of'} examples")
     for note in data["notes"]:
         typer.echo(f"note       {note}")
     typer.echo("dry run: nothing was started")
+
+
+def demo(
+    out: o.Out = None,
+    time: DemoTime = "90s",
+    seed: o.Seed = 0,
+    json: o.Json = False,
+    dry_run: o.DryRun = False,
+) -> int:
+    """Train a small network on handwritten digits, optimize it under a budget and certify the result."""
+    from penjing.core.budget import Budget
+    from penjing.core.extras import need
+    from penjing.core.target import Target
+
+    for extra in ("torch", "onnx", "metrics"):
+        need(extra, "the demo")
+    folder = Path("runs/demo") if out is None else out.expanduser()
+    path = _demo_task(folder.absolute())
+    run = next(folder.absolute() / f"run-{n}" for n in count(1) if not (folder / f"run-{n}").exists())
+    budget = Budget(**DEMO_BUDGET, time=time)
+    return run_task_file(path, budget, Target(), run, seed, json=json, dry_run=dry_run)
+
+
+def _demo_task(folder: Path) -> Path:
+    """Copy the demo's task file into the folder, so that the user can read, change and run it."""
+    from importlib.resources import files
+
+    from penjing.core.files import write_text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "task.py"
+    write_text(path, files("penjing.examples").joinpath("digits.py").read_text(encoding="utf-8"))
+    return path

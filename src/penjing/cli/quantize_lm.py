@@ -9,14 +9,15 @@ import typer
 
 from penjing.cli import options as o
 from penjing.cli.training import say
-from penjing.core.context import silent
+from penjing.core.progress import silent
 
 Checkpoint = Annotated[
     Path, typer.Argument(help="A folder with config.json and safetensors files.", metavar="FOLDER")
 ]
 Tokens = Annotated[Path, typer.Option("--tokens", help="A .npy file [examples, length] to calibrate on.")]
-Judged = Annotated[
-    Path | None, typer.Option("--judged", help="Other sequences, whose perplexity is taken before and after.")
+Evaluation = Annotated[
+    Path | None,
+    typer.Option("--evaluation", help="Other sequences, whose perplexity is taken before and after."),
 ]
 Folder = Annotated[Path, typer.Option("--out", help="The folder to be made.")]
 Name = Annotated[str, typer.Option("--method", help="QuantizeNearest, QuantizeGPTQ, QuantizeAWQ, ...")]
@@ -28,7 +29,7 @@ def quantize_lm(
     folder: Checkpoint,
     tokens: Tokens,
     out: Folder,
-    judged: Judged = None,
+    evaluation: Evaluation = None,
     method: Name = "QuantizeGPTQ",
     weights: Weights = "int4 group 32",
     calibration: Examples = 256,
@@ -38,7 +39,7 @@ def quantize_lm(
     """Quantize the blocks of a causal language model; the same command goes on after a kill."""
     from penjing.cli.main import emit
     from penjing.core.registry import method_from_json
-    from penjing.language.checkpoint import quantize_checkpoint
+    from penjing.language.quantize import quantize_checkpoint
 
     fields = {"method": method, "weights": weights, "inputs": None, "calibration": calibration}
     result = quantize_checkpoint(
@@ -47,7 +48,7 @@ def quantize_lm(
         _array(tokens),
         out,
         seed=seed,
-        judged=None if judged is None else _array(judged),
+        evaluation=None if evaluation is None else _array(evaluation),
         say=silent if json else say,
     )
     emit(result.model_dump(mode="json"), json, _show)
@@ -70,10 +71,10 @@ def _array(path: Path) -> Any:
             return np.load(path, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise Refused(
-            "tokens are a .npy file of whole numbers",
+            "must be a .npy file of token ids",
             value=error,
             place=str(path),
-            fix="write them with numpy.save",
+            fix="write it with numpy.save(path, ids), ids being whole numbers [examples, length]",
         ) from error
 
 

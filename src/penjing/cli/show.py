@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from penjing.core.errors import Exit
+from penjing.core.progress import Kind, Line
 
-ACTIVITIES = ("looking at", "exporting", "measuring", "probing", "trying", "certifying")
-"""Beginnings of the lines that say what goes on now."""
+if TYPE_CHECKING:
+    from penjing.search.result import Result
 
 
 class Reporter:
@@ -25,16 +25,16 @@ class Reporter:
             self._progress.__enter__()
         return self
 
-    def __call__(self, line: str) -> None:
+    def __call__(self, line: Line) -> None:
         """Show a line: what goes on now lives on the bar of a terminal, results stay."""
         if self._progress is None:
             return
-        if line.startswith(ACTIVITIES):
-            self._progress.stage(line)
-        elif ": epoch " in line:
-            self._progress.detail(line)
+        if line.kind is Kind.PHASE:
+            self._progress.stage(line.text)
+        elif line.kind in (Kind.STEP, Kind.TRAINING):
+            self._progress.detail(line.text)
         else:
-            self._progress.say(line)
+            self._progress.say(line.text)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -43,14 +43,14 @@ class Reporter:
             self._progress.__exit__(kind, error, trace)
 
 
-def show_record(record: dict[str, Any], report: Path) -> None:
+def show_record(result: Result) -> None:
     """Print the final table, the path of the report and how to load the artefact."""
     from penjing.report.progress import console
     from penjing.report.terminal import final_table
 
-    final_table(record, console(), report=report)
+    final_table(result.typed, console(), report=result.report)
 
 
-def exit_code(record: dict[str, Any]) -> int:
+def exit_code(result: Result) -> int:
     """Return 0 if every limit was reached, else 3."""
-    return Exit.DONE if record["verdict"]["status"] == "reached" else Exit.BUDGET_NOT_REACHED
+    return Exit.DONE if result.verdict.status == "reached" else Exit.BUDGET_NOT_REACHED

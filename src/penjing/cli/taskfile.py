@@ -35,17 +35,17 @@ def load_task_file(path: Path) -> TaskFile:
     path = path.expanduser().resolve()
     if not path.is_file():
         raise Refused(
-            "the task file exists",
+            "must exist",
             value=str(path),
-            place="task file",
+            place="the task file",
             fix="give the path of a Python file with model() and task()",
             code=Exit.USAGE,
         )
     if path.suffix != ".py":
         raise Refused(
-            "the task file is Python source",
+            "must be Python source",
             value=path.name,
-            place="task file",
+            place="the task file",
             fix="give a .py file; models are never loaded from pickles",
             code=Exit.USAGE,
         )
@@ -53,9 +53,9 @@ def load_task_file(path: Path) -> TaskFile:
     for name in ("model", "task"):
         if not callable(getattr(module, name, None)):
             raise Refused(
-                f"the task file has a function {name}()",
+                f"needs a function {name}()",
                 place=str(path),
-                fix=f"define `def {name}(): ...` at the top level",
+                fix=f"define def {name}(): ... at the top level",
                 code=Exit.USAGE,
             )
     return TaskFile(path, module, module.model, module.task)
@@ -78,10 +78,10 @@ def _import(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         line = _line(error, path)
         raise Refused(
-            "the task file can be imported",
+            "cannot be imported",
             value=f"{type(error).__name__}: {error}",
             place=f"{path}{line}",
-            fix="run it with python to see the whole traceback",
+            fix=f"run python {path.name} to see the whole traceback",
         ) from error
     finally:
         sys.path.remove(str(path.parent))
@@ -97,15 +97,25 @@ def call(function: Callable[[], Any], file: TaskFile) -> Any:
         raise
     except Exception as error:
         raise Refused(
-            f"{function.__name__}() returns",
+            f"{function.__name__}() must return without an exception",
             value=f"{type(error).__name__}: {error}",
             place=f"{file.path}{_line(error, file.path)}",
-            fix="run it with python to see the whole traceback",
+            fix=f"call {function.__name__}() in python to see the whole traceback",
         ) from error
     if function.__name__ == "task" and not isinstance(value, Task):
-        raise Refused("task() returns a penjing.Task", value=type(value).__name__, place=str(file.path))
+        raise Refused(
+            "task() must return a penjing.Task",
+            value=type(value).__name__,
+            place=str(file.path),
+            fix="end it with return pj.Task(train=..., valid=..., test=...)",
+        )
     if value is None:
-        raise Refused(f"{function.__name__}() returns a value", value="nothing", place=str(file.path))
+        raise Refused(
+            f"{function.__name__}() must return a value",
+            value="nothing",
+            place=str(file.path),
+            fix=f"end {function.__name__}() with a return",
+        )
     return value
 
 

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     from penjing.cli.taskfile import TaskFile
+    from penjing.core.progress import Line
     from penjing.train.strategy import Strategy
 
 Set = Annotated[
@@ -17,7 +18,7 @@ Set = Annotated[
 ]
 
 
-def strategy_of(file: TaskFile, settings: list[str] | None) -> Strategy:
+def read_strategy(file: TaskFile, settings: list[str] | None) -> Strategy:
     """Return the strategy of a task file (`strategy`, a value or a function), with what was set on top.
 
     Raises:
@@ -30,9 +31,10 @@ def strategy_of(file: TaskFile, settings: list[str] | None) -> Strategy:
     own = own() if callable(own) else own
     if own is not None and not isinstance(own, Strategy):
         raise Refused(
-            "the task file's strategy is a penjing.Strategy",
+            "must be a penjing.Strategy, or a function that returns one",
             value=type(own).__name__,
-            place=f"{file.path}, strategy",
+            place=f"strategy in {file.path}",
+            fix="write strategy = pj.Strategy(epochs=10)",
             code=Exit.USAGE,
         )
     fields: dict[str, Any] = {} if own is None else own.model_dump()
@@ -40,7 +42,7 @@ def strategy_of(file: TaskFile, settings: list[str] | None) -> Strategy:
         name, sign, text = setting.partition("=")
         if not sign or not name.strip():
             raise Refused(
-                "a setting reads as field=value",
+                "must have the form field=value",
                 value=setting,
                 place="--set",
                 fix="write --set epochs=10",
@@ -57,7 +59,7 @@ def _value(text: str) -> Any:
         return None if text == "None" else text
 
 
-def say(line: str) -> None:
+def say(line: Line) -> None:
     """Write a line of progress to stderr."""
     from penjing.report.words import clean
 

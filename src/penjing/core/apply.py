@@ -85,7 +85,7 @@ def _to_backend_with_handler(
         return backend, model
     if backend.name == "onnx" or handler_for(method, "onnx") is None:
         raise Refused(
-            "the method has a handler for the model's backend",
+            "the method needs a handler for the model's backend",
             value=f"{name_of(method)} on {backend.name}",
             place="apply",
             fix="leave the method out, or move it before the step that made the model ONNX",
@@ -110,15 +110,15 @@ def _refuse_if_nothing_changed(method: Method, changes: list[Change]) -> None:
         return
     if isinstance(method, Only) and not changes:
         raise Refused(
-            "the pattern matches a layer that the method can change",
+            "the pattern must match a layer that the method can change",
             value=method.pattern,
             place=f"only({method.pattern!r}, {name_of(method)})",
             fix="list the layer names with `penjing inspect`",
         )
     reasons = "; ".join(sorted({f"{c.layer}: {c.reason}" for c in changes})[:5])
     raise Refused(
-        "a step changes at least one layer",
+        "must change at least one layer",
         value=reasons or "no layer fits",
         place=name_of(method),
-        fix="leave the step out, or see `penjing inspect` for what can change",
+        fix="leave the step out; `penjing inspect` lists what can change",
     )

@@ -108,7 +108,7 @@ def deliver(
     folder = Path(folder).expanduser().absolute()
     if os.path.lexists(folder):
         raise Refused(
-            "the artefact's folder does not exist yet",
+            "the artefact's folder must not exist yet",
             value=str(folder),
             place="deliver",
             fix="choose another folder; nothing is ever overwritten",
@@ -124,10 +124,11 @@ def deliver(
         model_files = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
         if not model_files or _OWN_FILES & set(model_files):
             raise Refused(
-                "a runtime writes model files under names of its own",
+                "a runtime must write model files under names of its own",
                 value=model_files,
                 place=f"deliver ({target.label})",
                 code=Exit.INTERNAL,
+                fix="report this: the fault is in the runtime's module",
             )
         _refuse_pickles(temporary, model_files)
         write_json(temporary / "plan.json", steps)
@@ -155,7 +156,7 @@ def open_artefact(folder: Path | str) -> Artefact:
     folder = Path(folder).expanduser().absolute()
     if folder.is_file():
         raise Refused(
-            "an artefact is a folder that Penjing delivered",
+            "an artefact must be a folder that Penjing delivered",
             value=folder.name,
             place=str(folder.parent),
             fix="a pickled model can run any code and is never read; load it in your own program"
@@ -196,7 +197,7 @@ def _artefact(folder: Path, content: Mapping[str, Any]) -> Artefact:
         )
     except (KeyError, TypeError, ValidationError, Refused) as error:
         raise Refused(
-            "the manifest describes a delivered model",
+            "the manifest must describe a delivered model",
             value=error,
             place=str(folder),
             fix="choose a folder that `deliver` wrote",
@@ -222,10 +223,10 @@ def _refuse_pickles(folder: Path, names: Iterable[str]) -> None:
             pickled = _looks_pickled(name, head) and not (raw and not _is_pickle(file))
         if pickled or (Path(name).suffix.lower() in PICKLES and not raw):
             raise Refused(
-                "no file of an artefact may carry a pickle",
+                "a file of an artefact cannot carry a pickle",
                 value=name,
                 place=str(folder),
-                fix="a pickle can run any code: use ONNX or safetensors",
+                fix="a pickle can run any code: save the model as ONNX or safetensors",
             )
 
 

@@ -274,7 +274,7 @@ def backend_for(model: Model) -> Backend:
                 break
             return backend_named(target.rpartition(".")[2])
     raise Refused(
-        "the model is of a supported framework",
+        "must be of a supported framework",
         value=f"{type(model).__module__}.{type(model).__qualname__}",
         place="model",
         fix="pass a torch.nn.Module, a penjing OnnxModel (pj.load_onnx) or a NumPy net",
@@ -289,7 +289,7 @@ def without_choice(model: Model, output: Any) -> Model:
     """
     if output is not None:
         raise Refused(
-            "a model of this framework has one output",
+            "cannot be given: a model of this framework has one output",
             value=repr(output),
             place="task.output",
             fix="leave task.output out",

@@ -67,7 +67,7 @@ def parse_limit(text: str | float | Limit, unit: CostUnit, place: str) -> Limit:
     """
     if isinstance(text, Limit):
         if text.unit != unit:
-            raise _bad(f"the limit's unit is {unit}", text.unit, place, f"give {place} in {unit}")
+            raise _bad(f"the limit's unit must be {unit}", text.unit, place, f"give {place} in {unit}")
         return text
     number, word = _split(text, place)
     units = _UNITS[unit]
@@ -76,13 +76,13 @@ def parse_limit(text: str | float | Limit, unit: CostUnit, place: str) -> Limit:
         return Limit(value=number / 100, relative=True, unit=unit)
     if word.replace(" ", "") in ("x", "xfaster", "xsmaller", "xless"):
         if number < 1:
-            raise _bad("a factor is at least 1", text, place, "write a share like 50%")
+            raise _bad("a factor must be at least 1", text, place, "write a share like 50%")
         return Limit(value=1 / number, relative=True, unit=unit)
     if word == "" and number <= 1:
         return Limit(value=number, relative=True, unit=unit)
     if word.lower() in units and (word or unit == "count"):
         return Limit(value=number * units[word.lower()], relative=False, unit=unit)
-    raise _bad("a limit has a unit", text, place, f"write a share like 50% or an amount like {example}")
+    raise _bad("must have a unit", text, place, f"write a share like 50% or an amount like {example}")
 
 
 def parse_drop(text: str | float, place: str = "max_drop") -> float:
@@ -91,9 +91,11 @@ def parse_drop(text: str | float, place: str = "max_drop") -> float:
     if word == "%":
         number /= 100
     elif word:
-        raise _bad("a drop is a share", text, place, "write 1% or 0.01")
+        raise _bad("must be a share", text, place, "write 1% or 0.01")
     if not 0 < number < 1:
-        raise _bad("0 < drop < 100%", text, place, "write 1% or 0.01 for one point of the metric")
+        raise _bad(
+            "must be above 0 and below 100%", text, place, "write 1% or 0.01 for one point of the metric"
+        )
     return number
 
 
@@ -101,21 +103,19 @@ def parse_time(text: str | float, place: str = "time") -> float:
     """Read a duration in seconds: `10min`, `90s`, `1.5h`."""
     number, word = _split(text, place)
     if word.lower() not in _UNITS["s"]:
-        raise _bad("a time has a unit", text, place, "write 90s, 10min or 1.5h")
+        raise _bad("must have a unit", text, place, "write 90s, 10min or 1.5h")
     return number * _UNITS["s"][word.lower()]
 
 
 def _split(text: Any, place: str, zero: bool = False) -> tuple[float, str]:
     if isinstance(text, bool) or not isinstance(text, str | int | float):
-        raise _bad("a limit is text or a number", repr(text), place, "write for example 60%")
+        raise _bad("must be text or a number", repr(text), place, "write for example 60%")
     match = _TEXT.match(str(text))
     if match is None:
-        raise _bad(
-            "a limit reads as number and unit", repr(text), place, "write for example 60%, 5ms or 10MB"
-        )
+        raise _bad("must read as number and unit", repr(text), place, "write for example 60%, 5ms or 10MB")
     number = float(match[1])
     if not math.isfinite(number) or number < 0 or (number == 0 and not zero):
-        raise _bad("a limit is a positive finite number", text, place, "write for example 60%")
+        raise _bad("must be a positive finite number", text, place, "write for example 60%")
     return number, match[2].strip()
 
 

@@ -130,7 +130,7 @@ def _make_room(newest: Path) -> None:
                 part.unlink()
 
 
-def contents() -> dict[str, Any]:
+def describe_cache() -> dict[str, Any]:
     """Return where the cache is, and how many files and bytes of each kind it holds, as plain data."""
     folder = cache_folder()
     kinds: dict[str, dict[str, int]] = {}

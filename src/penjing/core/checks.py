@@ -19,7 +19,7 @@ def attempt(call: Callable[[], Any], place: str) -> Any:
         raise
     except Exception as error:  # the user's data may raise anything; where it did is what helps
         raise Refused(
-            "every example can be read",
+            "every example must be readable",
             value=f"{type(error).__name__}: {error}",
             place=place,
             fix="repair or leave out this example",
@@ -36,7 +36,7 @@ def as_array(value: Any, place: str) -> NDArray[Any]:
         array = np.empty(0, object)
     if array.dtype.kind not in "biufUS":
         raise Refused(
-            "data are arrays of numbers of one shape",
+            "the data must be arrays of numbers of one shape",
             place=place,
             value=f"{type(value).__name__} {array.dtype}",
             fix="convert it to a NumPy array or tensor first",
@@ -49,7 +49,7 @@ def as_input(value: Any, place: str) -> NDArray[Any]:
     array = as_array(value, place)
     if array.dtype.kind in "US" or array.ndim == 0:
         raise Refused(
-            "an input is an array of numbers with a batch axis",
+            "must be an array of numbers with a batch axis",
             place=place,
             value=f"{array.dtype} {array.shape}",
             fix="encode text as numbers first",
@@ -63,7 +63,12 @@ def as_target(value: Any, labels: bool, place: str) -> NDArray[Any]:
     if array.dtype.kind in "US":
         raise _bad_labels(f"text such as {str(array.flat[0])[:20]!r}", place, "number the classes from 0")
     if array.ndim == 0:
-        raise Refused("targets have a batch axis", value=f"{array.dtype} {array.shape}", place=place)
+        raise Refused(
+            "must have a batch axis",
+            value=f"{array.dtype} {array.shape}",
+            place=place,
+            fix="give one target for each example: an array of shape [n, ...]",
+        )
     if not labels:
         return array
     if (
@@ -81,7 +86,7 @@ def as_target(value: Any, labels: bool, place: str) -> NDArray[Any]:
 
 
 def _bad_labels(value: str, place: str, fix: str) -> Refused:
-    return Refused("labels are class indices", value=value, place=place, fix=fix)
+    return Refused("the labels must be class indices", value=value, place=place, fix=fix)
 
 
 def refuse_not_finite(x: NDArray[Any], place: str) -> None:
@@ -92,7 +97,7 @@ def refuse_not_finite(x: NDArray[Any], place: str) -> None:
     bad = ~finite.reshape(len(x), -1).all(axis=1)
     count = f"{int((~finite).sum())} values NaN or infinite in {int(bad.sum())} of {len(x)} examples"
     raise Refused(
-        "data are finite",
+        "the data must be finite",
         value=count,
         place=f"{place}, first in example {int(bad.argmax())}",
         fix="repair or leave out these examples",

@@ -11,6 +11,7 @@ from pydantic.fields import FieldInfo
 
 from penjing.core.errors import Exit, Refused, nearest
 
+_SUBJECT = re.compile(r"^[A-Z]\w*(?: \w+)? should\b")
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 
 
@@ -32,7 +33,9 @@ def refusal(
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return Refused(f"has no field {field!r}", place=place, fix=nearest(field, known), code=Exit.USAGE)
+        return Refused(
+            f"cannot take a field {field!r}", place=place, fix=nearest(field, known), code=Exit.USAGE
+        )
     where, given = f"{place}.{field}".rstrip("."), repr(first["input"])[:80]
     if first["type"] == "literal_error" and isinstance(first["input"], str):
         choices = re.findall(r"'([^']*)'", first["ctx"]["expected"])
@@ -46,12 +49,17 @@ def refusal(
     rule, _, fix = first["msg"].removeprefix("Value error, ").partition(";")
     info = known.get(str(first["loc"][0])) if first["loc"] else None
     return Refused(
-        rule.replace("Input should", "must", 1),
+        _rule(rule),
         value=given if first["loc"] else None,
         place=where,
         fix=fix.strip() or _advice(info, where),
         code=Exit.USAGE,
     )
+
+
+def _rule(message: str) -> str:
+    """Return what pydantic says, with the field as its subject."""
+    return "must be given" if message == "Field required" else _SUBJECT.sub("must", message)
 
 
 def _advice(info: FieldInfo | None, place: str) -> str:

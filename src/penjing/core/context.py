@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from penjing.core.progress import Say, silent
+
 if TYPE_CHECKING:
     from penjing.core.backend import Backend
     from penjing.core.task import Task
-
-
-def silent(line: str) -> None:
-    """Say nothing: what progress goes to where nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,7 @@ class Context:
         original: the model before the plan, never changed (teacher of distillation).
         seed: every random choice derives from it.
         covers: tells whether a layer name may be touched (from `only`).
-        say: called with a line of progress, for example once an epoch.
+        say: called with lines of progress, for example once an epoch.
         notes: facts for the record, for example seconds spent in training.
     """
 
@@ -34,5 +32,5 @@ class Context:
     original: Any
     seed: int = 0
     covers: Callable[[str], bool] = field(default=lambda layer: True)
-    say: Callable[[str], None] = silent
+    say: Say = silent
     notes: dict[str, Any] = field(default_factory=dict)

@@ -128,7 +128,7 @@ class LiveSplit:
 
     def _used_up(self) -> Refused:
         return Refused(
-            "the data can be walked again",
+            "the data must give its examples on every pass",
             value="0 examples",
             place=f"task.{self.name}",
             fix="pass a function that makes a new iterator each time",

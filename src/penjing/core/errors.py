@@ -82,9 +82,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Return a sentence that names the closest known names, for the `fix` of a refusal.
 
     >>> nearest("accurcy", ["accuracy", "f1"])
-    "did you mean 'accuracy'? known: accuracy, f1"
+    "did you mean 'accuracy'? Known: accuracy, f1"
     """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}known: {', '.join(names)}"
+    return f"{hint}Known: {', '.join(names)}"

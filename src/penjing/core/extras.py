@@ -42,10 +42,10 @@ def need(extra: str, what: str) -> None:
     absent = missing(extra)
     if absent:
         raise Refused(
-            f"{what} has the packages it needs",
+            f"{what} needs packages that are missing",
             value=f"no module {', '.join(absent)}",
             place="environment",
-            fix=f'pip install "penjing[{extra}]"',
+            fix=f'run `pip install "penjing[{extra}]"`',
             code=Exit.ENVIRONMENT,
         )
 

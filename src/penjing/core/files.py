@@ -63,7 +63,7 @@ def write_file(path: Path | str, write: Write) -> None:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield the name of a temporary file; put it in the place of a path, or delete it after an error."""
-    temporary = path.parent / _temporary_name()
+    temporary = path.parent / temporary_name()
     with refusing(path):
         try:
             yield temporary
@@ -94,13 +94,18 @@ def read_json(path: Path | str) -> Any:
     path = Path(path)
     with refusing(path, "read"):
         if path.stat().st_size > _LARGEST_JSON:
-            raise Refused("a JSON file has at most 256 MB", value=path.stat().st_size, place=str(path))
+            raise Refused(
+                "a JSON file must have at most 256 MB",
+                value=path.stat().st_size,
+                place=str(path),
+                fix="choose the file that Penjing wrote; none comes near this size",
+            )
         data = path.read_bytes()
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise Refused(
-            "the file holds JSON",
+            "the file must hold JSON",
             value=error,
             place=str(path),
             fix="the file is damaged or foreign: restore it from a copy",
@@ -122,13 +127,13 @@ def write_folder(path: Path | str, build: Build) -> dict[str, Any]:
     path = Path(path)
     if os.path.lexists(path):
         raise Refused(
-            "the folder does not exist yet",
+            "the folder must not exist yet",
             value=str(path),
             place="write",
             fix="choose another folder; nothing is ever overwritten",
             code=Exit.USAGE,
         )
-    temporary = path.parent / _temporary_name()
+    temporary = path.parent / temporary_name()
     with refusing(path):
         try:
             os.mkdir(temporary)
@@ -205,15 +210,20 @@ def verify_manifest(folder: Path | str) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise Refused("the folder exists", value=str(folder), place="open")
+        raise Refused("the folder must exist", value=str(folder), place="open", fix="correct the path")
     content = _read_manifest(folder)
     listed = {entry["name"]: entry for entry in content["files"]}
     present = set(_names(folder)) - {MANIFEST}
     for name in sorted(listed.keys() - present):
-        raise Refused("every file of the manifest is there", value=f"{name} is missing", place=str(folder))
+        raise Refused(
+            "every file of the manifest must be there",
+            value=f"{name} is missing",
+            place=str(folder),
+            fix="restore the folder from a copy, or make it again",
+        )
     for name in sorted(present - listed.keys()):
         raise Refused(
-            "every file is listed in the manifest",
+            "every file must be listed in the manifest",
             value=f"{name} is foreign",
             place=str(folder),
             fix="remove it if you put it there",
@@ -224,7 +234,7 @@ def verify_manifest(folder: Path | str) -> dict[str, Any]:
             same = size == entry["bytes"] and sha256_file(folder / name) == entry["sha256"]
         if not same:
             raise Refused(
-                "every file is as it was written",
+                "every file must be as it was written",
                 value=f"{name} is damaged ({size} bytes, {entry['bytes']} written)",
                 place=str(folder),
                 fix="restore the folder from a copy, or make it again",
@@ -239,7 +249,7 @@ def remove_leftovers(folder: Path | str) -> list[str]:
     """
     removed = []
     for parent, folders, files in os.walk(folder):
-        for name in [n for n in (*folders, *files) if n.startswith(_PREFIX) and n.endswith(_SUFFIX)]:
+        for name in filter(is_temporary, (*folders, *files)):
             path = Path(parent) / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -270,26 +280,42 @@ def refusing(path: Path | str, verb: str = "written") -> Iterator[None]:
 
 def _environment(error: OSError, path: Path, verb: str) -> Refused:
     if error.errno in _FULL:
-        rule, fix = "there is room to write the file", "free some space or raise the quota, then resume"
+        rule, fix = "there must be room to write the file", "free some space or raise the quota, then resume"
     elif error.errno in _CLOSED:
-        rule, fix = "the place is open to this user", "choose another folder or change its permissions"
+        rule, fix = (
+            "this user needs permission for the place",
+            "choose another folder or change its permissions",
+        )
     elif error.errno == errno.EXDEV:
-        rule, fix = "a rename stays on one file system", "choose a folder that is no mount point or overlay"
+        rule, fix = (
+            "a rename must stay on one file system",
+            "choose a folder that is no mount point or overlay",
+        )
     elif error.errno in (errno.ENOENT, errno.ENOTDIR):
-        rule, fix = "the path and its parent folder exist", "make the folder, or correct the path"
+        rule, fix = "the path and its parent folder must exist", "make the folder, or correct the path"
     else:
-        rule, fix = f"the path can be {verb}", "see the system's message"
+        rule, fix = f"the path must be one that can be {verb}", "check the disk and its mount, then try again"
     value = f"{os.strerror(error.errno) if error.errno else error}"
     if verb == "read":
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            rule, fix = "the file exists", "correct the path"
+            rule, fix = "the file must exist", "correct the path"
         return Refused(rule, value=value, place=str(path), fix=fix, code=Exit.ENVIRONMENT)
     free = free_bytes(path)
     room = "free space unknown" if free is None else f"{free:,} bytes free"
     return Refused(rule, value=value, place=f"{path} ({room})", fix=fix, code=Exit.ENVIRONMENT)
 
 
-def _temporary_name() -> str:
+def is_temporary(name: str) -> bool:
+    """Tell whether a name in a folder is that of something half-made.
+
+    >>> is_temporary(temporary_name()), is_temporary("model.onnx")
+    (True, False)
+    """
+    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+
+
+def temporary_name() -> str:
+    """Return a new name that `is_temporary` knows, and whose bearer `remove_leftovers` removes."""
     return f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
 
 
@@ -340,7 +366,7 @@ def _names(folder: Path) -> list[str]:
                     names.append(name)
                 else:
                     raise Refused(
-                        "a folder holds only plain files, no links",
+                        "the folder must hold only plain files, no links",
                         value=name,
                         place=str(folder),
                         fix="replace it by the file itself",
@@ -352,7 +378,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
         raise Refused(
-            "the folder has a manifest",
+            "the folder must have a manifest",
             value=f"no file {MANIFEST}",
             place=str(folder),
             fix="choose a folder that Penjing delivered",
@@ -361,18 +387,23 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     content: dict[str, Any] = read if isinstance(read, dict) else {}
     schema = content.get("schema")
     if not isinstance(schema, int) or schema < 1:
-        raise Refused("the manifest is Penjing's", value=f"schema {schema!r}", place=str(path))
+        raise Refused(
+            "the manifest must be Penjing's",
+            value=f"schema {schema!r}",
+            place=str(path),
+            fix="choose a folder that Penjing delivered",
+        )
     if schema > SCHEMA:
         raise Refused(
-            f"the manifest's schema is at most {SCHEMA}",
+            f"the manifest's schema must be at most {SCHEMA}",
             place=str(path),
             code=Exit.ENVIRONMENT,
             value=f"{schema}, written by penjing {content.get('penjing')}",
-            fix="upgrade penjing",
+            fix="upgrade penjing to the version that wrote it",
         )
     if content.pop("sha256", None) != (own := _own_digest(content)) or not _listed(content):
         raise Refused(
-            "every file is as it was written",
+            "every file must be as it was written",
             value=f"{MANIFEST} is damaged",
             place=str(folder),
             fix="restore the folder from a copy, or make it again",

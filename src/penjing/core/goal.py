@@ -43,7 +43,7 @@ def parse_goal(text: str | Goal) -> Goal:
     match = _TEXT.match(text) if isinstance(text, str) else None
     if match is None or not math.isfinite(float(match[3])):
         raise Refused(
-            "must be a metric, >= or <=, and a number",
+            "must read as metric, >= or <=, and a number",
             value=repr(text)[:80],
             place="goal",
             fix='write for example "accuracy >= 92%"',

@@ -145,7 +145,7 @@ class NumberFormat(Value):
         axes = {"tensor": 0, "channel": 1, "group": 2, "token": 1}[self.granularity]
         if len(shape) < axes or 0 in shape:
             raise Refused(
-                f"a tensor with a scale for each {self.granularity} has {axes} axes and values",
+                f"a tensor with a scale for each {self.granularity} must have {axes} axes and values",
                 value=f"shape {tuple(shape)}",
                 place=str(self),
                 fix="reshape it, or choose another granularity",
@@ -197,7 +197,7 @@ def _fields_of(name: str) -> dict[str, Any]:
         fields["kind"] = words[0]
     else:
         raise Refused(
-            "the number format is known",
+            "must be known",
             value=repr(name),
             place="number format",
             code=Exit.USAGE,
@@ -218,7 +218,7 @@ def _fields_of(name: str) -> dict[str, Any]:
         else:
             known = [*_FLAGS, "tensor", "channel", "group 32", "token"]
             raise Refused(
-                "the words of a number format are known",
+                "the words of a number format must be known",
                 value=repr(word),
                 code=Exit.USAGE,
                 place=f"number format {name!r}",
@@ -226,7 +226,7 @@ def _fields_of(name: str) -> dict[str, Any]:
             )
         if new.keys() & fields.keys():
             raise Refused(
-                "a number format says each thing once",
+                "must say each thing once",
                 value=repr(word),
                 code=Exit.USAGE,
                 place=f"number format {name!r}",
@@ -255,12 +255,12 @@ def _rules(f: NumberFormat) -> list[tuple[str, bool]]:
     """Return every rule on fields together, and whether it holds."""
     integer, block = f.kind == "integer", _BLOCKS.get(f.kind)
     return [
-        ("an integer has 2 to 16 bits", not integer or f.bits >= 2),
-        (f"{f.kind} has {_BITS.get(f.kind)} bits", integer or f.bits == _BITS[f.kind]),
-        ("only integers can be unsigned", integer or f.signed),
-        ("only integers can be asymmetric", integer or f.symmetric),
-        ("narrow is for signed integers", not f.narrow or (integer and f.signed)),
-        ("a group has at least 2 values", f.granularity != "group" or f.group >= 2),
-        ("a group length is for granularity group", f.granularity == "group" or f.group == 0),
-        (f"{f.kind} has groups of {block}", block is None or f.group == block),
+        ("an integer must have 2 to 16 bits", not integer or f.bits >= 2),
+        (f"{f.kind} must have {_BITS.get(f.kind)} bits", integer or f.bits == _BITS[f.kind]),
+        (f"{f.kind} must be signed: only integers can be unsigned", integer or f.signed),
+        (f"{f.kind} must be symmetric: only integers can be asymmetric", integer or f.symmetric),
+        ("narrow needs a signed integer", not f.narrow or (integer and f.signed)),
+        ("a group must have at least 2 values", f.granularity != "group" or f.group >= 2),
+        ("a group length needs the granularity group", f.granularity == "group" or f.group == 0),
+        (f"{f.kind} must have groups of {block}", block is None or f.group == block),
     ]

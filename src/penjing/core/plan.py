@@ -33,7 +33,7 @@ def chain(*parts: Method | Iterable[Method]) -> Plan:
     for method in flat:
         if not isinstance(method, Method):
             raise Refused(
-                "a plan consists of methods",
+                "a plan must consist of methods",
                 value=repr(method)[:80],
                 place="chain",
                 fix="write for example PruneChannels(ratio=0.5)",
@@ -42,7 +42,7 @@ def chain(*parts: Method | Iterable[Method]) -> Plan:
     for first, second in itertools.pairwise(flat):
         if stage_of(second) < stage_of(first):
             raise Refused(
-                "stages of a plan do not descend",
+                "the stages of a plan must not descend",
                 value=f"{name_of(second)} ({stage_of(second).name}) after "
                 f"{name_of(first)} ({stage_of(first).name})",
                 place="chain",
@@ -63,7 +63,7 @@ def only(pattern: str, method: Method) -> Method:
     """
     if not isinstance(pattern, str) or not pattern.strip() or not isinstance(method, Method):
         raise Refused(
-            "only takes a pattern that is not empty, and a method",
+            "needs a pattern that is not empty, and a method",
             place="only",
             value=f"{pattern!r}, {method!r}"[:160],
             fix="write only('layer1.*', method)",
@@ -85,7 +85,7 @@ def plan_from_json(data: Any) -> Plan:
     """
     if not isinstance(data, list | tuple):
         raise Refused(
-            "a plan is a list of methods",
+            "must be a list of methods",
             value=repr(data)[:80],
             place="plan",
             fix="write it as [{method: PruneChannels, ratio: 0.5}]",

@@ -46,7 +46,9 @@ class Reader:
             Refused: no data, data of another form, or an example, input or label that cannot be used.
         """
         if data is None:
-            raise Refused("the split is given", place=self.place, fix="pass (inputs, targets) or a loader")
+            raise Refused(
+                "the split must be given", place=self.place, fix="pass (inputs, targets) or a loader"
+            )
         if isinstance(data, LiveSplit):
             return (data, ()) if live else (self._together([data.arrays()]), ())
         if isinstance(data, Split):
@@ -98,7 +100,7 @@ class Reader:
                 return
             if self.limit is None and seen > WITHOUT_LENGTH:
                 raise Refused(
-                    "data without a length end",
+                    "data without a length must end",
                     value=f"more than {WITHOUT_LENGTH:,} examples",
                     place=self.place,
                     fix="set Task(max_examples=...)",
@@ -114,7 +116,7 @@ class Reader:
 
     def _empty(self) -> Refused:
         return Refused(
-            "the split has examples",
+            "the split must have examples",
             value="0 examples",
             place=self.place,
             fix="pass data; instead of a used iterator a function that makes it",
@@ -131,7 +133,12 @@ class Reader:
         targets = as_target(pair[1], self.labels, f"{place}, targets")
         sizes = {len(x) for x in inputs} | {len(targets)}
         if len(sizes) > 1:
-            raise Refused("inputs and targets have one length", value=sorted(sizes), place=place)
+            raise Refused(
+                "inputs and targets must have one length",
+                value=sorted(sizes),
+                place=place,
+                fix="give one target for each input",
+            )
         return inputs, targets
 
     def _check(self, batch: Batch, place: str) -> None:
@@ -142,7 +149,7 @@ class Reader:
             refuse_not_finite(batch[1], f"{place}, targets")
         if self.labels and len(batch[1]) and batch[1].min() < 0:
             raise Refused(
-                "labels are class indices from 0",
+                "the labels must be class indices from 0",
                 place=f"{place}, targets",
                 value=f"{int((batch[1] < 0).sum())} negative, {batch[1].min()}..{batch[1].max()}",
                 fix="drop these examples or number the classes from 0",
@@ -161,9 +168,10 @@ def _examples(data: Any, place: str, seed: int | None) -> Iterator[tuple[str, An
             odd = next((k for k, s in enumerate(shapes) if s != shapes[0]), None)
             if odd is not None:
                 raise Refused(
-                    "all examples have one shape",
+                    "all examples must have one shape",
                     value=f"{shapes[odd]} after {shapes[0]}",
                     place=f"{place}, example {order[start + odd]}",
+                    fix="pad, crop or resize the examples to one shape",
                 )
             columns.append(np.stack(column))
         yield where, (tuple(columns[:-1]), columns[-1])
@@ -196,7 +204,7 @@ def _is_indexed(data: Any, place: str) -> bool:
     """
     if hasattr(data, "__next__"):
         raise Refused(
-            "the data can be walked more than once",
+            "the data must be readable more than once",
             value=type(data).__name__,
             place=place,
             fix="the iterator is one-shot: pass a function that makes it",
@@ -207,9 +215,10 @@ def _is_indexed(data: Any, place: str) -> bool:
         hasattr(data, "__iter__") or hasattr(data, "__getitem__")
     ):
         raise Refused(
-            "the data is (inputs, targets), a data set, a loader or a function that makes batches",
+            "must be (inputs, targets), a data set, a loader or a function that makes batches",
             value=type(data).__name__,
             place=place,
+            fix="pass for example a tuple of two arrays",
         )
     if isinstance(data, list | tuple) and len(data) > 0:
         return as_array(_pair(data[0], place)[1], place).ndim == 0
@@ -228,7 +237,7 @@ def _is_pair_of_arrays(data: Any) -> bool:
 def _pair(batch: Any, place: str) -> tuple[tuple[Any, ...], Any]:
     if not isinstance(batch, tuple | list) or len(batch) < 2:
         raise Refused(
-            "a batch is (inputs, targets)",
+            "a batch must be (inputs, targets)",
             value=type(batch).__name__,
             place=place,
             fix="let the data give a tuple, targets last",
@@ -257,9 +266,10 @@ def _refuse_another_kind(first: Batch, batch: Batch, place: str) -> None:
     for a, b in zip((*first[0], first[1]), (*batch[0], batch[1]), strict=False):
         if a.dtype != b.dtype or a.shape[1:] != b.shape[1:] or len(first[0]) != len(batch[0]):
             raise Refused(
-                "all batches have one shape and type",
+                "all batches must have one shape and type",
                 place=place,
                 value=f"{b.dtype} {b.shape[1:]} after {a.dtype} {a.shape[1:]}",
+                fix="pad, crop or cast the examples to one shape and type",
             )
 
 

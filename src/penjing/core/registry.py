@@ -58,7 +58,7 @@ def method_from_json(data: Any) -> Method:
     """
     if not isinstance(data, dict) or "method" not in data:
         raise Refused(
-            "a plan's entry is a mapping with the key 'method'",
+            "an entry of a plan must be a mapping with the key 'method'",
             value=repr(data)[:80],
             place="plan",
             fix="write it as {method: PruneChannels, ratio: 0.5}",
@@ -68,13 +68,13 @@ def method_from_json(data: Any) -> Method:
     name, known = str(data["method"]), load_methods()
     if name not in known:
         raise Refused(
-            "the method is known", value=name, place="plan", fix=nearest(name, known), code=Exit.USAGE
+            "the method must be known", value=name, place="plan", fix=nearest(name, known), code=Exit.USAGE
         )
     required = (field for field, info in known[name].model_fields.items() if info.is_required())
     missing = ", ".join(field for field in required if field not in fields)
     if missing:
         raise Refused(
-            "the method has its fields",
+            "the method needs all its fields",
             value=f"no {missing}",
             place=f"plan.{name}",
             fix="write it as {method: PruneChannels, ratio: 0.5}",

@@ -72,7 +72,13 @@ def load_yaml(text: str, place: str) -> Any:
     {'ratio': 0.001, 'name': 'no'}
     """
     if len(text) > _LARGEST:
-        raise Refused("a YAML file has at most 1 MB", value=len(text), place=place, code=Exit.USAGE)
+        raise Refused(
+            "a YAML file must have at most 1 MB",
+            value=len(text),
+            place=place,
+            code=Exit.USAGE,
+            fix="write the data into a file of its own, and its path here",
+        )
     try:
         return yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -80,7 +86,7 @@ def load_yaml(text: str, place: str) -> Any:
         where = place if mark is None else f"{place}:{mark.line + 1}:{mark.column + 1}"
         what = getattr(error, "problem", None) or error
         raise Refused(
-            "the file holds YAML", value=what, place=where, fix="correct that line", code=Exit.USAGE
+            "the file must hold YAML", value=what, place=where, fix="correct that line", code=Exit.USAGE
         ) from error
 
 
@@ -92,7 +98,11 @@ def read_yaml(path: Path | str) -> Any:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Refused(
-            "the file is UTF-8 text", value=error.reason, place=str(path), code=Exit.USAGE
+            "the file must be UTF-8 text",
+            value=error.reason,
+            place=str(path),
+            code=Exit.USAGE,
+            fix="save it as UTF-8",
         ) from error
     return load_yaml(text, str(path))
 

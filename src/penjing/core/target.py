@@ -62,9 +62,11 @@ class Target(Value):
             raise refusal(error, "target", type(self)) from None
 
     @model_validator(mode="after")
-    def _has_the_mode(self) -> Target:
+    def _fields_agree(self) -> Target:
         if self.mode not in MODES[self.runtime]:
-            raise ValueError(f"the modes of {self.runtime} are {', '.join(MODES[self.runtime])}")
+            raise ValueError(
+                f"the mode {self.mode} must be one of {self.runtime}; give {' or '.join(MODES[self.runtime])}"
+            )
         return self
 
     @property
@@ -117,7 +119,7 @@ def runtime_for(target: Target) -> Runtime:
     """
     if target.runtime == "auto":
         raise Refused(
-            "the target names a runtime",
+            "must name a runtime",
             value="auto",
             place="target.runtime",
             fix="let `optimize` choose, or name one",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -33,6 +34,9 @@ class Task:
         loss: `cross_entropy`, or a function of (outputs, targets) in the model's framework.
         metric: a name, or a function of (outputs, targets) as NumPy arrays that returns a number.
         direction: `maximize` or `minimize`; needed for a function.
+        metric_range: least and greatest value of a metric that is a function, for one example (0 and 5 for
+            an absolute error that is at most 5, 0 and 1 for NDCG). Values beyond it are clipped where a drop
+            is certified; without it no drop of such a metric can be.
         output: which output counts where the model returns several: a key, an index or a function.
         batch_size: of training and evaluation.
         class_names: for the report.
@@ -47,6 +51,7 @@ class Task:
     loss: str | Callable[..., Any] = "cross_entropy"
     metric: str | Callable[..., float] = "accuracy"
     direction: Literal["maximize", "minimize"] | None = None
+    metric_range: tuple[float, float] | None = None
     output: int | str | Callable[..., Any] | None = None
     batch_size: int = 128
     class_names: tuple[str, ...] = ()
@@ -88,16 +93,17 @@ class Task:
             targets = split.targets if isinstance(split, Split) else next(split.batches(self.batch_size))[1]
             if targets.max() >= outputs:
                 raise Refused(
-                    f"labels lie in 0..{outputs - 1}, the model has {outputs} outputs",
+                    f"the labels must lie in 0..{outputs - 1}, as the model has {outputs} outputs",
                     value=f"{targets.min()}..{targets.max()}",
                     place=f"task.{name}, targets",
                     fix="give the model one output for each class",
                 )
         if self.class_names and len(self.class_names) != outputs:
             raise Refused(
-                f"one name for each of {outputs} outputs",
+                f"must have one name for each of {outputs} outputs",
                 value=len(self.class_names),
                 place="task.class_names",
+                fix="name every output, or leave class_names out",
             )
 
     def fingerprint(self) -> str:
@@ -112,17 +118,44 @@ class Task:
     def _check_settings(self) -> None:
         if callable(self.metric) and self.direction is None:
             raise Refused(
-                "a metric that is a function states its direction",
+                "a metric that is a function needs a direction",
                 place="task.direction",
                 value=getattr(self.metric, "__name__", "a function"),
                 code=Exit.USAGE,
                 fix='pass direction="maximize" or "minimize"',
             )
+        self._check_range()
         for name, value in (("batch_size", self.batch_size), ("max_examples", self.max_examples)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise Refused(
-                    "a whole number of at least 1", value=repr(value), place=f"task.{name}", code=Exit.USAGE
+                    "must be a whole number of at least 1",
+                    value=repr(value),
+                    place=f"task.{name}",
+                    code=Exit.USAGE,
+                    fix="128 is the default of batch_size; max_examples may be left out",
                 )
+
+    def _check_range(self) -> None:
+        ends = self.metric_range
+        if ends is None:
+            return
+        if isinstance(self.metric, str):
+            raise Refused(
+                "cannot be given for a named metric, whose range is known",
+                value=f"{ends} for {self.metric}",
+                place="task.metric_range",
+                fix="leave metric_range out",
+                code=Exit.USAGE,
+            )
+        numbers = isinstance(ends, tuple | list) and len(ends) == 2 and all(map(_is_number, ends))
+        if not numbers or not ends[0] < ends[1]:
+            raise Refused(
+                "must be two finite numbers in order",
+                value=repr(ends),
+                place="task.metric_range",
+                fix="give the least and the greatest value of one example, such as (0, 5)",
+                code=Exit.USAGE,
+            )
 
     def _refuse_same_data(self) -> None:
         for other in ("valid", "train"):
@@ -146,6 +179,10 @@ class Task:
         return splits, notes
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def _complete(splits: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:
     """Make the splits that are missing, the same share of every class, and say so."""
     notes: list[str] = []
@@ -164,7 +201,7 @@ def _halves(split: Split, names: tuple[str, str], share: float, seed: int) -> tu
     rest, drawn = divide(split.targets, share, seed)
     if len(rest) == 0 or len(drawn) == 0:
         raise Refused(
-            f"{names[0]} has enough examples to take {names[1]} from",
+            f"{names[0]} must have enough examples to take {names[1]} from",
             value=len(split),
             place=f"task.{names[0]}",
             fix=f"pass {names[1]}",
@@ -177,7 +214,12 @@ def _refuse_different_examples(splits: dict[str, Any]) -> None:
     for name in ("valid", "test"):
         if kinds[name] != kinds["train"]:
             both = f"{_kinds(kinds[name])} beside {_kinds(kinds['train'])} in train"
-            raise Refused("all splits hold examples of one shape and type", value=both, place=f"task.{name}")
+            raise Refused(
+                "the examples of all splits must have one shape and type",
+                value=both,
+                place=f"task.{name}",
+                fix="prepare every split in the same way",
+            )
 
 
 def _kinds(kinds: list[tuple[Any, tuple[int, ...]]]) -> str:
@@ -193,7 +235,7 @@ def _refuse_equal_content(valid: Split, test: Split) -> None:
 
 def _seen_test(other: str) -> Refused:
     return Refused(
-        "the test split is unseen by the search",
+        "the test split must be unseen by the search",
         value=f"test is {other}",
         place="task.test",
         fix="leave test out: half of valid is then held back for it",

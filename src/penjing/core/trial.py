@@ -7,8 +7,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from penjing.core.budget import Budget
-from penjing.core.measurement import Estimate, Latency, Measurement
+from penjing.core.measurement import Estimate, Latency, Measurement, Operations, Quantity
 from penjing.core.value import Value
+
+
+class StepQuality(Value):
+    """What one step of a plan left: its `step` as plain data, quality in memory and operations."""
+
+    step: dict[str, Any]
+    quality: Quantity
+    operations: Operations
 
 
 class Trial(Value):
@@ -22,6 +30,7 @@ class Trial(Value):
         breaks: for every limit that is broken, the measured value over the limit (above 1).
         folder: the artefact, relative to the run directory.
         seconds: wall time by activity (`training`, `evaluation`, `export`, `measurement`, ...).
+        steps: what each step of the plan left, for the ablation.
     """
 
     key: str
@@ -35,8 +44,8 @@ class Trial(Value):
     breaks: dict[str, float] = Field(default_factory=dict)
     folder: str | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
-    steps: list[dict[str, Any]] = Field(default_factory=list)
-    warnings: list[str] = Field(default_factory=list)
+    steps: tuple[StepQuality, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def feasible(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,12 @@ from penjing.core.artefact import deliver, open_artefact
 from penjing.core.backend import enter
 from penjing.core.extras import missing
 from penjing.core.measurement import Measurement
+from penjing.core.scratch import scratch
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.measurement.measure import measure_all
-from penjing.measurement.sealing import factory_of
+from penjing.measurement.process import factory_of
 from penjing.search.runtimes import openvino_modes
 
 
@@ -41,10 +41,10 @@ def benchmark(
     example = task.valid.example()
     backend.check(model, example)
     factory = factory_of(model)
-    with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:
+    with scratch() as temporary:
         entries: dict[str, Any] = {}
         for target in _targets(backend.name, threads, batch):
-            folder = Path(temporary) / target.label.replace(" ", "-")
+            folder = temporary / target.label.replace(" ", "-")
             deliver(model, (), target, folder, example=example)
             entries[f"float, {target.label}"] = (folder, target, factory)
         counts = dict.fromkeys(entries, backend.operations(model, example))

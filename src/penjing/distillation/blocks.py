@@ -85,7 +85,7 @@ def distill_blocks(model: nn.Module, method: DistillBlocks, context: Context) ->
             strategy,
             seed=context.seed,
             covers=lambda layer: context.covers(local.layer(layer)),
-            hooks=Hooks(log=lambda line: context.say(f"DistillBlocks: {line}")),
+            hooks=Hooks(log=lambda line: context.say(line.under("DistillBlocks"))),
         )
         after = _errors(local, context, size)
     note_training(context, "DistillBlocks", time.perf_counter() - start, done)

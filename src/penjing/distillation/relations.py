@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from penjing.arrays.features import uniform_mapping
+from penjing.arrays.distillation import uniform_mapping
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Outcome

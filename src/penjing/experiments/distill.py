@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from penjing.core.apply import Applied, apply
 from penjing.core.backend import Backend, enter
-from penjing.core.context import Context, silent
+from penjing.core.context import Context
 from penjing.core.errors import Exit, Refused
 from penjing.core.method import Method, inner
+from penjing.core.progress import Say, silent
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.distillation.logits import Distill
@@ -25,7 +26,7 @@ def distill(
     *,
     weights: Sequence[float] | None = None,
     seed: int = 0,
-    say: Callable[[str], None] = silent,
+    say: Say = silent,
 ) -> Applied:
     """Return a copy of the student, trained towards a teacher; nothing that is given is changed.
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import resource
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from pydantic import ValidationError
 
 from penjing.core.backend import Backend, backend_for
 from penjing.core.config import refusal
-from penjing.core.context import silent
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import make_folder, read_json, refusing, write_bytes, write_json
 from penjing.core.goal import Goal, parse_goal
+from penjing.core.progress import Line, Say, silent
 from penjing.core.task import Task
 from penjing.core.value import Model, Value
 from penjing.experiments.monitor import CurvePoint, Monitor
@@ -113,7 +112,7 @@ class TrainingJob:
     goal: Goal | None
     seed: int
 
-    def run(self, say: Callable[[str], None], state: tuple[Path, str] | None = None) -> FitRecord:
+    def run(self, say: Say, state: tuple[Path, str] | None = None) -> FitRecord:
         """Train, and measure what it cost.
 
         Args:
@@ -174,7 +173,7 @@ def fit(
     goal: str | Goal | None = None,
     seed: int = 0,
     out: Path | str | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> Fitted:
     """Train a copy of a torch module on a task.
 
@@ -356,6 +355,6 @@ def _peak_memory(model: Model) -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def to_stderr(line: str) -> None:
+def to_stderr(line: Line) -> None:
     """Write a line of progress."""
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(f"{line}\n")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 from penjing.arrays.statistics import superiority_p_value
 from penjing.core.backend import Backend
 from penjing.core.goal import Goal
+from penjing.core.progress import Line, Say
 from penjing.core.task import Task
 from penjing.core.value import Value
 from penjing.measurement.nondeterminism import outputs_of
@@ -63,7 +63,7 @@ class Monitor:
         task: Task,
         strategy: Strategy,
         goal: Goal | None,
-        say: Callable[[str], None],
+        say: Say,
     ) -> None:
         self.points: list[CurvePoint] = []
         self.reached: CurvePoint | None = None
@@ -87,7 +87,8 @@ class Monitor:
             self.points.append(point)
             words = "" if loss is None else f"loss {loss:.4g}, "
             name = metric_name(self._task)
-            self._say(f"epoch {progress.epoch:.3g}: {words}{name} {quality:.4g}, {progress.seconds:.1f} s")
+            text = f"epoch {progress.epoch:.3g}: {words}{name} {quality:.4g}, {progress.seconds:.1f} s"
+            self._say(Line.training(text))
             if self._goal is not None and self._goal.met(quality):
                 self.reached = point
                 why = f"the goal {self._goal} is reached with {quality:.4g}"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from penjing.core.errors import Exit, Refused
+from penjing.core.progress import Say
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.experiments.fit import TrainingJob
@@ -24,7 +25,7 @@ class TrainingProcedure:
     make: Callable[..., Model]
     strategy: Strategy | None
 
-    def train(self, task: Task, seed: int, say: Callable[[str], None]) -> Model:
+    def train(self, task: Task, seed: int, say: Say) -> Model:
         """Return a trained model; the same seed gives the same.
 
         Raises:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from penjing.core.context import silent
 from penjing.core.errors import Exit, Refused
+from penjing.core.progress import Line, Say, silent
 from penjing.core.value import Model
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def shrink(
     *,
     start: str = "teacher",
     seed: int = 0,
-    say: Callable[[str], None] = silent,
+    say: Say = silent,
     **changes: Any,
 ) -> Model:
     """Return a model of the teacher's class, made from its configuration with some values changed.
@@ -43,10 +43,11 @@ def shrink(
 
     >>> from types import SimpleNamespace
     >>> from torch import nn
-    >>> class Net(nn.Sequential):
+    >>> class Net(nn.Module):
     ...     def __init__(self, config):
-    ...         super().__init__(*(nn.Linear(2, 2) for _ in range(config.num_hidden_layers)))
+    ...         super().__init__()
     ...         self.config = config
+    ...         self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(config.num_hidden_layers))
     >>> teacher = Net(SimpleNamespace(num_hidden_layers=6))
     >>> student = shrink(teacher, num_hidden_layers=2, say=print)
     4 of 4 tensors start from the teacher's, layers 1, 4
@@ -86,7 +87,7 @@ def shrink(
     like = next(teacher.parameters())
     student = student.to(like.device, like.dtype).train(teacher.training)
     if start == "teacher":
-        say(_take_over(student, teacher))
+        say(Line.note(_take_over(student, teacher)))
     return student
 
 

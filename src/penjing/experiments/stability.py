@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,14 @@ from penjing.arrays.spread import (
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Finished, Limits, refused_from
 from penjing.core.files import make_folder, read_json, write_json
+from penjing.core.progress import Line, Say
 from penjing.core.task import Task
 from penjing.core.value import Value
 from penjing.experiments.fit import to_stderr
 from penjing.experiments.procedure import TrainingProcedure, read_procedure
 from penjing.experiments.stability_job import SeedResult, run_once
 from penjing.measurement.quality import maximized, metric_name
-from penjing.processes.workers import LocalExecutor
+from penjing.processes.local import LocalExecutor
 
 RECORD = "stability.json"
 LAYOUT = 2
@@ -142,7 +143,7 @@ def stability(
     corruptions: bool = True,
     out: Path | str,
     workers: int | None = None,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> Stability:
     """Train and judge a procedure with several seeds, on one data set or several.
 
@@ -223,7 +224,7 @@ class _Runs:
     splits: str
     severities: tuple[int, ...]
     key: str
-    say: Callable[[str], None]
+    say: Say
 
     def run(self, name: str, seed: int) -> _End:
         asked = [self.key, self.splits, self.severities, name, seed]
@@ -237,7 +238,7 @@ class _Runs:
             return self._failed(ended, predictions, f"{name}, seed {seed}")
         result = SeedResult.model_validate(ended.value)
         write_json(path, ended.value)
-        self.say(f"{name}, seed {seed}: {result.quality:.4g}, {ended.seconds:.1f} s")
+        self.say(Line.trial(f"{name}, seed {seed}: {result.quality:.4g}, {ended.seconds:.1f} s"))
         return _End(predictions, result)
 
     def _failed(self, ended: Finished, predictions: Path, which: str) -> _End:
@@ -245,7 +246,7 @@ class _Runs:
         if refusal is not None and refusal.code == Exit.USAGE:
             raise refused_from(refusal)
         reason = ended.reason if refusal is None else str(refused_from(refusal))
-        self.say(f"{which}: {reason}")
+        self.say(Line.trial(f"{which}: {reason}"))
         broke = refusal is None or refusal.code != Exit.BAD_INPUT
         return _End(predictions, failure=reason, broke=broke)
 

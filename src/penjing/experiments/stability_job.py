@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from penjing.arrays.corruptions import corrupt, fitting
 from penjing.core.backend import backend_for
 from penjing.core.errors import Refused
-from penjing.core.executor import Say
+from penjing.core.progress import Say
 from penjing.core.task import Split, Task
 from penjing.core.value import Model, Value
 from penjing.experiments.procedure import TrainingProcedure

@@ -18,11 +18,11 @@ import numpy as np
 from penjing.core.backend import Backend, backend_for
 from penjing.core.budget import parse_time
 from penjing.core.budget import say as in_words
-from penjing.core.context import silent
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import missing, need
 from penjing.core.files import make_folder, write_json
 from penjing.core.goal import Goal, parse_goal
+from penjing.core.progress import Line, Say, silent
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.experiments.fit import (
@@ -74,7 +74,7 @@ def tune(
     optimizers: Sequence[OptimizerName] | None = None,
     first: int = 9,
     seed: int = 0,
-    say: Callable[[str], None] | None = None,
+    say: Say | None = None,
 ) -> Tuned:
     """Find the strategy with the shortest training time to a quality.
 
@@ -128,7 +128,7 @@ class _Search:
     goal: Goal
     base: Strategy
     seed: int
-    say: Callable[[str], None]
+    say: Say
     key: str
 
 
@@ -138,7 +138,7 @@ def _open(
     goal: str | Goal,
     base: Strategy,
     seed: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> _Search:
     import torch
 
@@ -195,12 +195,12 @@ class _Tuning:
         """Probe, test ranges, search, and write what was found."""
         start = time.perf_counter()
         probe = self._once("probe", MachineProbe, self._probe)
-        self._say_event(probe.why)
+        self._say_event(Line.note(probe.why))
         ranges: dict[str, RateRange] = {}
         for name in optimizers:
             late = time.perf_counter() - start > RANGE_SHARE * seconds
             ranges[name] = self._once(f"range {name}", RateRange, partial(self._range, probe, name, late))
-            self._say_event(ranges[name].why)
+            self._say_event(Line.note(ranges[name].why))
         task = self._search.task
         space = SearchSpace(
             base=probe.strategy,
@@ -282,7 +282,7 @@ class _Tuning:
         record = done.record
         if record is not None and self._leads(record):
             self._best = self._rank(record)
-        self._say_event(_line(len(self._runs), done))
+        self._say_event(Line.trial(_line(len(self._runs), done)))
         reached = None if record is None or record.reached is None else record.reached.seconds
         quality = None if record is None else record.quality
         return RunResult(quality=quality, reached_s=reached, spent_s=done.spent_s)
@@ -354,8 +354,8 @@ class _Tuning:
         write_training_report(done.model_dump(mode="json"), self._folder / REPORT)
         return Tuned(strategy, model, done, self._folder)
 
-    def _say_event(self, line: str) -> None:
-        self._events.append(line)
+    def _say_event(self, line: Line) -> None:
+        self._events.append(str(line))
         self._search.say(line)
 
 

@@ -13,7 +13,7 @@ from penjing.core.errors import Refused
 from penjing.core.files import refusing, write_file
 
 
-def write_states(path: Path, shape: tuple[int, ...], batches: Iterable[NDArray[np.float32]]) -> None:
+def write_hidden_states(path: Path, shape: tuple[int, ...], batches: Iterable[NDArray[np.float32]]) -> None:
     """Write hidden states as they come, whole or not at all, as a file of NumPy's.
 
     Args:
@@ -23,6 +23,12 @@ def write_states(path: Path, shape: tuple[int, ...], batches: Iterable[NDArray[n
 
     Raises:
         Refused: a value is NaN or infinite; or as `write_file`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_hidden_states(Path(folder, "a.npy"), (2, 3, 4), [np.ones((2, 3, 4), np.float32)])
+    ...     read_hidden_states(Path(folder, "a.npy")).shape
+    (2, 3, 4)
     """
 
     def write(file: BinaryIO) -> None:
@@ -31,17 +37,17 @@ def write_states(path: Path, shape: tuple[int, ...], batches: Iterable[NDArray[n
         for batch in batches:
             if not np.isfinite(batch).all():
                 raise Refused(
-                    "hidden states are finite",
-                    value="NaN or infinite",
-                    place=path.stem,
-                    fix="look for overflow in the blocks so far",
+                    "must be finite",
+                    value="NaN or infinity",
+                    place=f"hidden states {path.stem}",
+                    fix="look for overflow in the blocks so far: a float16 checkpoint may need bfloat16",
                 )
             file.write(np.ascontiguousarray(batch, "<f4").data)
 
     write_file(path, write)
 
 
-def read_states(path: Path) -> NDArray[Any]:
+def read_hidden_states(path: Path) -> NDArray[Any]:
     """Return the states in a file, which are read from it as they are used.
 
     Raises:
@@ -52,9 +58,9 @@ def read_states(path: Path) -> NDArray[Any]:
             found: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
         except ValueError as error:
             raise Refused(
-                "the file holds hidden states",
+                "must hold hidden states",
                 value=error,
                 place=str(path),
-                fix="remove the output folder and start again",
+                fix=f"remove {path.parent} and start again",
             ) from error
     return found

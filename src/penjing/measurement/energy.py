@@ -12,6 +12,9 @@ class EnergyMeter:
 
     The counters are of whole processors, other programs included; they start anew when full, which is allowed
     for once between two readings, a matter of an hour at the least.
+
+    >>> EnergyMeter(Path("no such folder")).joules() is None
+    True
     """
 
     def __init__(self, root: Path = POWERCAP) -> None:

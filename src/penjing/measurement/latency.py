@@ -54,11 +54,18 @@ def interleave(
     Returns:
         For each process, for each round, the milliseconds of each call.
 
+    >>> samples = interleave({"float": a, "int8": b}, seconds=2.0)  # doctest: +SKIP
+
     Raises:
         Refused: fewer than 6 rounds, or a process fails and `on_failure` is None.
     """
     if rounds < LEAST_ROUNDS:
-        raise Refused(f"rounds >= {LEAST_ROUNDS}", value=rounds, place="interleave")
+        raise Refused(
+            f"must be at least {LEAST_ROUNDS}",
+            value=rounds,
+            place="interleave.rounds",
+            fix=f"ask for {LEAST_ROUNDS} rounds or more, and for fewer seconds",
+        )
     start = time.monotonic()
     field = _Field(processes, on_failure)
     calls = {name: spent for name in processes if (spent := field.calls_in_a_round(name, min_calls))}
@@ -109,6 +116,9 @@ def summarise(
         threads: threads of one call, for the record.
         reference: the name of the reference.
         confidence: of every interval.
+
+    >>> summarise([[1.0, 1.2]] * 6, None, batch=1, threads=1).p50_ms.value
+    1.1
 
     Raises:
         Refused: no rounds, a time that is not positive, or a reference with other rounds.

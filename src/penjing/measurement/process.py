@@ -1,19 +1,11 @@
-"""One artefact in one runtime in one process of its own, which may crash or hang without harm."""
+"""One artefact in one runtime in one process of its own, which may crash, hang or grow without harm."""
 
 from __future__ import annotations
 
-import base64
-import contextlib
-import json
 import os
-import select
-import signal
-import subprocess
-import sys
-import tempfile
-import time
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,11 +16,46 @@ from numpy.typing import NDArray
 
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
+from penjing.core.executor import Finished, Limits, refused_from
+from penjing.core.files import refusing
+from penjing.core.system import system_error
 from penjing.core.target import Target
-from penjing.measurement.sealing import Factory, seal
+from penjing.core.value import Model
+from penjing.measurement.serving import Factory, Served, serve
+from penjing.processes.child import Child, Output
+from penjing.processes.follow import ask
+from penjing.processes.packing import pack
 
-_POLL_S = 0.1
+LONGEST_S = 600.0
+"""Seconds of one request where the caller states no limit."""
+
+MEMORY_SHARE = 0.9
+"""Share of the free memory that one process may take where the caller states no limit."""
+
 _NEED_THE_CLASS = frozenset({"torch"})
+
+
+def factory_of(model: Model) -> Factory:
+    """Return a factory that hands over a model at hand."""
+    return partial(_itself, model)
+
+
+def _itself(model: Model) -> Model:
+    return model
+
+
+def usual_limits() -> Limits:
+    """Return the limits where the caller states none: 600 s a request, nine tenths of the free memory.
+
+    >>> usual_limits().seconds
+    600.0
+    """
+    available = int(psutil.virtual_memory().available)
+    return Limits(seconds=LONGEST_S, memory_bytes=int(MEMORY_SHARE * available))
+
+
+class Lost(Refused):
+    """The process of an artefact ended, or was ended at a limit, instead of answering."""
 
 
 class RuntimeProcess:
@@ -38,15 +65,20 @@ class RuntimeProcess:
         folder: the delivered artefact; its manifest is verified in the process.
         target: the runtime, its threads and batch.
         model: makes the user's own class, for runtimes that need it (torch).
-        limit_bytes: resident memory above which the process is ended; None for no limit.
-        timeout_s: longest time for one request.
+        limits: seconds of one request, and memory: of the process with its children as it is watched, of
+            the process alone as the system grants it. None for `usual_limits`.
         verify: whether to check the manifest (off only for files just written by the caller).
 
     Use it as a context manager; the process and all its children end with it.
 
+    >>> with RuntimeProcess(folder, Target()) as process:  # doctest: +SKIP
+    ...     process.set_batch(save_arrays(Path("scratch"), (x[:1],), "batch"))
+    ...     milliseconds = process.time(calls=100, warmup=10)
+
     Raises:
         Refused: the artefact cannot be loaded, the process crashed (the signal is named), ran out of time
-            or memory, or more threads were asked for than there are cores.
+            or memory (these three as `Lost`), the disk is full or something else of the machine stands in
+            the way (environment), or more threads were asked for than there are cores.
     """
 
     def __init__(
@@ -55,35 +87,24 @@ class RuntimeProcess:
         target: Target,
         *,
         model: Factory | None = None,
-        limit_bytes: int | None = None,
-        timeout_s: float = 600.0,
+        limits: Limits | None = None,
         verify: bool = True,
     ) -> None:
         self.folder = Path(folder)
         self.target = target
-        self.timeout_s = timeout_s
-        self.limit_bytes = limit_bytes
+        self.limits = usual_limits() if limits is None else limits
         cores = cores_for(target.threads)
-        sealed = None
-        if model is not None and target.runtime in _NEED_THE_CLASS:
-            sealed = base64.b64encode(seal(model)).decode()
-        # Address space bounds ONNX Runtime's arenas; torch maps far more than it uses.
-        bounded = limit_bytes if target.runtime == "onnxruntime" else None
-        self._start()
+        factory = model if target.runtime in _NEED_THE_CLASS else None
+        call = (serve, (Served(self.folder, target, cores, verify, self.limits.memory_bytes),))
+        with pack(factory, "model()") as payload, pack(call, "request") as packed:
+            self._child = Child(payload, packed, environment(target), Output(None))
+        self._finalizer = weakref.finalize(self, self._child.end, 0.0)
         try:
-            facts = self._ask(
-                "load",
-                folder=str(self.folder),
-                target=target.model_dump(mode="json"),
-                cores=cores,
-                verify=verify,
-                model=sealed,
-                path=sys.path,
-                limit_bytes=bounded,
-            )
+            facts = self._ask("open")
         except BaseException:
             self.close()
             raise
+        self.pid: int = facts["pid"]
         self.rss_before_bytes: int | None = facts["rss_before_bytes"]
         self.cores: list[int] = facts["cores"]
         self.modules: list[str] = facts["modules"]
@@ -99,7 +120,7 @@ class RuntimeProcess:
     @property
     def alive(self) -> bool:
         """Whether the process still answers."""
-        return self._finalizer.alive
+        return not self._child.ended
 
     def outputs(self, inputs: Sequence[Path], batch: int, to: Path) -> NDArray[Any]:
         """Run every example of the inputs (`.npy` files, one per input) and return the outputs.
@@ -115,7 +136,7 @@ class RuntimeProcess:
 
     def set_batch(self, inputs: Sequence[Path]) -> None:
         """Choose the one batch that `time` uses."""
-        self._ask("batch", inputs=[str(path) for path in inputs])
+        self._ask("set_batch", inputs=[str(path) for path in inputs])
 
     def time(self, calls: int, warmup: int = 0) -> list[float]:
         """Return the milliseconds of each of `calls` calls, after `warmup` calls that are not timed."""
@@ -131,118 +152,56 @@ class RuntimeProcess:
         """End the process and everything that it started; safe to call twice."""
         self._finalizer()
 
-    def _start(self) -> None:
-        request_out, request_in = os.pipe()
-        reply_out, reply_in = os.pipe()
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-P", "-m", "penjing.measurement.worker", str(request_out), str(reply_in)]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=self._log,
-                stderr=self._log,
-                pass_fds=(request_out, reply_in),
-                start_new_session=True,
-                env=environment(self.target),
-            )
-        except OSError:
-            for descriptor in (request_in, reply_out):
-                os.close(descriptor)
-            raise
-        finally:
-            os.close(request_out)
-            os.close(reply_in)
-        self._requests, self._replies, self._rest = request_in, reply_out, b""
-        self._finalizer = weakref.finalize(self, _end, self._process, (request_in, reply_out), self._log)
-
     def _ask(self, action: str, **fields: Any) -> dict[str, Any]:
         if not self.alive:
-            raise self._refusal("the process of the artefact is alive", "it ended earlier")
-        line = (json.dumps({"do": action} | fields) + "\n").encode()
-        deadline = time.monotonic() + self.timeout_s
-        try:
-            self._send(line, deadline)
-            reply = json.loads(self._receive(deadline))
-        except (EOFError, BrokenPipeError):
-            raise self._died(action) from None
-        except BaseException:
-            # An answer may still be on its way: this process can no longer be talked to.
-            self.close()
-            raise
-        if "refused" in reply:
-            fields = reply["refused"]
-            raise Refused(
-                fields["rule"],
-                value=fields["value"],
-                place=fields["place"],
-                fix=fields["fix"],
-                code=Exit(fields["code"]),
+            raise Lost(
+                "must be open",
+                value="a process that has ended",
+                place=self.place,
+                fix="open the artefact again",
             )
-        if "failed" in reply:
-            raise RuntimeError(f"the runtime process failed during {action}:\n{reply['failed']}")
-        answer: dict[str, Any] = reply["ok"]
-        return answer
+        finished = ask(self._child, {"do": action} | fields, self.limits)
+        if finished.value is not None:
+            return finished.value
+        refused = None if finished.refusal is None else refused_from(finished.refusal)
+        if finished.fault and (refused is None or refused.code != Exit.ENVIRONMENT):
+            raise self._hindered(action, finished)
+        if refused is not None:
+            raise refused
+        if self.alive:
+            raise RuntimeError(f"the runtime process failed during {action}:\n{finished.detail}")
+        raise self._lost(action, finished)
 
-    def _send(self, data: bytes, deadline: float) -> None:
-        os.set_blocking(self._requests, False)
-        rest = memoryview(data)
-        while rest:
-            self._wait(deadline, writing=True)
-            rest = rest[os.write(self._requests, rest[:65536]) :]
-
-    def _receive(self, deadline: float) -> bytes:
-        while b"\n" not in self._rest:
-            self._wait(deadline, writing=False)
-            part = os.read(self._replies, 1 << 20)
-            if not part:
-                raise EOFError
-            self._rest += part
-        line, _, self._rest = self._rest.partition(b"\n")
-        return line
-
-    def _wait(self, deadline: float, writing: bool) -> None:
-        while True:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise self._refusal("the artefact answers in time", f"no answer in {self.timeout_s:g} s")
-            # Without a memory limit nothing has to be polled, and an idle parent does not disturb timing.
-            pause = left if self.limit_bytes is None else min(left, _POLL_S)
-            readable, writable, _ = select.select(
-                [] if writing else [self._replies], [self._requests] if writing else [], [], pause
-            )
-            if readable or writable:
-                return
-            self._check_memory()
-
-    def _check_memory(self) -> None:
-        if self.limit_bytes is None:
-            return
-        with contextlib.suppress(psutil.Error):
-            used = psutil.Process(self._process.pid).memory_info().rss
-            if used > self.limit_bytes:
-                raise self._refusal(
-                    "the artefact runs within the memory limit", f"{used} of {self.limit_bytes} bytes"
-                )
-
-    def _died(self, action: str) -> Refused:
-        code = _exit_code(self._process)
-        if code is None:
-            word = "closed its pipe"
-        elif code < 0:
-            word = f"killed by {signal.Signals(-code).name}"
-            word += " (often the system, out of memory)" if -code == signal.SIGKILL else ""
-        else:
-            word = f"exit code {code}"
-        self._log.seek(0)
-        said = self._log.read()[-2000:].decode(errors="replace")
-        self.close()
-        error = self._refusal("the process of the artefact survives", f"{word} during {action}")
-        error.add_note(said)
+    def _lost(self, action: str, finished: Finished) -> Lost:
+        if finished.status == "timeout":
+            value = f"no answer to {action} in {self.limits.seconds:g} s"
+            fix = "give it more time, or a smaller batch"
+            return Lost("must answer in time", value=value, place=self.place, fix=fix)
+        error = Lost(
+            "must survive",
+            value=f"{finished.reason} during {action}",
+            place=self.place,
+            fix="give it more memory or a smaller batch, or choose another target",
+        )
+        if finished.detail:
+            error.add_note(finished.detail)
         return error
 
-    def _refusal(self, rule: str, value: str) -> Refused:
-        return Refused(rule, value=value, place=f"{self.target.label} on {self.folder}")
+    def _hindered(self, action: str, finished: Finished) -> Refused:
+        error = Refused(
+            "must find room, permission and free files on the machine",
+            value=f"{finished.reason} during {action}",
+            place=self.place,
+            fix="mend what the message names, then go on",
+            code=Exit.ENVIRONMENT,
+        )
+        error.__cause__ = system_error(finished.fault)
+        return error
+
+    @property
+    def place(self) -> str:
+        """The target and the folder, for refusals."""
+        return f"{self.target.label} on {self.folder}"
 
 
 def cores_for(threads: int) -> list[int]:
@@ -250,6 +209,9 @@ def cores_for(threads: int) -> list[int]:
 
     Interrupts gather on the first cores. Every process of a comparison gets the same cores, so that what
     else runs on the machine disturbs all of them alike.
+
+    >>> len(cores_for(1))
+    1
 
     Raises:
         Refused: there are fewer cores than threads.
@@ -260,7 +222,7 @@ def cores_for(threads: int) -> list[int]:
         cores = list(range(os.cpu_count() or 1))
     if threads > len(cores):
         raise Refused(
-            "there is a core for every thread",
+            "there must be a core for every thread",
             value=f"{threads} threads, {len(cores)} cores",
             place="target.threads",
             fix=f"use at most {len(cores)}",
@@ -270,10 +232,13 @@ def cores_for(threads: int) -> list[int]:
 
 
 def environment(target: Target) -> dict[str, str]:
-    """Return the environment of a runtime process: pinned, passive thread pools.
+    """Return the variables that a runtime process has besides ours: pinned, passive thread pools.
 
     For torch glibc keeps large blocks instead of returning and faulting them again at each call; stock
     eager would otherwise be a baseline that is too easy to beat.
+
+    >>> environment(Target(threads=2))["OMP_NUM_THREADS"]
+    '2'
     """
     threads = str(target.threads)
     fixed = {
@@ -283,7 +248,6 @@ def environment(target: Target) -> dict[str, str]:
         "OMP_WAIT_POLICY": "PASSIVE",
         "KMP_BLOCKTIME": "0",
         "OMP_PROC_BIND": "false",
-        "PYTHONUNBUFFERED": "1",
         "TORCHINDUCTOR_COMPILE_THREADS": "1",
     }
     if target.runtime == "torch":
@@ -292,40 +256,28 @@ def environment(target: Target) -> dict[str, str]:
             "MALLOC_TRIM_THRESHOLD_": str(2**30),
             "MALLOC_TOP_PAD_": str(2**26),
         }
-    return {**os.environ, **fixed}
+    return fixed
 
 
 def save_arrays(folder: Path, arrays: Arrays, name: str) -> tuple[Path, ...]:
-    """Write arrays as `NAME.<i>.npy` for a process to map; object arrays are refused."""
+    """Write arrays as `NAME.<i>.npy` for a process to map, and return the paths.
+
+    >>> save_arrays(Path("scratch"), (np.eye(2),), "inputs")  # doctest: +SKIP
+    (PosixPath('scratch/inputs.0.npy'),)
+
+    Raises:
+        Refused: an array holds objects, or the disk is full (environment).
+    """
     paths = []
     for i, array in enumerate(arrays):
         if array.dtype.hasobject:
             raise Refused(
-                "inputs are numbers",
+                "must be numbers",
                 value=array.dtype,
                 place=f"input {i}",
                 fix="convert texts and objects to numbers first",
             )
         paths.append(folder / f"{name}.{i}.npy")
-        np.save(paths[-1], array, allow_pickle=False)
+        with refusing(paths[-1]):
+            np.save(paths[-1], array, allow_pickle=False)
     return tuple(paths)
-
-
-def _exit_code(process: subprocess.Popen[bytes]) -> int | None:
-    """Wait a little for a process whose pipe closed; its id stays reserved until `_end` reaps it."""
-    for _ in range(50):
-        state = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG)
-        if state is not None:
-            return state.si_status if state.si_code == os.CLD_EXITED else -state.si_status
-        time.sleep(0.1)
-    return None
-
-
-def _end(process: subprocess.Popen[bytes], descriptors: tuple[int, ...], log: Any) -> None:
-    # The group is killed before its leader is reaped, so that the number cannot belong to anyone else.
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for descriptor in descriptors:
-        os.close(descriptor)
-    log.close()

@@ -58,7 +58,7 @@ def maximized(task: Task) -> bool:
     if callable(task.metric):
         if task.direction is None:
             raise Refused(
-                "a metric that is a function states its direction",
+                "a metric that is a function needs a direction",
                 value=metric_name(task),
                 place="task.direction",
                 fix='pass direction="maximize" or "minimize"',
@@ -67,7 +67,7 @@ def maximized(task: Task) -> bool:
         return task.direction == "maximize"
     if task.metric not in NAMED and _TOP.match(task.metric) is None:
         raise Refused(
-            "the metric is known",
+            "must be known",
             value=repr(task.metric),
             place="task.metric",
             fix=f"{nearest(task.metric, NAMED)}; or pass a function with a direction",
@@ -75,7 +75,7 @@ def maximized(task: Task) -> bool:
         )
     if task.direction == "minimize":
         raise Refused(
-            "a named metric is maximized",
+            "a named metric must be maximized",
             value=f"{task.metric}, minimize",
             place="task.direction",
             fix="leave direction out",
@@ -103,7 +103,7 @@ def metric_value(task: Task, outputs: Array, targets: Array) -> float:
         return top_k(outputs, targets, int(top[1]))
     if len(np.unique(targets)) < 2:
         raise Refused(
-            "the targets have at least two classes",
+            "the targets must have at least two classes",
             value=f"only class {targets[0]}",
             place=f"metric {task.metric}",
             fix="judge by accuracy, or add others",
@@ -235,15 +235,16 @@ def checked_outputs(outputs: Array, targets: Array) -> Array:
     outputs = np.asarray(outputs)
     if outputs.ndim == 0 or len(outputs) != len(targets) or len(targets) == 0:
         raise Refused(
-            "one output for each of at least 1 target",
+            "must be one for each of at least 1 target",
             value=f"{outputs.shape} for {len(targets)}",
             place="outputs",
+            fix="give the outputs of all examples of the split, in its order",
         )
     if outputs.dtype.kind in "fc":
         bad = ~np.asarray(np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1))
         if bad.any():
             raise Refused(
-                "outputs are finite",
+                "the outputs must be finite",
                 value=f"NaN or infinity in {_share(bad)}",
                 place=f"outputs, first at example {int(bad.argmax())}",
                 fix="look for overflow or a division by zero in the model",
@@ -259,7 +260,7 @@ def _check_classes(outputs: Array, targets: Array) -> None:
     if not is_classification(outputs, targets):
         span = f"{targets.min()}..{targets.max()}" if targets.dtype.kind in "iuf" else "no numbers"
         raise Refused(
-            "outputs are [n, classes] and targets [n] indices of these classes",
+            "outputs must be [n, classes] and targets [n] indices of these classes",
             value=f"outputs {outputs.shape}, targets {targets.shape} {targets.dtype} in {span}",
             place="metric",
             fix="give class indices, or pass a function as metric with its direction",
@@ -270,7 +271,7 @@ def _hits(outputs: Array, targets: Array, k: int) -> NDArray[np.bool_]:
     _check_classes(outputs, targets)
     if k > outputs.shape[1]:
         raise Refused(
-            "k is at most the number of classes",
+            "k must be at most the number of classes",
             value=f"top{k} of {outputs.shape[1]} classes",
             place="task.metric",
             fix="choose a smaller k",
@@ -286,9 +287,9 @@ def _sklearn(name: str, predictions: Array, targets: Array) -> float:
         from sklearn import metrics
     except ImportError:
         raise Refused(
-            "scikit-learn is installed",
+            "needs scikit-learn",
             place=f"metric {name}",
-            fix='pip install "penjing[metrics]"',
+            fix='run `pip install "penjing[metrics]"`',
             code=Exit.ENVIRONMENT,
         ) from None
     kind, average = name.split("_")
@@ -305,14 +306,14 @@ def _own(metric: Metric, outputs: Array, targets: Array) -> float:
         array = np.asarray(value)
     except Exception as error:  # the user's code may raise anything; its message is the reason
         raise Refused(
-            "the metric returns a number",
+            "must return a number",
             value=f"{type(error).__name__}: {error}",
             place=f"metric {name}",
             fix="it receives NumPy arrays",
         ) from error
     if array.size != 1 or array.dtype.kind not in "iuf":
         raise Refused(
-            "the metric returns one number",
+            "must return one number",
             value=f"{type(value).__name__} {str(value)[:60]}",
             place=f"metric {name}",
             fix="return a Python float",
@@ -320,7 +321,7 @@ def _own(metric: Metric, outputs: Array, targets: Array) -> float:
     number = float(array.reshape(()))
     if not np.isfinite(number):
         raise Refused(
-            "the metric returns a finite number",
+            "must return a finite number",
             value=number,
             place=f"metric {name}",
             fix="check the metric on the baseline's outputs",

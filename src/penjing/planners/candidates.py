@@ -76,7 +76,7 @@ class Probed(Value):
 
 
 def candidates(
-    layers: Sequence[Mapping[str, Any]], multiply_adds: Mapping[str, int], target: Target
+    kinds: Mapping[str, str], multiply_adds: Mapping[str, int], target: Target
 ) -> tuple[Candidate, ...]:
     """Return the recipes that are worth a measurement, the most promising first.
 
@@ -86,11 +86,11 @@ def candidates(
     in OpenVINO, which runs its operators in float), and weights alone in 8 and 4 bits.
 
     Args:
-        layers: `name` and `kind` of each.
+        kinds: of each layer, by its name.
         multiply_adds: of one example, by layer.
         target: where the result must run; none where its runtime takes no integer graph.
     """
-    kinds = {str(x["name"]): str(x["kind"]) for x in layers if x["kind"] in _KINDS}
+    kinds = {name: kind for name, kind in kinds.items() if kind in _KINDS}
     if "onnx" not in runtime_for(target).backends() or not kinds:
         return ()
     linear = [name for name, kind in kinds.items() if kind == "linear"]

@@ -22,7 +22,7 @@ WITHOUT_TIME = 3.0
 """Epochs of recovery where the budget sets no time."""
 
 
-class Line(Value):
+class LimitForecast(Value):
     """One limit: what it means here, where the baseline stands, and what was seen of reaching it."""
 
     name: str
@@ -45,7 +45,7 @@ class Forecast(Value):
         warnings: what the user should know before waiting.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[LimitForecast, ...]
     met: bool
     epochs: float
     trial_seconds: float
@@ -109,10 +109,10 @@ def forecast(
     )
 
 
-def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement | str) -> Line:
+def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement | str) -> LimitForecast:
     limit, unit, base = budget.costs[name], COSTS[name], cost_of(baseline, name)
     if base is None and limit.relative:
-        return Line(
+        return LimitForecast(
             name=name,
             limit=limit.value,
             baseline=None,
@@ -124,7 +124,7 @@ def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement |
     share = "" if not base else f", {bound / base * 100:.0f}% of the baseline's {say(base, unit)}"
     met = base is not None and base <= bound
     hint = " (kept already)" if met else _looks(name, bound, floor)
-    return Line(
+    return LimitForecast(
         name=name, limit=bound, baseline=base, unit=unit, met=met, words=f"{say(bound, unit)}{share}{hint}"
     )
 

@@ -9,12 +9,13 @@ reaches the goal, the time of the best strategies is narrowed down to what the g
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from penjing.core.errors import Refused
 from penjing.core.extras import need
+from penjing.core.progress import Line, Say
 from penjing.core.value import Value
 from penjing.train.optimizers import OPTIMIZERS, OptimizerName
 from penjing.train.schedule import Schedule
@@ -81,7 +82,7 @@ class RunResult(Value):
     spent_s: float
 
 
-def halving(space: SearchSpace, say: Callable[[str], None]) -> Generator[PlannedRun, RunResult, None]:
+def halving(space: SearchSpace, say: Say) -> Generator[PlannedRun, RunResult, None]:
     """Yield runs and be sent the result of each; ends when time is over or the goal's time is known.
 
     Raises:
@@ -103,7 +104,7 @@ def halving(space: SearchSpace, say: Callable[[str], None]) -> Generator[Planned
         best = _best(found, space.up)[: max(1, math.ceil(len(found) / KEPT))]
         longer = min(KEPT * seconds, 0.9 * left)
         if not best or longer < 1.1 * seconds:
-            say("the time is over before any strategy reached the goal")
+            say(Line.note("the time is over before any strategy reached the goal"))
             return
         found, level, seconds = [], level + 1, longer
         for strategy in best:

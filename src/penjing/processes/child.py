@@ -1,4 +1,4 @@
-"""One child process in a session of its own: its replies, its output, its memory, and its end."""
+"""One child process in a session of its own: its messages, its output, its memory, and its end."""
 
 from __future__ import annotations
 
@@ -7,22 +7,30 @@ import json
 import os
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import refusing
 
+_ENTRY = "penjing.processes.entry"
 _CHUNK = 2**16
 _HEAD = 2**20
 _TAIL = 2**16
+
+_SENDING_S = 5.0
+"""Longest time for a request to go into the buffer of a child that does not read."""
+
+_REAPING_S = 2.0
+"""Time for the supervisor to kill and reap the job, before all are killed from here."""
 
 
 class Output:
@@ -71,60 +79,60 @@ class Output:
 
 
 class Child:
-    """A Python module run in a process group of its own, with two pipes: replies from it, and its life line.
+    """A process in a session of its own that runs `function(payload, channel, *args)`.
+
+    It is joined to this one by a socket for messages (lines of JSON), a pipe for what it prints, and a life
+    line: where that breaks, the process ends with its whole family.
 
     Args:
-        module: run as `python -m MODULE DESCRIPTORS... REPLY LIFE`.
-        descriptors: passed on to it, first.
+        payload: the packed payload, an open file that many children may share.
+        call: the packed `(function, args)`.
         environment: variables added to the driver's own.
+        output: keeps what is printed.
 
     Raises:
         Refused: the process cannot be started.
     """
 
     def __init__(
-        self, module: str, descriptors: tuple[int, ...], environment: Mapping[str, str], output: Output
+        self, payload: IO[bytes], call: IO[bytes], environment: Mapping[str, str], output: Output
     ) -> None:
-        if not sys.executable:
-            raise Refused(
-                "Python can start itself",
-                value="sys.executable is empty",
-                place=module,
-                fix="run with in_process=True",
-                code=Exit.ENVIRONMENT,
-            )
         self.output = output
-        self._replies, reply = os.pipe()
-        life, self._life = os.pipe()
-        passed = (*descriptors, reply, life)
+        self._code: int | None = None
+        self._partial = b""
+        self._known: dict[int, psutil.Process] = {}
+        with refusing(sys.executable, "started"):
+            life, self._life = os.pipe()
+            try:
+                self._socket, theirs = socket.socketpair()
+            except BaseException:
+                os.close(life)
+                os.close(self._life)
+                raise
         try:
-            with refusing(sys.executable, "started"):
-                # -P: a file of the user in the current folder must not stand in for a library's module.
-                self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-u", "-X", "faulthandler", "-m", module, *map(str, passed)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    pass_fds=passed,
-                    start_new_session=True,
-                    env=_environment(environment),
-                )
+            self._process = _start(
+                (theirs.fileno(), life, payload.fileno(), call.fileno()), _environment(environment)
+            )
         except BaseException:
-            os.close(self._replies)
+            self._socket.close()
             os.close(self._life)
             raise
         finally:
-            os.close(reply)
+            theirs.close()
             os.close(life)
+        self._socket.settimeout(_SENDING_S)
         assert self._process.stdout is not None
         self.pid = self._process.pid
         self._printed = self._process.stdout.fileno()
-        self._partial = b""
-        self._known: dict[int, psutil.Process] = {}
+        os.set_blocking(self._printed, False)
         self._selector = selectors.DefaultSelector()
-        for descriptor in (self._replies, self._printed):
-            os.set_blocking(descriptor, False)
+        for descriptor in (self._socket.fileno(), self._printed):
             self._selector.register(descriptor, selectors.EVENT_READ)
+
+    def send(self, request: dict[str, Any]) -> None:
+        """Send a request, a short line; one that dies or does not listen is noticed by who waits."""
+        with contextlib.suppress(OSError):
+            self._socket.sendall(json.dumps(request).encode() + b"\n")
 
     def messages(self, timeout: float) -> Iterator[dict[str, Any]]:
         """Wait at most `timeout` seconds, collect output, and yield the replies that have come."""
@@ -135,7 +143,7 @@ class Child:
             time.sleep(min(timeout, 0.01))
         for chunk in self._read(self._printed, ready):
             self.output.add(chunk)
-        for chunk in self._read(self._replies, ready):
+        for chunk in self._read(self._socket.fileno(), ready):
             *lines, self._partial = (self._partial + chunk).split(b"\n")
             for line in lines:
                 with contextlib.suppress(ValueError):  # a line cut off by the job's death
@@ -166,28 +174,42 @@ class Child:
                 total += getattr(full, "pss", full.uss)
         return total
 
-    def end(self, grace_s: float) -> int:
-        """End the process with its whole group, after `grace_s` seconds of notice; return the exit code.
+    @property
+    def ended(self) -> bool:
+        """Whether `end` was called."""
+        return self._code is not None
 
-        A KeyboardInterrupt meanwhile cuts the notice short, and is raised again when all is ended.
+    def end(self, grace_s: float) -> int:
+        """End the process with its whole family, after `grace_s` seconds of notice; return the exit code.
+
+        A KeyboardInterrupt meanwhile cuts the notice short, and is raised again when all is ended. Ending
+        twice does nothing.
         """
+        if self._code is not None:
+            return self._code
         try:
-            if not self.exited():
-                self._family()
+            self._family()
+            if grace_s and not self.exited():
                 self._signal_group(signal.SIGTERM)
-                deadline = time.monotonic() + grace_s
-                while not self.exited() and time.monotonic() < deadline:
-                    for _ in self.messages(0.05):
-                        pass
+                self._wait(grace_s)
+            with contextlib.suppress(OSError):  # it has ended
+                os.write(self._life, b".")
+            self._wait(_REAPING_S)
         finally:
             self._family()
             self._signal_group(signal.SIGKILL)
             for process in self._known.values():
                 with contextlib.suppress(psutil.Error):
                     process.kill()
-            code = self._process.wait()
+            self._code = self._process.wait()
             self._close()
-        return code
+        return self._code
+
+    def _wait(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not self.exited() and time.monotonic() < deadline:
+            for _ in self.messages(0.05):
+                pass
 
     def _family(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.Error):
@@ -206,6 +228,8 @@ class Child:
                 chunk = os.read(descriptor, _CHUNK)
             except BlockingIOError:
                 return
+            except ConnectionError:  # it ended with a request unread
+                chunk = b""
             if not chunk:
                 self._selector.unregister(descriptor)
                 return
@@ -215,8 +239,30 @@ class Child:
         self._selector.close()
         assert self._process.stdout is not None
         self._process.stdout.close()
-        os.close(self._replies)
+        self._socket.close()
         os.close(self._life)
+
+
+def _start(descriptors: tuple[int, ...], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    if not sys.executable:
+        raise Refused(
+            "Python must be able to start itself",
+            value="sys.executable is empty",
+            place=_ENTRY,
+            fix="start the program with the interpreter itself, as in `python program.py`",
+            code=Exit.ENVIRONMENT,
+        )
+    with refusing(sys.executable, "started"):
+        # -P: a file of the user in the current folder must not stand in for a library's module.
+        return subprocess.Popen(
+            [sys.executable, "-P", "-u", "-X", "faulthandler", "-m", _ENTRY, *map(str, descriptors)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            pass_fds=descriptors,
+            start_new_session=True,
+            env=environment,
+        )
 
 
 def _environment(more: Mapping[str, str]) -> dict[str, str]:

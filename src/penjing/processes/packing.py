@@ -14,25 +14,38 @@ import pickle
 import sys
 import sysconfig
 import tempfile
-from collections.abc import Iterator
+from collections import ChainMap
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache, partial
 from importlib.machinery import ModuleSpec
 from io import BytesIO
-from types import FunctionType, ModuleType
-from typing import IO, Any
+from types import CodeType, FunctionType, ModuleType
+from typing import IO, Any, ClassVar
 
 from penjing.core.errors import Refused
 from penjing.core.files import refusing
 
+FIX = "make that part inside the function that uses it"
+
 _ALIGNMENT = 64
 _LONGEST_INDEX = 2**24
+_DYNAMIC = "<dynamic-code>"
 
 
-def pack(value: Any, place: str) -> IO[bytes]:
+def pack(value: Any, place: str, fix: str = FIX) -> IO[bytes]:
     """Write a value into an anonymous temporary file, whose descriptor children can inherit.
 
     Functions and classes from scripts, notebooks and other modules that a child could not import travel by
     value.
+
+    Args:
+        value: anything; arrays in it are shared by all children until they write.
+        place, fix: what the value is, and what helps where it cannot be sent; for refusals.
+
+    >>> with pack({"x": [1, 2]}, "payload") as file:
+    ...     unpack(file.fileno())
+    {'x': [1, 2]}
 
     Raises:
         Refused: a part cannot be pickled (the part is named), or the disk for temporary files is full.
@@ -42,12 +55,11 @@ def pack(value: Any, place: str) -> IO[bytes]:
         try:
             head = _dumps(value, buffers)
         except Exception as error:
-            part = _culprit(place, value)
             raise Refused(
-                "the model, the task and the job can be sent to a process of their own",
-                value=f"{part}: {type(error).__name__}: {error}",
-                place=place,
-                fix="make that part where it is used (in a function), or run with in_process=True",
+                "cannot be sent to another process",
+                value=f"{type(error).__name__}: {error}",
+                place=_culprit(place, value),
+                fix=fix,
             ) from error
     with refusing(tempfile.gettempdir()):
         file = tempfile.TemporaryFile()  # noqa: SIM115  the caller keeps it for all children
@@ -85,12 +97,29 @@ def _write(file: IO[bytes], parts: list[memoryview]) -> None:
 
 
 def _dumps(value: Any, buffers: list[pickle.PickleBuffer]) -> bytes:
-    import cloudpickle
-
     file = BytesIO()
     # list.append returns None, by which the pickler leaves a buffer out of the stream.
-    cloudpickle.Pickler(file, protocol=5, buffer_callback=buffers.append).dump(value)
+    _pickler()(file, protocol=5, buffer_callback=buffers.append).dump(value)
     return file.getvalue()
+
+
+@cache
+def _pickler() -> type[Any]:
+    """Return cloudpickle's pickler, but for code, which keeps its file's name: tracebacks quote the line."""
+    import cloudpickle
+
+    table = cloudpickle.Pickler.dispatch_table
+    reduce = {CodeType: partial(_with_its_file, table[CodeType])}
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+        dispatch_table: ClassVar[Any] = ChainMap(reduce, table)
+
+    return Pickler
+
+
+def _with_its_file(reduce: Callable[[CodeType], Any], code: CodeType) -> Any:
+    make, parts, *rest = reduce(code)
+    return make, tuple(code.co_filename if part == _DYNAMIC else part for part in parts), *rest
 
 
 def _culprit(name: str, value: Any) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -51,9 +51,12 @@ class RemoveBlocks(Method):
         super().__init__(**{"ratio": ratio, **fields})
 
     @model_validator(mode="after")
-    def _one_amount(self) -> RemoveBlocks:
+    def _fields_agree(self) -> Self:
         if (self.count is None) == (self.ratio is None):
-            raise ValueError("exactly one of count and ratio is given")
+            given = "neither" if self.count is None else "both"
+            raise ValueError(
+                f"exactly one of count and ratio must be given, got {given}; write for example count=2"
+            )
         return self
 
 

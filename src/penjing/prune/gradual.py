@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, model_validator
 
 from penjing.arrays.sparsity.ramp import Ramp, ramp_at, round_sparsity
 from penjing.calibration.candidates import candidates, done
@@ -62,37 +62,21 @@ class PruneGradually(Sparse, TrainingMethod):
         """Whether every layer gets the same share of zeros."""
         return self.scope == "layer"
 
-    @field_validator("end")
-    @classmethod
-    def _after_begin(cls, end: float, info: ValidationInfo) -> float:
-        if end < info.data.get("begin", 0.0):
-            raise ValueError("end is not before begin")
-        return end
-
-    @field_validator("criterion")
-    @classmethod
-    def _has_moved(cls, criterion: str, info: ValidationInfo) -> str:
-        at_once = info.data.get("ramp") != "cubic" and not info.data.get("begin")
-        if criterion == "movement" and at_once:
-            raise ValueError("criterion movement needs steps before the first mask: set begin above 0")
-        return criterion
-
-    @field_validator("rewind")
-    @classmethod
-    def _prunes_at_once(cls, rewind: str, info: ValidationInfo) -> str:
-        if rewind != "none" and (info.data.get("ramp"), info.data.get("criterion")) != (
-            "one_shot",
-            "magnitude",
-        ):
-            raise ValueError("rewind prunes at once, by magnitude: set ramp='one_shot'")
-        return rewind
-
-    @field_validator("rounds")
-    @classmethod
-    def _are_rewound(cls, rounds: int, info: ValidationInfo) -> int:
-        if rounds > 1 and info.data.get("rewind") == "none":
-            raise ValueError("several rounds are for rewind 'rate' or 'weights'")
-        return rounds
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        self._has_a_sparsity()
+        if self.end < self.begin:
+            raise ValueError(f"end must not be before begin, got {self.end:g} and {self.begin:g}; raise end")
+        if self.criterion == "movement" and self.ramp != "cubic" and not self.begin:
+            raise ValueError("criterion 'movement' needs steps before the first mask; set begin above 0")
+        if self.rewind != "none" and (self.ramp, self.criterion) != ("one_shot", "magnitude"):
+            raise ValueError(
+                f"rewind {self.rewind!r} needs all zeros at once, chosen by magnitude; "
+                "write ramp='one_shot' and leave criterion as it is"
+            )
+        if self.rounds > 1 and self.rewind == "none":
+            raise ValueError("rounds above 1 needs a rewind; write rewind='rate' or rewind='weights'")
+        return self
 
 
 @handles(PruneGradually, "torch")

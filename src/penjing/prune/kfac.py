@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import model_validator
 
 from penjing.arrays.sparsity.gram import damped
 from penjing.arrays.sparsity.kronecker import network_masks
 from penjing.arrays.sparsity.obc import removals
 from penjing.calibration.candidates import matrices, unpacked
 from penjing.calibration.layerwise import Work, prepare, refit_layers, too_few
-from penjing.calibration.settings import LayerWise
+from penjing.calibration.settings import LayerWise, refuse_compensation_out_of_order
 from penjing.core.backend import GradientBackend
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -37,19 +38,18 @@ class PruneKFAC(LayerWise):
             `sequential`.
     """
 
-    compensate: bool = Field(default=True)
+    compensate: bool = True
 
     @property
     def alike(self) -> bool:
         """Whether every layer gets the same share of zeros."""
         return False
 
-    @field_validator("compensate")
-    @classmethod
-    def _in_sequence(cls, compensate: bool, info: ValidationInfo) -> bool:
-        if compensate and info.data.get("sequential") is False:
-            raise ValueError("to compensate for layers before, be sequential")
-        return compensate
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        self._has_a_sparsity()
+        refuse_compensation_out_of_order(self.compensate, self.sequential)
+        return self
 
 
 @handles(PruneKFAC, "torch")

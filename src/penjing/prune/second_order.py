@@ -20,6 +20,7 @@ from penjing.calibration.settings import Sparse
 from penjing.core.context import Context
 from penjing.core.errors import Exit, Refused
 from penjing.core.method import Outcome
+from penjing.core.progress import Line
 from penjing.core.registry import handles
 from penjing.core.task import Batch
 from penjing.core.value import Model
@@ -77,7 +78,7 @@ def prune_second_order(model: Model, method: PruneSecondOrder, context: Context)
     stages = 1 if method.zeros.group else method.stages
     for stage in range(1, stages + 1):
         share = round_sparsity(stage, stages, method.share)
-        context.say(f"PruneSecondOrder: stage {stage} of {stages}, {share:.1%} zeros")
+        context.say(Line.step(f"PruneSecondOrder: stage {stage} of {stages}, {share:.1%} zeros"))
         masks = net.prune(share, stage)
     changes += [done(method, name, mask) for name, mask in masks.items()]
     return Outcome(model, changes)

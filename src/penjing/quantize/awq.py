@@ -17,6 +17,7 @@ from penjing.calibration.rounding_in_order import begin
 from penjing.core.context import Context
 from penjing.core.method import Outcome
 from penjing.core.number_format import NumberFormat
+from penjing.core.progress import Line
 from penjing.core.registry import handles
 from penjing.core.value import Model
 
@@ -84,7 +85,7 @@ def _scaled(
     for feed in feeds(reference, list(moments), to_inputs(reference, probe), context.seed, context.covers):
         gram, told = moments[feed.consumers[0]], Facts(scaled_by="", alpha=0.0)
         if feed.producer:
-            context.say(f"QuantizeAWQ: {', '.join(feed.consumers)}")
+            context.say(Line.step(f"QuantizeAWQ: {', '.join(feed.consumers)}"))
             weights = [context.backend.read(model, name)["weight"] for name in feed.consumers]
             format = model.get_submodule(feed.consumers[0]).weight_quantizer.format
             factors, alpha = awq(np.concatenate(weights).astype(np.float64), gram, format)

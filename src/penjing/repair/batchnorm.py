@@ -90,7 +90,7 @@ def _done(layer: str, observations: int, mean_shift: float) -> Change:
 @handles(ReestimateBatchNorm, "numpy")
 def reestimate_batchnorm_numpy(model: Model, method: ReestimateBatchNorm, context: Context) -> Outcome:
     """Write the pooled statistics of a NumPy net: what the handler for torch does, exact and slow."""
-    from penjing.backends.numpy.statistics import pooled_statistics
+    from penjing.backends.numpy.statistics import pool_statistics
 
     backend = context.backend
     kinds = {layer.name: layer.kind for layer in backend.layers(model)}
@@ -98,7 +98,7 @@ def reestimate_batchnorm_numpy(model: Model, method: ReestimateBatchNorm, contex
     if not layers:
         return Outcome(model, [_skipped("", "no BatchNorm layer")])
     changes = []
-    for name, new in pooled_statistics(model, layers, _batches(method, context)).items():
+    for name, new in pool_statistics(model, layers, _batches(method, context)).items():
         old = backend.read(model, name)
         eps = model.node(name)["eps"]
         shift = np.abs(new.mean - old["running_mean"]) / np.sqrt(old["running_var"] + eps)

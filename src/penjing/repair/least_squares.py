@@ -103,7 +103,7 @@ def least_squares(model: Model, method: LeastSquares, context: Context) -> Outco
     from penjing.backends.torch.curvature.positions import positions_that_count
     from penjing.backends.torch.masks import masks_of
     from penjing.backends.torch.observe.comparison import compare
-    from penjing.backends.torch.observe.lockstep import Pass, hooked
+    from penjing.backends.torch.observe.lockstep import Pass, run_hooked
 
     kinds = {layer.name: layer.kind for layer in context.backend.layers(model)}
     layers = [name for name, kind in kinds.items() if kind in KINDS and context.covers(name)]
@@ -117,7 +117,7 @@ def least_squares(model: Model, method: LeastSquares, context: Context) -> Outco
         work = _Work(model, method, context, found, counting, original, masks_of(model), changes)
         repairs = {"batchnorm": _renormalized}
         hooks = {name: partial(repairs.get(kinds[name], _refitted), name, work) for name in found.layers}
-        hooked(model, hooks, found.inputs)
+        run_hooked(model, hooks, found.inputs)
     return Outcome(model, list(changes.values()))
 
 

@@ -67,7 +67,7 @@ def match_statistics(model: Model, method: MatchStatistics, context: Context) ->
         Refused: fewer than 32 training examples.
     """
     from penjing.backends.torch.observe.comparison import compare
-    from penjing.backends.torch.observe.lockstep import Pass, hooked
+    from penjing.backends.torch.observe.lockstep import Pass, run_hooked
 
     layers = [x.name for x in context.backend.layers(model) if x.kind in KINDS and context.covers(x.name)]
     if not layers:
@@ -85,7 +85,7 @@ def match_statistics(model: Model, method: MatchStatistics, context: Context) ->
         work = _Work(model, method, context, found, original, changes)
         before = {name: partial(_renormalized, method) for name in chosen if _is_batchnorm(model, name)}
         after = {name: partial(_matched, name, work) for name in chosen}
-        hooked(model, before, found.inputs, after)
+        run_hooked(model, before, found.inputs, after)
     return Outcome(model, list(changes.values()))
 
 

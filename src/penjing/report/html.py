@@ -14,23 +14,20 @@ from markupsafe import Markup
 
 from penjing.core.files import write_text
 from penjing.report.charts import MAX_CLASSES, MAX_POINTS, chart_data, script_json
-from penjing.report.view import check, view
-from penjing.report.words import Json, clean
+from penjing.report.record import Record
+from penjing.report.view import view
+from penjing.report.words import clean
 
 MAX_BYTES = 1_900_000
 """Largest report in bytes; longer tables are cut, and the page says so."""
 
 
-def render(record: Json, folder: Path | None = None) -> str:
-    """Return the report of a run's record (plain JSON) as one HTML document below 2 MB.
+def render(record: Record, folder: Path | None = None) -> str:
+    """Return the report of a run's record as one HTML document below 2 MB.
 
     Every string of the record is escaped and stripped of control characters; the page makes no request
     and its content security policy lets only its own two scripts run. `folder` is the run directory.
-
-    Raises:
-        Refused: not a record, or one that a newer version wrote.
     """
-    check(record)
     own, assets = template("report.html.j2"), page_assets("report.js")
     rows = 3000
     while True:
@@ -47,11 +44,11 @@ def render(record: Json, folder: Path | None = None) -> str:
         rows //= 2
 
 
-def write_report(record: Json, path: str | Path) -> Path:
+def write_report(record: Record, path: str | Path) -> Path:
     """Render a record and write it atomically; returns the path.
 
     Raises:
-        Refused: as `render`, or the file cannot be written.
+        Refused: the file cannot be written.
     """
     path = Path(path)
     write_text(path, render(record, path.parent))

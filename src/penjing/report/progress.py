@@ -94,7 +94,7 @@ class Progress:
         """Begin a stage; `total` is its amount of work (trials, epochs, seconds), None where unknown."""
         self._name, self._done, self._total = clean(name, 80), 0.0, total or 0.0
         if self._bar is None:
-            self._line(self._name)
+            self.say(name)
             return
         if self._task is not None:
             self._bar.remove_task(self._task)

@@ -2,7 +2,7 @@
 
 Layout:
 
-    config.resolved.yaml   everything that the run was asked, resolved; its presence marks a run folder
+    config.resolved.yaml   everything that the run was asked, resolved; its presence marks a run directory
     env.json               versions, processor, memory, system, threads
     ledger.sqlite          finished results, exactly once
     artefacts/             delivered models of candidates
@@ -32,7 +32,7 @@ from penjing.core.files import free_bytes, refusing, write_bytes, write_json, wr
 from penjing.core.strict_yaml import dump_yaml, read_yaml
 
 SCHEMA = 1
-"""Version of the run folder's form; a folder of a newer one is refused."""
+"""Version of the run directory's form; a folder of a newer one is refused."""
 
 _LEAST_FREE = 64 * 2**20
 _PACKAGES = (
@@ -51,7 +51,11 @@ _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the parts of one run lie."""
+    """Where the parts of one run lie.
+
+    >>> RunFolder(Path("runs/mine")).record.as_posix()
+    'runs/mine/record.json'
+    """
 
     path: Path
 
@@ -106,7 +110,7 @@ class RunFolder:
         return self.record.is_file()
 
 
-def create(out: Path | str | None, name: str, *, needed_bytes: int = 0) -> RunFolder:
+def create_run(out: Path | str | None, name: str, *, needed_bytes: int = 0) -> RunFolder:
     """Make the folder of a new run, and check that it can take the run, before any work.
 
     Args:
@@ -117,6 +121,12 @@ def create(out: Path | str | None, name: str, *, needed_bytes: int = 0) -> RunFo
     Raises:
         Refused: the path is a file, holds a run or anything else, cannot be written, or has too little
             room. Nothing is overwritten, and nothing stays behind.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = create_run(f"{folder}/mine", "net")
+    ...     sorted(path.name for path in run.path.iterdir())
+    ['artefacts', 'logs']
     """
     if out is None:
         path = _numbered(Path("runs"), re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run")
@@ -144,14 +154,26 @@ def open_run(path: Path | str) -> RunFolder:
 
     Raises:
         Refused: no such folder, not a run, damaged, or of a newer version.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_config(create_run(folder, "net"), {"seed": 0})
+    ...     read_config(open_run(folder))
+    {'seed': 0}
     """
     run = RunFolder(Path(path).expanduser().absolute())
     if not run.path.is_dir():
-        raise Refused("the run folder exists", value=str(run.path), place="run folder", code=Exit.USAGE)
+        raise Refused(
+            "must exist",
+            value=str(run.path),
+            place="the run directory",
+            fix="give the folder that `penjing optimize` named",
+            code=Exit.USAGE,
+        )
     if not run.config.is_file():
         raise Refused(
-            "the folder holds a run",
-            value=f"no {run.config.name}",
+            "must hold a run",
+            value=f"a folder without {run.config.name}",
             place=str(run.path),
             fix="give the folder that `penjing optimize` named",
             code=Exit.USAGE,
@@ -164,7 +186,7 @@ def write_config(run: RunFolder, config: Mapping[str, Any]) -> None:
     """Save the resolved configuration and the environment of a run; from here on the folder is a run."""
     from penjing import __version__
 
-    write_json(run.environment, environment())
+    write_json(run.environment, describe_environment())
     write_text(run.config, dump_yaml({"schema": SCHEMA, "penjing": __version__, **config}))
 
 
@@ -180,24 +202,28 @@ def read_config(run: RunFolder) -> dict[str, Any]:
     schema = config.get("schema") if isinstance(config, dict) else None
     if not isinstance(schema, int) or schema < 1:
         raise Refused(
-            "the configuration is Penjing's",
+            "must be a configuration that Penjing wrote",
             value=f"schema {schema!r}",
             place=str(run.config),
             fix="restore the file from a copy, or start a new run",
         )
     if schema > SCHEMA:
         raise Refused(
-            f"the run's schema is at most {SCHEMA}, that of penjing {__version__}",
+            f"must have at most schema {SCHEMA}, that of penjing {__version__}",
             place=str(run.config),
             value=f"{schema}, written by penjing {config.get('penjing')}",
-            fix="upgrade penjing",
+            fix="upgrade: pip install -U penjing",
             code=Exit.ENVIRONMENT,
         )
     return {key: value for key, value in config.items() if key not in ("schema", "penjing")}
 
 
-def environment() -> dict[str, Any]:
-    """Return versions, processor, cores, memory (bytes), system and thread settings, as plain data."""
+def describe_environment() -> dict[str, Any]:
+    """Return versions, processor, cores, memory (bytes), system and thread settings, as plain data.
+
+    >>> describe_environment()["memory_bytes"] > 1e6
+    True
+    """
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     return {
         "python": platform.python_version(),
@@ -249,7 +275,7 @@ def _refuse_used(path: Path) -> None:
         return
     if not path.is_dir():
         raise Refused(
-            "the run folder is a folder",
+            "must be a folder",
             value="a file",
             place=str(path),
             fix="choose another --out",
@@ -260,21 +286,21 @@ def _refuse_used(path: Path) -> None:
         state = "a finished run" if run.finished else "an unfinished run"
         verb = "report" if run.finished else "resume"
         raise Refused(
-            "a run gets a folder of its own",
+            "a run needs a folder of its own",
             value=state,
             place=str(path),
-            fix=f"penjing {verb} {path}, or choose another --out",
+            fix=f"type penjing {verb} {path}, or choose another --out",
             code=Exit.USAGE,
         )
     with refusing(path, "read"):
-        # What `create` itself leaves when it is killed before the configuration is written is no obstacle.
+        # What `create_run` leaves when it is killed before the configuration is written is no obstacle.
         unborn = {run.environment.name, run.lock.name}
         unborn |= {f.name for f in (run.artefacts, run.logs) if f.is_dir() and not os.listdir(f)}
         foreign = sorted(set(os.listdir(path)) - unborn)
     if foreign:
         names = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise Refused(
-            "a run gets a folder of its own",
+            "a run needs a folder of its own",
             value=names,
             place=str(path),
             fix="choose another --out, or an empty folder",
@@ -286,8 +312,8 @@ def _check_room(path: Path, needed_bytes: int) -> None:
     free, needed = free_bytes(path), needed_bytes + _LEAST_FREE
     if free is not None and free < needed:
         raise Refused(
-            "the disk has room for the run",
-            value=f"{free:,} bytes free, about {needed:,} needed",
+            f"the disk must have about {needed:,} bytes of room for the run",
+            value=f"{free:,} bytes free",
             place=str(path),
             fix="free some space, or choose another --out",
             code=Exit.ENVIRONMENT,

@@ -45,7 +45,11 @@ _EVENTS = "SELECT seq, key, kind, data, sha256 FROM events"
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: the key it is about (may be empty), its kind and plain data."""
+    """Something that happened: the key it is about (may be empty), its kind and plain data.
+
+    >>> Event("trial-1", "attempt", {"number": 1}).kind
+    'attempt'
+    """
 
     key: str
     kind: str
@@ -62,6 +66,11 @@ class Ledger:
     Raises:
         Refused: the file is damaged (it is moved aside and named), foreign, of a newer version, or the
             disk's reasons.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Ledger(f"{folder}/ledger.sqlite") as ledger:
+    ...     ledger.put("trial-1", {"drop": 0.01}), ledger.put("trial-1", {"drop": 0.5}), ledger.get("trial-1")
+    (True, False, {'drop': 0.01})
     """
 
     def __init__(self, path: Path | str, *, create: bool = True) -> None:
@@ -73,7 +82,7 @@ class Ledger:
             if not self.path.exists():
                 if not create:
                     raise Refused(
-                        "the run has its ledger",
+                        "must exist",
                         value="no file",
                         place=str(self.path),
                         fix="restore it from a copy, or start a new run",
@@ -151,10 +160,10 @@ class Ledger:
             number = self.attempts(key) + 1
             if number > most:
                 raise Refused(
-                    f"a candidate is tried at most {most} times",
+                    f"can be begun at most {most} times",
                     place=f"candidate {key}",
-                    value=f"{number - 1} without an end",
-                    fix="see its log",
+                    value=f"{number - 1} attempts without an end",
+                    fix="read its log in the run directory's logs/: it may be what kills the driver",
                 )
             _append(db, key, _ATTEMPT, {"number": number})
         return number
@@ -231,7 +240,7 @@ def _open(path: Path) -> sqlite3.Connection:
 def _check_kind(db: sqlite3.Connection, path: Path) -> None:
     if db.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
         raise Refused(
-            "the ledger is Penjing's",
+            "must be a ledger that Penjing wrote",
             value="another program's SQLite file, or a damaged one",
             place=str(path),
             fix="restore the ledger from a copy, or start a new run",
@@ -240,10 +249,10 @@ def _check_kind(db: sqlite3.Connection, path: Path) -> None:
         from penjing import __version__
 
         raise Refused(
-            f"the ledger's schema is at most {len(MIGRATIONS)}, that of penjing {__version__}",
+            f"must have at most schema {len(MIGRATIONS)}, that of penjing {__version__}",
             value=_version(db),
             place=str(path),
-            fix="upgrade penjing",
+            fix="upgrade: pip install -U penjing",
             code=Exit.ENVIRONMENT,
         )
 
@@ -317,8 +326,8 @@ def _quarantine(path: Path) -> Path:
 def _damaged(error: object, path: Path, kept: Path | None) -> Refused:
     where = f"; the damaged file is kept as {kept.name}" if kept else ""
     return Refused(
-        "the ledger is as it was written",
-        value=f"{error}{where}",
+        "must be as it was written",
+        value=f"a damaged ledger: {error}{where}",
         place=str(path),
         fix="put back a copy of the ledger, or resume to try the candidates again",
     )
@@ -327,11 +336,10 @@ def _damaged(error: object, path: Path, kept: Path | None) -> Refused:
 def _refusal(error: Exception, path: Path) -> Refused:
     if _is_damage(error):
         return _damaged(error, path, None)
-    room = f"{path} ({free_bytes(path) or 0:,} bytes free)"
     return Refused(
-        "the ledger can be read and written",
-        value=error,
-        place=room,
+        "the ledger must be open to reading and writing",
+        value=f"{error} ({free_bytes(path) or 0:,} bytes free)",
+        place=str(path),
         fix="free some space, or wait for the other process",
         code=Exit.ENVIRONMENT,
     )

@@ -1,4 +1,4 @@
-"""One driver per run folder: a lock of the kernel, with the owner's name in the file."""
+"""One driver per run directory: a lock of the kernel, with the owner's name in the file."""
 
 from __future__ import annotations
 
@@ -20,14 +20,18 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
 
 
 class Owner(Value):
-    """The process that drives a run."""
+    """The process that drives a run.
+
+    >>> print(Owner(pid=7, host="here"))
+    pid=7 host='here'
+    """
 
     pid: int
     host: str
 
 
 class DriverLock:
-    """Holds a run folder for one driver, as a context manager.
+    """Holds a run directory for one driver, as a context manager.
 
     The kernel frees the lock when its process dies, however it dies, so that a dead driver's lock is
     never in the way and a process that took over its PID is not mistaken for it. Children that the
@@ -35,6 +39,11 @@ class DriverLock:
 
     Raises:
         Refused: on entering, when another process drives the run; it is named by PID and host.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, DriverLock(f"{folder}/driver.lock") as lock:
+    ...     find_owner(lock.path).pid == os.getpid()
+    True
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -75,8 +84,12 @@ class DriverLock:
         _HELD.discard(os.path.realpath(self.path))
 
 
-def owner_of(path: Path | str) -> Owner | None:
-    """Return the live process that holds a lock, or None."""
+def find_owner(path: Path | str) -> Owner | None:
+    """Return the live process that holds a lock, or None.
+
+    >>> print(find_owner("no/such/file"))
+    None
+    """
     if os.path.realpath(path) in _HELD:
         return Owner(pid=os.getpid(), host=socket.gethostname())
     try:
@@ -102,10 +115,10 @@ def _take(descriptor: int, path: Path) -> None:
             raise _busy(_named(descriptor), path) from None
         if error.errno in _NO_LOCKS:
             raise Refused(
-                "the file system can lock files",
+                "needs a file system that can lock files",
                 value=os.strerror(error.errno),
                 place=str(path),
-                fix="put the run folder on a local disk",
+                fix="put the run directory on a local disk",
                 code=Exit.ENVIRONMENT,
             ) from error
         raise
@@ -120,7 +133,7 @@ def _named(descriptor: int) -> Owner:
 
 def _busy(owner: Owner, path: Path) -> Refused:
     return Refused(
-        "one process drives a run",
+        "must be driven by one process only",
         value=f"PID {owner.pid} on {owner.host}",
         place=str(path.parent),
         fix="wait for it, end it, or choose another folder with --out",

@@ -6,20 +6,22 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from penjing.core.budget import COSTS, Budget
-from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured, Operations
+from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured, Operations, Quantity
 from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_name
+from penjing.core.progress import Line
 from penjing.core.registry import method_from_json
 from penjing.core.trial import Trial, cost_of
 from penjing.core.verdict import Certificate, LimitVerdict, Verdict, judge_upper
 from penjing.measurement.certify import certify
 from penjing.planners.bisection import Setting
+from penjing.report.record import StepRow
+from penjing.search.build_job import STRUCTURE
 from penjing.search.evaluate import REFERENCE, measure_candidates
-from penjing.search.jobs import STRUCTURE
 from penjing.search.session import Session
+from penjing.search.values import Tested
 
 CANDIDATES = 4
 """Candidates tested beside the float model; more would only add chances to stop early."""
@@ -176,7 +178,7 @@ class Judged:
     baseline: Measurement
     eager: Measurement | None
     runners_up: tuple[Measurement, ...]
-    ablation: list[dict[str, Any]]
+    ablation: list[StepRow]
     seconds: dict[str, float]
     notes: tuple[str, ...]
 
@@ -192,25 +194,25 @@ def certify_and_judge(session: Session, trials: Sequence[Trial], baseline: Trial
     tried = [*trials, *([start] if start is not None else [])]
     candidates = _candidates(session.budget, tried, baseline, setting)
     keys = [candidate.key for candidate in candidates]
-    done = session.once("certificate", keys, partial(_measure_and_test, session, candidates, setting.start))
-    certificate = Certificate.model_validate(done["certificate"]) if done["certificate"] else None
-    measured = {name: Measurement.model_validate(m) for name, m in done["measurements"].items()}
-    index = choose(candidates, done["certified"], session.budget)
+    work = partial(_measure_and_test, session, candidates, setting.start)
+    done = session.once("certificate", keys, Tested, work)
+    measured = done.measurements
+    index = choose(candidates, done.certified, session.budget)
     chosen = candidates[index]
-    apart = chosen.measurement.difference if chosen.measurement is not None else None
-    result, reference = measured[keys[index]].model_copy(update={"difference": apart}), measured[keys[0]]
+    difference = chosen.measurement.difference if chosen.measurement is not None else None
+    result, reference = measured[keys[index]].model_copy(update={"difference": difference}), measured[keys[0]]
     spent = (session.elapsed, len(trials))
     return Judged(
         chosen=chosen,
-        certified=done["certified"] is not None,
-        verdict=verdict(session.budget, result, reference, certificate, spent),
+        certified=done.certified is not None,
+        verdict=verdict(session.budget, result, reference, done.certificate, spent),
         result=result,
         baseline=reference,
         eager=measured.get("eager"),
         runners_up=tuple(measured[key] for i, key in enumerate(keys) if i not in (0, index)),
         ablation=_ablation(session, chosen, baseline, measured),
-        seconds=done["seconds"],
-        notes=tuple(chosen.warnings),
+        seconds=done.seconds,
+        notes=chosen.warnings,
     )
 
 
@@ -227,9 +229,9 @@ def _candidates(budget: Budget, trials: Sequence[Trial], baseline: Trial, settin
     return [baseline, *done[:CANDIDATES]]
 
 
-def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Trial | None) -> dict[str, Any]:
+def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Trial | None) -> Tested:
     count = "1 candidate" if len(candidates) == 1 else f"{len(candidates)} candidates"
-    session.say(f"certifying {count} on {len(session.task.test)} unseen examples")
+    session.say(Line.phase(f"certifying {count} on {len(session.task.test)} unseen examples"))
     began = time.perf_counter()
     others = candidates[1:]
     folders = {c.key: session.path(str(c.folder), "artefact") for c in others}
@@ -257,22 +259,20 @@ def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Tria
         session.task,
         session.budget.max_drop,
         session.budget.confidence,
-        session.task.class_names,
     )
-    return {
-        "certificate": certificate.model_dump(mode="json"),
-        "certified": certified,
-        "measurements": {
-            key: m.measurement.model_copy(update={"name": names.get(key, key)}).model_dump(mode="json")
-            for key, m in named.items()
+    return Tested(
+        certificate=certificate,
+        certified=certified,
+        measurements={
+            key: m.measurement.model_copy(update={"name": names.get(key, key)}) for key, m in named.items()
         },
-        "seconds": {"measurement": time.perf_counter() - began},
-    }
+        seconds={"measurement": time.perf_counter() - began},
+    )
 
 
 def _ablation(
     session: Session, chosen: Trial, baseline: Trial, measured: dict[str, Measurement]
-) -> list[dict[str, Any]]:
+) -> list[StepRow]:
     """Return a row for the float model and one for each step: quality, latency, size, operations.
 
     Where the result runs in another runtime or precision than the baseline, that is the first step.
@@ -282,32 +282,32 @@ def _ablation(
     current = measured[baseline.key]
     moved = measured.get(session.key("runtime", session.target.label))
     where = "the target" if moved is None else session.reference.label
-    rows = [_row(f"float model in {where}", current.quality.model_dump(mode="json"), current)]
+    rows = [_row(f"float model in {where}", current.quality, current)]
     if moved is not None and chosen.key != baseline.key:
         current = moved
         words = f"the same in {session.target.label}"
-        rows.append(_row(words, current.quality.model_dump(mode="json"), current))
+        rows.append(_row(words, current.quality, current))
     shaped = measured.get(f"{STRUCTURE} {chosen.key}")
     for step in chosen.steps:
-        kind = stage_of(method_from_json(step["step"]))
+        kind = stage_of(method_from_json(step.step))
         if kind is Stage.STRUCTURE:
             current = shaped or measured[chosen.key]
         elif kind is Stage.PRECISION:
             current = measured[chosen.key]
-        words = plan_name(plan_from_json([step["step"]]))
-        counted = current.model_copy(update={"operations": Operations.model_validate(step["operations"])})
-        rows.append(_row(words, step["quality"], counted))
+        words = plan_name(plan_from_json([step.step]))
+        counted = current.model_copy(update={"operations": step.operations})
+        rows.append(_row(words, step.quality, counted))
     return rows
 
 
-def _row(step: str, quality: dict[str, Any], measurement: Measurement) -> dict[str, Any]:
-    latency = measurement.latency if isinstance(measurement.latency, Latency) else None
-    return {
-        "step": step,
-        "quality": quality,
-        "latency_ms": latency and latency.p50_ms.value,
-        "low": latency and latency.p50_ms.low,
-        "high": latency and latency.p50_ms.high,
-        "size_bytes": measurement.size_bytes,
-        "operations": measurement.operations and measurement.operations.model_dump(mode="json"),
-    }
+def _row(step: str, quality: Quantity, measurement: Measurement) -> StepRow:
+    p50 = measurement.latency.p50_ms if isinstance(measurement.latency, Latency) else None
+    return StepRow(
+        step=step,
+        quality=quality,
+        latency_ms=None if p50 is None else p50.value,
+        low=None if p50 is None else p50.low,
+        high=None if p50 is None else p50.high,
+        size_bytes=measurement.size_bytes,
+        operations=measurement.operations,
+    )

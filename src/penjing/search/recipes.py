@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 from pydantic import ValidationError
@@ -18,16 +16,18 @@ from penjing.core.errors import Refused
 from penjing.core.executor import candidate_seed
 from penjing.core.measurement import Estimate
 from penjing.core.plan import Plan, digest, plan_to_json
+from penjing.core.progress import Line
 from penjing.core.trial import Trial
 from penjing.measurement.side_by_side import ratios
 from penjing.planners.candidates import PAYS, Candidate, Probed, candidates, limits_bytes, ordered, ratio_of
 from penjing.planners.recipes import recipes
-from penjing.run.folder import environment
+from penjing.run.folder import describe_environment
 from penjing.search.evaluate import REFERENCE
-from penjing.search.recipe_job import NO_TIME, deliver_recipes
+from penjing.search.recipes_job import NO_TIME, deliver_recipes
 from penjing.search.resources import candidate_limits
 from penjing.search.session import Session
-from penjing.targets.graph_shape import graph_shape
+from penjing.search.values import RecipeChoice, Survey
+from penjing.targets.graph_shape import digest_graph
 
 KIND = "recipes"
 """Folder of the cache."""
@@ -47,51 +47,43 @@ PROCESS_BYTES = 250_000_000
 
 
 @dataclass(frozen=True)
-class Recipes:
+class ChosenRecipes:
     """What the planner gets.
 
     Attributes:
         plans: to try, in this order.
         measured: whether the order was measured, so that the first that keeps quality is the fastest.
-        data: for the record: `words`, `rows`, `notes`, `cached`, `seconds`.
+        found: by the probe.
     """
 
     plans: tuple[Plan, ...]
     measured: bool
-    data: dict[str, Any]
+    found: RecipeChoice
 
 
-def choose_recipes(session: Session, facts: Mapping[str, Any], start: Trial) -> Recipes:
+def choose_recipes(session: Session, survey: Survey, start: Trial) -> ChosenRecipes:
     """Measure the latency of every legal recipe beside float, unless the cache or the ledger has it.
 
     Without the time, the memory or a call short enough for it the recipes are those of fixed rules.
 
     Args:
         session: with the target in which the trials run.
-        facts: of the survey.
+        survey: of the original.
         start: the float model there.
     """
-    by_layer = facts["operations"]["by_layer"]
-    legal = candidates(facts["layers"], by_layer, session.target)
+    legal = candidates(survey.kinds, survey.operations.by_layer, session.target)
     if not legal:
-        return Recipes((), False, _data())
+        return ChosenRecipes((), False, RecipeChoice())
     content = [session.target.label, *(plan_to_json(candidate.plan) for candidate in legal)]
-    data = session.once(KIND, content, partial(_known_or_probed, session, legal, start))
-    for line in data["words"]:
-        session.say(line)
-    rows = [Probed.model_validate(row) for row in data["rows"]]
-    if not any(row.ratio is not None for row in rows):
-        kinds = {layer["kind"] for layer in facts["layers"]}
-        return Recipes(recipes(kinds, session.target), False, data)
-    return Recipes(ordered(rows, session.budget), True, data)
+    found = session.once(KIND, content, RecipeChoice, partial(_known_or_probed, session, legal, start))
+    for line in found.words:
+        session.say(Line.note(line))
+    if not any(row.ratio is not None for row in found.rows):
+        return ChosenRecipes(recipes(survey.kinds.values(), session.target), False, found)
+    return ChosenRecipes(ordered(found.rows, session.budget), True, found)
 
 
-def _data(rows: tuple[Probed, ...] = (), notes: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
-    plain = [row.model_dump(mode="json") for row in rows]
-    return {"words": [*notes], "rows": plain, "notes": [*notes], "cached": False, "seconds": {}} | more
-
-
-def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Trial) -> dict[str, Any]:
+def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Trial) -> RecipeChoice:
     """Return what the cache has, and what a probe of the rest found where there is time for one."""
     reference = _float_folder(session, start)
     key = _key(session, reference, legal)
@@ -100,12 +92,12 @@ def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Tria
     names = {row.name for row in known}
     unknown = tuple(candidate for candidate in legal if candidate.name not in names)
     if not unknown:
-        return _data(known, words=_words(session, known, " (from the cache)"), cached=True)
+        return RecipeChoice(words=_words(session, known, " (from the cache)"), rows=known, cached=True)
     needed = _bytes(reference) * (len(unknown) + 1)
     reason = too_little(session.budget.time, start.latency_ms, needed)
     seconds: dict[str, float] = {}
     if not reason:
-        session.say(f"comparing precision recipes: {', '.join(c.name for c in unknown)}")
+        session.say(Line.phase(f"comparing precision recipes: {', '.join(c.name for c in unknown)}"))
         try:
             rows, seconds = _probe(session, unknown, start, reference)
             known = (*known, *rows)
@@ -113,10 +105,11 @@ def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Tria
             reason = str(refusal)
     if not any(row.ratio is not None for row in known):
         notes = (*notes, f"precision recipes go by rules, not measured: {reason or 'none could be timed'}")
-        return _data(known, notes, seconds=seconds)
+        return RecipeChoice(words=notes, rows=known, notes=notes, seconds=seconds)
     lasting = [row.model_dump(mode="json") for row in known if row.reason != NO_TIME]
     notes = tuple(filter(None, [*notes, reason or keep(KIND, key, {"rows": lasting})]))
-    return _data(known, notes, words=[*_words(session, known), *notes], seconds=seconds)
+    words = (*_words(session, known), *notes)
+    return RecipeChoice(words=words, rows=known, notes=notes, seconds=seconds)
 
 
 def seconds_of(limit: float | None) -> float:
@@ -160,12 +153,12 @@ def _bytes(folder: Path) -> int:
 
 
 def _key(session: Session, reference: Path, legal: tuple[Candidate, ...]) -> str:
-    here = environment()
+    here = describe_environment()
     plans = [plan_to_json(candidate.plan) for candidate in legal]
     inputs = [[list(x.shape[1:]), str(x.dtype)] for x in session.task.valid.example()]
     machine = [here["processor"], here["cores"], here["packages"], here["python"]]
     target = session.target.model_dump(mode="json")
-    return digest([graph_shape(reference), target, plans, inputs, machine])
+    return digest([digest_graph(reference), target, plans, inputs, machine])
 
 
 def _recalled(key: str) -> tuple[tuple[Probed, ...], str]:
@@ -239,7 +232,12 @@ def _made(session: Session, legal: tuple[Candidate, ...], folder: Path) -> _Made
     )
     found = finished.value
     if found is None:
-        raise Refused("the recipes can be written", value=f"{finished.status}: {finished.reason}", place=KIND)
+        raise Refused(
+            "the precision recipes must be written before they are timed",
+            value=f"{finished.status}: {finished.reason}",
+            place=KIND,
+            fix="none is needed: rules choose instead",
+        )
     folders = {name: folder / name for name in found["float"]}
     return _Made(folders, found["float"], found["refused"], found["layers"], found["seconds"])
 
@@ -259,7 +257,7 @@ def _timed(
     return found, failures | dict.fromkeys(names[most:], NO_TIME)
 
 
-def _words(session: Session, rows: tuple[Probed, ...], source: str = "") -> list[str]:
+def _words(session: Session, rows: tuple[Probed, ...], source: str = "") -> tuple[str, ...]:
     """Return what was found, a line for each recipe, the fastest first, and a last one if none pays."""
     measured = sorted((row for row in rows if row.ratio is not None), key=ratio_of)
     lines = [f"precision recipes, latency over that of float{source}:"]
@@ -274,4 +272,4 @@ def _words(session: Session, rows: tuple[Probed, ...], source: str = "") -> list
     if measured and ratio_of(measured[0]) >= PAYS:
         kept = "tried for its size alone" if limits_bytes(session.budget) else "float is kept"
         lines.append(f"lower precision does not pay here: {ratio_of(measured[0]):.2f} times float; {kept}")
-    return lines
+    return tuple(lines)

@@ -39,7 +39,7 @@ def check_memory(weights: int) -> None:
     needed, available = COPIES * weights, int(psutil.virtual_memory().available)
     if needed > available:
         raise Refused(
-            "the memory holds the copies of the model that a run needs",
+            "the memory must hold the copies of the model that a run needs",
             place="model",
             value=f"about {say(needed, 'bytes')} needed for weights of {say(weights, 'bytes')}, "
             f"{say(available, 'bytes')} available",

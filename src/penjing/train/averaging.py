@@ -41,12 +41,13 @@ class WeightAverage:
 
     >>> import torch
     >>> model = torch.nn.Linear(1, 1, bias=False).requires_grad_(False)
-    >>> average = WeightAverage(model, "ema", torch.optim.SGD(model.parameters()), modes=False)
-    >>> for step in range(2):
-    ...     average.update(step + 1, total=2) if model.weight.fill_(step).isfinite() else None
-    >>> with average.applied():
-    ...     0 < model.weight.item() < 1
-    True
+    >>> average = WeightAverage(model, "swa", torch.optim.SGD(model.parameters()), modes=False)
+    >>> for step, value in enumerate([0.0, 1.0, 2.0, 4.0], start=1):
+    ...     _ = model.weight.fill_(value)
+    ...     average.update(step, total=4)
+    >>> with average.applied():  # of the last two: from three quarters on
+    ...     model.weight.item()
+    3.0
     """
 
     def __init__(self, model: nn.Module, kind: str, optimizer: Optimizer, modes: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from penjing.core.errors import Refused
+from penjing.core.progress import Line, Say
 from penjing.core.task import Batch, Split
 
 PROBED_BATCHES = 10
@@ -144,17 +145,19 @@ def _concatenate(first: Batch, second: Batch) -> Batch:
 class LossMeter:
     """Mean loss of each epoch, logged once an epoch.
 
-    >>> meter = LossMeter(lambda line: None, epochs=2)
+    >>> meter = LossMeter(print, epochs=2)
     >>> meter.add(0, 1.0, examples=2), meter.add(0, 4.0, examples=1), meter.add(1, 1.5, examples=2)
+    epoch 1 of 2: loss 2
     (None, None, None)
     >>> meter.close()
+    epoch 2 of 2: loss 1.5
     >>> meter.losses
     [2.0, 1.5]
     """
 
     _KEPT = ("losses", "examples", "_epoch", "_sum", "_count")
 
-    def __init__(self, log: Callable[[str], None], epochs: float) -> None:
+    def __init__(self, log: Say, epochs: float) -> None:
         self.losses: list[float] = []
         self.examples = 0
         self._log, self._epochs = log, epochs
@@ -188,5 +191,7 @@ class LossMeter:
         """End an epoch and log its mean."""
         if self._count:
             self.losses.append(self._sum / self._count)
-            self._log(f"epoch {self._epoch + 1} of {self._epochs:g}: loss {self.losses[-1]:.4g}")
+            self._log(
+                Line.training(f"epoch {self._epoch + 1} of {self._epochs:g}: loss {self.losses[-1]:.4g}")
+            )
         self._sum, self._count = 0.0, 0

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from penjing.core.context import silent
+from penjing.core.progress import Say, silent
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,13 +112,12 @@ class Hooks:
 
     `after_backward` and `after_step` get the share of the training that lies behind, in [0, 1).
 
-    >>> lines = []
-    >>> Hooks(log=lines.append).log("epoch 1 of 3: loss 0.4")
-    >>> lines
-    ['epoch 1 of 3: loss 0.4']
+    >>> from penjing.core.progress import Line
+    >>> Hooks(log=print).log(Line.training("epoch 1 of 3: loss 0.4"))
+    epoch 1 of 3: loss 0.4
     """
 
-    log: Callable[[str], None] = silent
+    log: Say = silent
     after_backward: Callable[[float], None] = _ignore
     after_step: Callable[[float], None] = _ignore
     evaluate: Callable[[TrainingProgress], Decision] = _continue

@@ -58,7 +58,7 @@ def train_by_method(
         strategy,
         seed=context.seed,
         covers=context.covers,
-        hooks=replace(hooks, log=lambda line: context.say(f"{name}: {line}")),
+        hooks=replace(hooks, log=lambda line: context.say(line.under(name))),
     )
     after = evaluate_loss(model, looked_at, judge, size, context.seed)
     if not math.isfinite(after):

@@ -55,9 +55,9 @@ def lr_factor(schedule: Schedule, step: int, total: int, warmup: float = WARM_UP
 
     What falls to zero would reach it at `step == total`, which is never taken.
 
-    >>> [round(rate_factor("linear", step, 4), 3) for step in range(4)]
+    >>> [round(lr_factor("linear", step, 4), 3) for step in range(4)]
     [1.0, 0.75, 0.5, 0.25]
-    >>> [round(rate_factor("one_cycle", step, 10), 2) for step in (0, 3, 9)]
+    >>> [round(lr_factor("one_cycle", step, 10), 2) for step in (0, 3, 9)]
     [0.25, 1.0, 0.05]
     """
     rise = int((ONE_CYCLE_RISE if schedule == "one_cycle" else warmup) * total)

@@ -205,7 +205,7 @@ def test_not_finite_is_refused(bad):
         ("int8", 1.0, 0, None, "asymmetric formats only"),
         ("uint8", 1.0, None, None, "asymmetric formats only"),
         ("uint8", 1.0, 256, None, "from 0 to 255"),
-        ("int8", None, 3, None, "come with scales"),
+        ("int8", None, 3, None, "need scales"),
     ],
 )
 def test_parameters_that_do_not_fit_are_refused(name, scales, points, whole, rule):

@@ -243,16 +243,16 @@ def test_nan_and_infinity_are_refused_and_counted(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_cannot_be_observed_is_refused(kind):
-    with pytest.raises(Refused, match="has seen data"):
+    with pytest.raises(Refused, match="must have seen data"):
         Observer(kind, TENSOR).range()
     tokens = Observer(kind, number_format("uint8 token"))
     tokens.add(normal((2, 8)))
-    with pytest.raises(Refused, match="scales of one shape"):
+    with pytest.raises(Refused, match="the scales of all batches must have one shape"):
         tokens.add(normal((3, 8)))
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(Refused, match="did you mean 'minmax'"):
+    with pytest.raises(Refused, match="Did you mean 'minmax'"):
         Observer("minmx", TENSOR)
     with pytest.raises(Refused, match="momentum"):
         Observer("moving_average", TENSOR, momentum=1.0)

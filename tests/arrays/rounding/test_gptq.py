@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from penjing.arrays.formats.clipping import clipped_parameters
 from penjing.arrays.formats.coding import rounded
 from penjing.arrays.formats.parameters import parameters_of
-from penjing.arrays.rounding.gptq import gptq
+from penjing.arrays.rounding.gptq import sweep
+from penjing.arrays.rounding.inverse_factor import factorized
 from penjing.arrays.sparsity.gram import damped, output_error
 from penjing.core.number_format import number_format
 
@@ -23,6 +24,11 @@ FORMATS = (
     "fp8_e4m3 channel",
     "ternary channel",
 )
+
+
+def gptq(weight, gram, form, parameters, order="activation"):
+    """Round a matrix from the second moments of its inputs."""
+    return sweep(weight, factorized(gram, order), form, parameters, order)
 
 
 def problem(rows, columns, seed):

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oracles.selection import select
 from penjing.arrays.scores import l2_score, sum_by_unit, taylor_score
 from penjing.arrays.structure.coupling import Coupling, fixed
-from penjing.arrays.structure.selection import kept_width, select
+from penjing.arrays.structure.selection import kept_width
 from penjing.core.backend import Slot
 
 

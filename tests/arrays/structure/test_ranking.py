@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from oracles.selection import select
 from penjing.arrays.structure.cut_cost import multiply_adds_removed, parameters_removed, shares_left
 from penjing.arrays.structure.ranking import Bounds, Ranking, bounds, classes, same, smallest_cut, topology
-from penjing.arrays.structure.selection import kept_width, select
+from penjing.arrays.structure.selection import kept_width
 from penjing.core.backend import Group, Slot
 
 

@@ -74,7 +74,7 @@ def settled():
 @pytest.fixture(scope="session")
 def halve():
     """A function that keeps some units of every group, at random but fairly; returns model, kept, groups."""
-    from penjing.arrays.structure.selection import select
+    from oracles.selection import select
     from penjing.backends.torch import BACKEND
 
     def cut(model, inputs, ratio=0.5, round_to=1, seed=0):

@@ -118,7 +118,7 @@ def _refuse_not_finite(x: Array, format: NumberFormat) -> None:
     if not bool(xp.all(finite)):
         bad = int(xp.sum(xp.astype(~finite, xp.int64)))
         raise Refused(
-            "values are finite",
+            "the values must be finite",
             value=f"{bad} NaN or infinite values",
             place=str(format),
             fix="check the weights or the data",
@@ -135,7 +135,7 @@ def _complete(
     if scales is None:
         if zero_points is not None or tensor_scale is not None:
             raise Refused(
-                "zero points come with scales",
+                "zero points need scales beside them",
                 value="no scales",
                 place=str(format),
                 fix="give all parameters or none",

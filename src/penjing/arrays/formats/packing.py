@@ -40,7 +40,7 @@ def pack(codes: Array, bits: int) -> Array:
         int(xp.min(codes)) >= -(2 ** (bits - 1)) and int(xp.max(codes)) < 2**bits
     ):
         raise Refused(
-            f"codes have {bits} bits",
+            f"the codes must fit in {bits} bits",
             value=f"{int(xp.min(codes))} to {int(xp.max(codes))}",
             place="pack",
             fix="encode in the format that is packed",
@@ -81,7 +81,7 @@ def unpack(packed: Array, bits: int, count: int, signed: bool) -> Array:
     _refuse_width(packed, bits)
     if packed.shape[-1] != -(-count * bits // 8):
         raise Refused(
-            f"{count} codes of {bits} bits have {-(-count * bits // 8)} bytes",
+            f"{count} codes of {bits} bits must have {-(-count * bits // 8)} bytes",
             value=packed.shape[-1],
             place="unpack",
             fix="give the tensor's own shape",
@@ -121,7 +121,7 @@ def _in_units(x: Array, length: int) -> Array:
 def _refuse_width(array: Array, bits: int) -> None:
     if not (1 <= bits <= 16 and len(array.shape)):
         raise Refused(
-            "1 to 16 bits and at least one axis are packed",
+            "must have 1 to 16 bits and at least one axis",
             value=f"{bits} bits, shape {tuple(array.shape)}",
             place="pack",
             fix="flatten the codes",

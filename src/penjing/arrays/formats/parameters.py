@@ -66,14 +66,14 @@ def parameters_of_range(low: Array, high: Array, format: NumberFormat) -> Parame
     low, high = xp.astype(low, xp.float64), xp.astype(high, xp.float64)
     if not bool(xp.all(xp.isfinite(low) & xp.isfinite(high) & (low <= high))):
         raise Refused(
-            "a range is finite and in order",
+            "the range must be finite and in order",
             value=f"[{xp.min(low)}, {xp.max(high)}]",
             place=str(format),
             fix="remove NaN and infinite values",
         )
     if not format.signed and format.symmetric and bool(xp.any(low < 0)):
         raise Refused(
-            "values of an unsigned symmetric format are at least 0",
+            "the values of an unsigned symmetric format must be at least 0",
             value=float(xp.min(low)),
             place=str(format),
             fix="choose an asymmetric or a signed format",

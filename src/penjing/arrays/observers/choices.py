@@ -104,7 +104,10 @@ def refuse_percentile(percentile: float) -> None:
     """Refuse a percentile that `percentile_range` cannot take."""
     if not 50 < percentile <= 100:
         raise Refused(
-            "50 < percentile <= 100", value=percentile, place="observer", fix="choose for example 99.99"
+            "the percentile must be above 50 and at most 100",
+            value=percentile,
+            place="observer",
+            fix="choose for example 99.99",
         )
 
 
@@ -112,7 +115,7 @@ def refuse_few_bins(bins: int, format: NumberFormat) -> None:
     """Refuse a histogram that is too coarse for `entropy_range`."""
     if BINS_A_CODE * 2**format.bits > bins:
         raise Refused(
-            f"entropy has {BINS_A_CODE} bins for each code",
+            f"the observer entropy needs {BINS_A_CODE} bins for each code",
             value=f"{bins} bins",
             place=str(format),
             fix="use the observer mse",

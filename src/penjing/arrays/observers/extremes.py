@@ -32,7 +32,12 @@ class Extremes:
                 the extremes of all batches.
         """
         if momentum is not None and not 0 <= momentum < 1:
-            raise Refused("0 <= momentum < 1", value=momentum, place="observer", fix="choose for example 0.9")
+            raise Refused(
+                "the momentum must be at least 0 and below 1",
+                value=momentum,
+                place="observer",
+                fix="choose for example 0.9",
+            )
         self._format, self._axis, self._momentum = format, axis, momentum
         self.low: Any = None
         self.high: Any = None
@@ -84,7 +89,7 @@ def refuse_not_finite(x: NDArray[Any]) -> None:
     if x.size and not (np.isfinite(x.min()) and np.isfinite(x.max())):
         bad = int(x.size - np.isfinite(x).sum())
         raise Refused(
-            "activations are finite",
+            "the activations must be finite",
             value=f"{bad} NaN or infinite values",
             place="calibration",
             fix="check the calibration data and the model's weights",
@@ -95,7 +100,7 @@ def refuse_other_shape(shape: tuple[int, ...], before: tuple[int, ...], format: 
     """Refuse a batch whose scales have another shape than those of earlier batches."""
     if shape != before:
         raise Refused(
-            "all batches have scales of one shape",
+            "the scales of all batches must have one shape",
             value=f"{shape} after {before}",
             place=str(format),
             fix="observe per tensor or channel, or equal batches",

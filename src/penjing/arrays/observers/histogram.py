@@ -48,7 +48,12 @@ class Histogram:
             bins: for each scale, at least 2.
         """
         if bins < 2:
-            raise Refused("a histogram has at least 2 bins", value=bins, place="observer")
+            raise Refused(
+                "a histogram must have at least 2 bins",
+                value=bins,
+                place="observer",
+                fix="2048 bins are usual",
+            )
         self._format, self._axis, self.bins = format, axis, bins
         self.shape: tuple[int, ...] | None = None
         self.low: Any = None
@@ -78,7 +83,7 @@ class Histogram:
     def _begin(self, shape: tuple[int, ...], low: Floats, high: Floats) -> None:
         if len(low) * self.bins > LARGEST:
             raise Refused(
-                "the histograms fit into memory",
+                "the histograms must fit into memory",
                 value=f"{len(low)} scales of {self.bins} bins",
                 place=str(self._format),
                 fix="use fewer bins, or the observer minmax",

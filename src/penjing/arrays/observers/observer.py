@@ -57,7 +57,7 @@ class Observer:
         """
         if kind not in get_args(ObserverKind):
             raise Refused(
-                "the observer is known",
+                "must be the name of an observer",
                 value=repr(kind),
                 place="observer",
                 fix=nearest(str(kind), get_args(ObserverKind)),
@@ -90,7 +90,7 @@ class Observer:
         seen = self._seen
         if seen.low is None:
             raise Refused(
-                "an observer has seen data",
+                "must have seen data",
                 value="no values",
                 place=f"observer {self.kind}",
                 fix="give calibration data",

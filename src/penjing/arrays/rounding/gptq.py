@@ -9,7 +9,7 @@ from array_api_compat import array_namespace
 from penjing.arrays.formats.clipping import clipped_parameters
 from penjing.arrays.formats.coding import rounded
 from penjing.arrays.formats.parameters import Parameters
-from penjing.arrays.rounding.inverse_factor import InverseFactor, Order, factorized
+from penjing.arrays.rounding.inverse_factor import InverseFactor, Order
 from penjing.core.number_format import NumberFormat
 
 Array = Any
@@ -18,18 +18,19 @@ COLUMNS = 128
 """Columns after which corrections are carried to all that follow (the paper's block)."""
 
 
-def gptq(
-    weight: Array, gram: Array, format: NumberFormat, parameters: Parameters, order: Order = "activation"
+def sweep(
+    weight: Array, factor: InverseFactor, format: NumberFormat, parameters: Parameters, order: Order
 ) -> tuple[Array, Parameters]:
-    """Round a matrix to a format so that its outputs change little.
+    """Round rows of a matrix to a format so that its outputs change little.
 
     Column by column: the column is rounded to the nearest values, and the columns that are left take what
     undoes most of the change of the outputs. Frantar et al. 2023, "GPTQ: Accurate post-training quantization
-    for generative pre-trained transformers", algorithm 1.
+    for generative pre-trained transformers", algorithm 1. Rows do not depend on each other, so that some can
+    be taken at a time, with their parameters.
 
     Args:
         weight: `[rows, columns]` in double precision.
-        gram: damped mean of x xᵀ, `[columns, columns]`, positive definite.
+        factor: of the damped mean of x xᵀ, taken in the same order (`factorized`).
         format: with a scale for each row, or for each group of columns of a row.
         parameters: of the weight in this format.
         order: `activation`, columns of large inputs first, under the given scales of the groups that they
@@ -38,16 +39,6 @@ def gptq(
 
     Returns:
         The new weight, float32, on values of the format, and the parameters that it has.
-    """
-    return sweep(weight, factorized(gram, order), format, parameters, order)
-
-
-def sweep(
-    weight: Array, factor: InverseFactor, format: NumberFormat, parameters: Parameters, order: Order
-) -> tuple[Array, Parameters]:
-    """Round rows of a matrix; as `gptq`, with the factor of the second moments, in the same order.
-
-    Rows do not depend on each other, so that some can be taken at a time, with their parameters.
     """
     xp = array_namespace(weight)
     columns, taken, upper = weight.shape[1], factor.taken, factor.upper

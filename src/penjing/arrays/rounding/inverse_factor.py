@@ -126,7 +126,7 @@ def factorized_in_place(gram: NDArray[np.float64], order: Order, damping: float)
     factor, failed = dpotrf(gram.T, lower=1, clean=0, overwrite_a=1)
     if failed:
         raise Refused(
-            "damped second moments are positive definite",
+            "the damped second moments must be positive definite",
             value=f"not from column {failed} on",
             place="GPTQ",
             fix="raise damping",

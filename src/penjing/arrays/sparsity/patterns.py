@@ -86,7 +86,7 @@ def pattern_of(text: str) -> Pattern:
         return Pattern(int(found[1]), int(found[2]))
     found = _N_OF_M.fullmatch(text)
     if found is None or int(found[1]) >= int(found[2]):
-        raise ValueError("a pattern is unstructured, N:M with N below M such as 2:4, or block:RxC")
+        raise ValueError("must be a pattern; give unstructured, N:M with N below M such as 2:4, or block:RxC")
     return Pattern(kept=int(found[1]), group=int(found[2]))
 
 

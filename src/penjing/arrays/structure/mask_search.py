@@ -126,7 +126,7 @@ def allocate(groups: Sequence[Widths], budget: float) -> list[int]:
     least = float(sum(g.cost.min() for g in groups))
     if least > budget * (1 + 1e-9):
         raise Refused(
-            "the budget holds every group at its narrowest",
+            "the budget must hold every group at its narrowest",
             value=f"{least:.6g} > {budget:.6g}",
             place="allocate",
             fix="ask for a smaller ratio",

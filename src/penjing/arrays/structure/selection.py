@@ -26,18 +26,6 @@ def kept_width(size: int, ratio: float, blocks: int, round_to: int) -> int:
     return min(max(nearest, step), size)
 
 
-def select(score: Floats, ratio: float, blocks: NDArray[np.int64], round_to: int) -> NDArray[np.int64]:
-    """Return the units that stay, sorted: those of highest score, equally many from every block.
-
-    Args:
-        score: shape `[size]`; ties go to the lower index.
-        ratio: share removed, in (0, 1).
-        blocks: shape `[size]`, the block of every unit.
-        round_to: the number that stays is a multiple of this where the group is wide enough.
-    """
-    return strongest(score, kept_width(len(score), ratio, len(np.unique(blocks)), round_to), blocks)
-
-
 def strongest(score: Floats, width: int, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the `width` units of highest score, sorted, equally many from every block.
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 
 from penjing.arrays.structure.cut_cost import (
     multiply_adds_removed,
@@ -19,6 +17,7 @@ from penjing.arrays.structure.ranking import Kept, Ranking, same, smallest_cut
 from penjing.core.backend import Group, Groups, Layer
 from penjing.core.context import Context
 from penjing.core.errors import Refused
+from penjing.core.scratch import scratch
 from penjing.core.value import Model
 from penjing.prune.channels.method import PruneChannels
 
@@ -193,8 +192,8 @@ def quantity_of(
     elif method.of == "multiply_adds":
         yield Quantity(multiply_adds, counted)
     elif method.of == "size":
-        with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
-            file = Path(folder) / "model.onnx"
+        with scratch() as folder:
+            file = folder / "model.onnx"
 
             def bytes_of(candidate: Model) -> int:
                 backend.export(candidate, example, file)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from penjing.arrays import features as oracle
+from oracles import features as oracle
 from penjing.backends.torch.distill import feature_losses as losses
 
 RNG = np.random.default_rng(0)

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from torch import nn
 from torch.nn import functional as F
 
-from penjing.arrays.structure.selection import select
+from oracles.selection import select
 from penjing.backends.torch import BACKEND
 from penjing.backends.torch.cut.exported import ExportedNet
 from penjing.backends.torch.structure.history import history

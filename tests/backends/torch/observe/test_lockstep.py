@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 from torch import nn  # noqa: E402
 
-from penjing.backends.torch.observe.lockstep import Pass, calls, hooked  # noqa: E402
+from penjing.backends.torch.observe.lockstep import Pass, calls, run_hooked  # noqa: E402
 from penjing.backends.torch.observe.observations import observations  # noqa: E402
 
 torch.set_num_threads(1)
@@ -98,7 +98,7 @@ def test_functions_see_a_layer_before_and_after_it_runs():
         return -output
 
     weight = model[2].weight.detach().clone()
-    hooked(model, {"2": double}, X, {"4": negative})
+    run_hooked(model, {"2": double}, X, {"4": negative})
     assert torch.equal(model[2].weight, 2 * weight)
     assert len(seen) == 1
     assert hooks_of(model) == 0

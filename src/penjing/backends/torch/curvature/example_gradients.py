@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
+from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.tensors import evaluating
 
-Calls = dict[str, list[tuple[Any, Any]]]
+Calls = dict[str, list[tuple[Tensor, Tensor]]]
 
 
 def reason_against(module: nn.Module) -> str:
@@ -27,30 +28,23 @@ def reason_against(module: nn.Module) -> str:
 def recorded(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
     """Yield what fills with the inputs and outputs of modules, call by call, while the context lasts."""
     calls: Calls = defaultdict(list)
-    hooks = [module.register_forward_hook(_recorder(calls[name])) for name, module in modules.items()]
-    try:
-        yield calls
-    finally:
-        for hook in hooks:
-            hook.remove()
 
-
-def _recorder(calls: list[tuple[Any, Any]]) -> Callable[..., Any]:
-    def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+    def record(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output if output.requires_grad else output.detach().requires_grad_(True)
-        calls.append((inputs[0].detach(), output))
+        calls[name].append((inputs[0].detach(), output))
         # What follows gets an alias, so that an operator that works in place leaves the output alone.
         return output.view_as(output)
 
-    return hook
+    with hooked(modules, after=record):
+        yield calls
 
 
 def example_gradients(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
-    inputs: tuple[Any, ...],
-    scalar: Callable[[Any], Any],
-) -> dict[str, Any]:
+    inputs: tuple[Tensor, ...],
+    scalar: Callable[[Any], Tensor],
+) -> dict[str, Tensor]:
     """Return for every example of a batch the gradient of its own term by the weight of each module.
 
     In evaluation mode, where examples do not see each other: the gradient by a layer's output belongs to one
@@ -81,7 +75,7 @@ def example_gradients(
     return gradients
 
 
-def by_weight(module: nn.Module, x: Any, slope: Any) -> Any:
+def by_weight(module: nn.Module, x: Tensor, slope: Tensor) -> Tensor:
     """Return the gradient by a module's weight for each example, from its input and that by its output.
 
     Args:
@@ -102,7 +96,7 @@ def by_weight(module: nn.Module, x: Any, slope: Any) -> Any:
     return slope @ seen.transpose(2, 3)
 
 
-def unfolded(module: nn.Module, x: Any) -> Any:
+def unfolded(module: nn.Module, x: Tensor) -> Tensor:
     """Return what output positions of a convolution are computed from, `[examples, in * kernel, positions]`.
 
     Args:
@@ -119,7 +113,7 @@ def unfolded(module: nn.Module, x: Any) -> Any:
 _PAD = {"zeros": "constant"}
 
 
-def _geometry(module: Any) -> tuple[tuple[int, ...], ...]:
+def _geometry(module: nn.Module) -> tuple[tuple[int, ...], ...]:
     """Return kernel, stride, dilation, and the padding of both ends as `functional.pad` takes it."""
     return module.kernel_size, module.stride, module.dilation, tuple(module._reversed_padding_repeated_twice)
 

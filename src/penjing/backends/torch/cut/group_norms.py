@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from penjing.backends.torch.check import copied
+from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.observe.batch_statistics import normalizations
 from penjing.backends.torch.structure.history import record
 from penjing.backends.torch.structure.pass_through import put
@@ -19,19 +20,12 @@ from penjing.core.backend import Arrays
 def values_by_channel(model: nn.Module, example: Arrays) -> dict[str, int]:
     """Return for each BatchNorm layer that runs how many values each channel of one example has in it."""
     found: dict[str, int] = {}
-    hooks = []
-    for name, module in normalizations(model).items():
 
-        def watch(layer: nn.Module, given: tuple[Any, ...], name: str = name) -> None:
-            found[name] = given[0][0, 0].numel()
+    def watch(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        found[name] = given[0][0, 0].numel()
 
-        hooks.append(module.register_forward_pre_hook(watch))
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*to_inputs(model, tuple(x[:1] for x in example)))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with hooked(normalizations(model), watch), evaluating(model), torch.no_grad():
+        model(*to_inputs(model, tuple(x[:1] for x in example)))
     return found
 
 

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from penjing.arrays.structure.block_influence import block_influence, divergence
+from penjing.backends.torch.hooks import Call, watched
 from penjing.backends.torch.observe.batch_statistics import batchnorms, normalizing_by_batch
 from penjing.backends.torch.observe.observe import run
 from penjing.backends.torch.structure.blocks import Blocks
-from penjing.backends.torch.structure.pass_through import Call, main_input, main_output, run_watched, without
+from penjing.backends.torch.structure.pass_through import main_input, main_output, without
 from penjing.backends.torch.tensors import evaluating, select_output, to_inputs, to_numpy
 from penjing.core.backend import Arrays
 
@@ -60,9 +61,9 @@ class Shortened:
             pair = to_numpy(entering[1]), to_numpy(main_output(call.output))
             found[name].append(block_influence(*pair))
 
-        with evaluating(self._model), torch.no_grad():
+        with watched(members, watch), evaluating(self._model), torch.no_grad():
             for batch in self._batches:
-                run_watched(self._model, members, batch, watch)
+                self._model(*batch)
         return {name: float(np.mean(values)) for name, values in found.items()}
 
 

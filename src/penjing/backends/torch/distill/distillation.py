@@ -1,4 +1,4 @@
-"""Losses of distillation from outputs, on torch tensors; `penjing.arrays.distillation` defines them."""
+"""Losses of distillation from outputs, on torch tensors."""
 
 from __future__ import annotations
 

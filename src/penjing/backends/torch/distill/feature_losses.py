@@ -1,4 +1,4 @@
-"""Losses of distillation from features, on torch tensors; `penjing.arrays.features` defines them."""
+"""Losses of distillation from features, on torch tensors."""
 
 from __future__ import annotations
 

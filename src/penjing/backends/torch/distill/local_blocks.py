@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from penjing.backends.torch.distill.feature_losses import relative_squares
+from penjing.backends.torch.hooks import Call, watched
 from penjing.backends.torch.structure.pass_through import PassThrough, main_output
 from penjing.backends.torch.tensors import evaluating, layer_module, to_inputs
 from penjing.core.backend import Arrays
-
-
-@dataclass(frozen=True)
-class BlockCall:
-    """What a block of the teacher was given, and the tensor that it made."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    output: Tensor
 
 
 @dataclass(frozen=True)
@@ -96,15 +88,16 @@ def _innermost(model: nn.Module, names: Sequence[str]) -> list[str]:
     return left
 
 
-def _runs(model: nn.Module, names: Sequence[str], example: Arrays) -> dict[str, list[BlockCall]]:
-    seen: dict[str, list[BlockCall]] = {}
-    recorded = record_calls(model, names, lambda name, run: seen.setdefault(name, []).append(run))
-    with recorded, evaluating(model), torch.no_grad():
+def _runs(model: nn.Module, names: Sequence[str], example: Arrays) -> dict[str, list[Call]]:
+    seen: dict[str, list[Call]] = {}
+    blocks = {name: model.get_submodule(name) for name in names}
+    record = record_blocks(blocks, lambda name, run: seen.setdefault(name, []).append(run))
+    with record, evaluating(model), torch.no_grad():
         model(*to_inputs(model, example))
     return seen
 
 
-def _misfit(block: nn.Module, run: BlockCall) -> str:
+def _misfit(block: nn.Module, run: Call) -> str:
     """Say why a block of the student cannot stand beside one of the teacher, or nothing."""
     given = next((x for x in (*run.args, *run.kwargs.values()) if isinstance(x, torch.Tensor)), None)
     shape = "nothing" if given is None else list(given.shape[1:])
@@ -120,40 +113,16 @@ def _misfit(block: nn.Module, run: BlockCall) -> str:
     return f"it makes {mine} of {shape}, the teacher's makes {list(run.output.shape[1:])}"
 
 
-@contextmanager
-def record_calls(
-    model: nn.Module, names: Sequence[str], record: Callable[[str, BlockCall], object]
-) -> Iterator[None]:
-    """Record every call of some modules, with inputs that later work in place cannot change."""
-    entered: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
-
-    def entering(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            entered[name] = (
-                tuple(_kept(value) for value in args),
-                {key: _kept(value) for key, value in kwargs.items()},
-            )
-
-        return hook
-
-    def leaving(name: str) -> Callable[..., object]:
-        return lambda module, args, output: record(
-            name, BlockCall(*entered.pop(name), _kept(main_output(output)))
-        )
-
-    handles = []
-    for name in names:
-        module = model.get_submodule(name)
-        handles.append(module.register_forward_pre_hook(entering(name), with_kwargs=True))
-        handles.append(module.register_forward_hook(leaving(name)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def record_blocks(
+    blocks: Mapping[str, nn.Module], record: Callable[[str, Call], None]
+) -> AbstractContextManager[None]:
+    """Record every call of some blocks; its output is a copy of the block's first output."""
+    return watched(
+        blocks, lambda name, call: record(name, replace(call, output=_copy(main_output(call.output))))
+    )
 
 
-def _rerun(block: nn.Module, run: BlockCall) -> Tensor:
+def _rerun(block: nn.Module, run: Call) -> Tensor:
     """Return what a block makes of another's inputs, on its own device and in its own type of numbers."""
     like = next(p for p in block.parameters() if p.is_floating_point())
 
@@ -167,7 +136,7 @@ def _rerun(block: nn.Module, run: BlockCall) -> Tensor:
     return output
 
 
-def _kept(value: Any) -> Any:
+def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
@@ -180,9 +149,7 @@ class LocalBlocks(nn.Module):  # type: ignore[misc]
         module: the teacher's module, whose blocks are watched.
     """
 
-    def __init__(
-        self, blocks: Mapping[str, nn.Module], teacher: Callable[..., object], module: nn.Module
-    ) -> None:
+    def __init__(self, blocks: Mapping[str, nn.Module], teacher: Any, module: nn.Module) -> None:
         super().__init__()
         self.names = tuple(blocks)
         self.blocks = nn.ModuleList(blocks.values())
@@ -191,8 +158,9 @@ class LocalBlocks(nn.Module):  # type: ignore[misc]
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         """Return for each block the squared error of its outputs over the squares of the teacher's."""
         teacher, module = self._outside
-        runs: dict[str, BlockCall] = {}
-        with record_calls(module, self.names, runs.__setitem__):
+        runs: dict[str, Call] = {}
+        blocks = {name: module.get_submodule(name) for name in self.names}
+        with record_blocks(blocks, runs.__setitem__):
             teacher(inputs)
         pairs = zip(self.blocks, (runs[name] for name in self.names), strict=True)
         made = [(_rerun(block, run).float(), run.output.float()) for block, run in pairs]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.observe.batch_statistics import batchnorms
 from penjing.backends.torch.tensors import evaluating, to_inputs, to_numpy
 from penjing.core.backend import Arrays
@@ -86,17 +86,17 @@ def _distance(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     """Return the mean distance of moments over all calls of BatchNorm layers."""
     parts: list[Tensor] = []
 
-    def watch(layer: Any, given: tuple[Tensor, ...]) -> None:
-        x = given[0]
+    layers = batchnorms(model)
+
+    def watch(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        layer, x = layers[name], given[0]
         dims = [axis for axis in range(x.ndim) if axis != 1]
         scale = (layer.running_var + layer.eps).sqrt()
         mean = (x.mean(dims) - layer.running_mean) / scale
         spread = (x.var(dims, correction=0) + layer.eps).sqrt() / scale - 1
         parts.append((mean.square() + spread.square()).mean())
 
-    with ExitStack() as stack:
-        for layer in batchnorms(model).values():
-            stack.callback(layer.register_forward_pre_hook(watch).remove)
+    with hooked(layers, watch):
         model(*inputs)
     if not parts:
         raise Refused(

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
+from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from penjing.backends.torch.hooks import EndOfPass, hooked
 from penjing.backends.torch.tensors import evaluating
 
 RUN = 64
 """Examples that run at once."""
 
 
-class _Enough(BaseException):
-    """Ends a pass behind the block; no `Exception`, so that a forward cannot swallow it."""
-
-
-def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], largest: int) -> list[str]:
+def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...], largest: int) -> list[str]:
     """Return names of modules that hold all given layers between them, in the order in which they end.
 
     Modules as large as possible with at most `largest` of the layers, each called once, on one tensor and
@@ -36,58 +33,48 @@ def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], 
     return sorted(found, key=order.index)
 
 
-def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[str], set[str]]:
+def _calls(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], set[str]]:
     """Return modules in the order in which they end, and those called once, from one tensor to one."""
     ends: list[str] = []
     alone: set[str] = set()
     plain: set[str] = set()
 
     # As the caller gives it, before hooks of the module's own add to it.
-    def before(name: str, module: nn.Module, given: Any, named: Any) -> None:
+    def before(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         if len(given) == 1 and isinstance(given[0], torch.Tensor) and not named:
             alone.add(name)
 
-    def behind(name: str, module: nn.Module, given: Any, output: Any) -> None:
+    def behind(name: str, given: tuple[Any, ...], output: Any) -> None:
         ends.append(name)
         if name in alone and isinstance(output, torch.Tensor):
             plain.add(name)
 
-    hooks = []
-    for name, module in model.named_modules():
-        hooks.append(module.register_forward_pre_hook(partial(before, name), prepend=True, with_kwargs=True))
-        hooks.append(module.register_forward_hook(partial(behind, name)))
-    try:
-        with evaluating(model), torch.no_grad():
-            model(*inputs)
-    finally:
-        for handle in hooks:
-            handle.remove()
+    with (
+        hooked(dict(model.named_modules()), before, behind, first=True),
+        evaluating(model),
+        torch.no_grad(),
+    ):
+        model(*inputs)
     return ends, {name for name in plain if ends.count(name) == 1}
 
 
-def seen(model: nn.Module, name: str, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+def seen(model: nn.Module, name: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return a block's input and output over all examples, in evaluation mode; nothing behind it runs."""
     given, made = [], []
 
-    def hook(module: nn.Module, arguments: Any, output: Any) -> None:
+    def record(name: str, arguments: tuple[Any, ...], output: Tensor) -> None:
         given.append(arguments[0].detach())
         made.append(output.detach())
-        raise _Enough
+        raise EndOfPass
 
-    handle = model.get_submodule(name).register_forward_hook(hook)
-    try:
-        with evaluating(model), torch.no_grad():
-            for start in range(0, len(inputs[0]), RUN):
-                try:
-                    model(*(x[start : start + RUN] for x in inputs))
-                except _Enough:
-                    continue
-    finally:
-        handle.remove()
+    with hooked({name: model.get_submodule(name)}, after=record), evaluating(model), torch.no_grad():
+        for start in range(0, len(inputs[0]), RUN):
+            with suppress(EndOfPass):
+                model(*(x[start : start + RUN] for x in inputs))
     return torch.cat(given), torch.cat(made)
 
 
-def relative_error(block: nn.Module, given: Any, wanted: Any) -> float:
+def relative_error(block: nn.Module, given: Tensor, wanted: Tensor) -> float:
     """Return the squared error of a block's outputs over the square of the wanted ones."""
     gap = total = 0.0
     with evaluating(block), torch.no_grad():

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from penjing.backends.torch.hooks import EndOfPass, hooked
 from penjing.backends.torch.tensors import evaluating, select_output
 
 
@@ -34,50 +33,45 @@ class Call:
     alike: str = ""
 
 
-def calls(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...]) -> dict[str, Call]:
+def calls(model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...]) -> dict[str, Call]:
     """Return by name how one forward pass in evaluation mode calls each of some layers."""
     found = {name: Call() for name in layers}
     # The tensors are kept, so that no other gets their address.
-    outputs: dict[int, tuple[str, Any]] = {}
-    inputs_seen: dict[int, tuple[str, Any]] = {}
+    outputs: dict[int, tuple[str, Tensor]] = {}
+    inputs_seen: dict[int, tuple[str, Tensor]] = {}
 
-    def made(name: str) -> Any:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            tensor = select_output(output)
-            found[name].times += 1
-            first, _ = inputs_seen.setdefault(id(given[0]), (name, given[0])) if given else (name, None)
-            found[name].alike = first if found[name].times == 1 else name
-            found[name].bytes = max(found[name].bytes, tensor.numel() * tensor.element_size())
-            outputs[id(tensor)] = (name, tensor)
+    def made(name: str, given: tuple[Any, ...], output: Any) -> None:
+        tensor = select_output(output)
+        found[name].times += 1
+        first, _ = inputs_seen.setdefault(id(given[0]), (name, given[0])) if given else (name, None)
+        found[name].alike = first if found[name].times == 1 else name
+        found[name].bytes = max(found[name].bytes, tensor.numel() * tensor.element_size())
+        outputs[id(tensor)] = (name, tensor)
 
-        return hook
-
-    def taken(name: str) -> Any:
-        def hook(module: nn.Module, given: Any) -> None:
-            source, tensor = outputs.get(id(given[0]), ("", None))
-            if tensor is given[0]:
-                found[source].batchnorm = name
-
-        return hook
+    def taken(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        source, tensor = outputs.get(id(given[0]), ("", None)) if given else ("", None)
+        if given and tensor is given[0]:
+            found[source].batchnorm = name
 
     modules = dict(model.named_modules())
-    with contextlib.ExitStack() as stack:
-        for name in layers:
-            stack.callback(modules[name].register_forward_hook(made(name)).remove)
-        for name, module in modules.items():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                stack.callback(module.register_forward_pre_hook(taken(name)).remove)
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())
+    normal = {
+        n: module for n, module in modules.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    }
+    with (
+        hooked({name: modules[name] for name in layers}, after=made),
+        hooked(normal, taken),
+        evaluating(model),
+        torch.no_grad(),
+    ):
         model(*inputs)
     return found
 
 
-def hooked(
+def run_hooked(
     model: nn.Module,
-    before: Mapping[str, Callable[[nn.Module, Any], None]],
-    inputs: tuple[Any, ...],
-    after: Mapping[str, Callable[[nn.Module, Any], Any]] | None = None,
+    before: Mapping[str, Callable[[nn.Module, Tensor], None]],
+    inputs: tuple[Tensor, ...],
+    after: Mapping[str, Callable[[nn.Module, Tensor], Any]] | None = None,
 ) -> None:
     """Run a forward pass in evaluation mode that calls functions at layers, without gradients.
 
@@ -87,29 +81,21 @@ def hooked(
         inputs: of the model.
         after: by layer, called with the module and its output, returns the output that the pass goes on with.
     """
+    after = after or {}
     modules = dict(model.named_modules())
-    with contextlib.ExitStack() as stack:
-        for name, function in before.items():
-            hook = modules[name].register_forward_pre_hook(partial(_call_before, function))
-            stack.callback(hook.remove)
-        for name, function in (after or {}).items():
-            hook = modules[name].register_forward_hook(partial(_call_after, function))
-            stack.callback(hook.remove)
-        stack.enter_context(evaluating(model))
-        stack.enter_context(torch.no_grad())
+    with (
+        hooked(
+            {name: modules[name] for name in before},
+            lambda name, args, _: before[name](modules[name], args[0]),
+        ),
+        hooked(
+            {name: modules[name] for name in after},
+            after=lambda name, _, output: after[name](modules[name], output),
+        ),
+        evaluating(model),
+        torch.no_grad(),
+    ):
         model(*inputs)
-
-
-def _call_before(function: Callable[[nn.Module, Any], None], module: nn.Module, given: Any) -> None:
-    function(module, given[0])
-
-
-def _call_after(function: Callable[[nn.Module, Any], Any], module: nn.Module, given: Any, output: Any) -> Any:
-    return function(module, output)
-
-
-class _Stopped(BaseException):
-    """Ends a pass that nobody waits for any more; no `Exception`, so that a forward cannot swallow it."""
 
 
 class Pass:
@@ -118,7 +104,7 @@ class Pass:
     Runs in a thread of its own, but never at the same time as the one that asks. Use as a context manager.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...]) -> None:
         self._model, self._layers, self._inputs = model, layers, inputs
         self._go = threading.Semaphore(0)
         self._found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -134,7 +120,7 @@ class Pass:
         self._go.release()
         self._thread.join()
 
-    def output(self, layer: str) -> Any:
+    def output(self, layer: str) -> Tensor | None:
         """Run on to a layer and return its output, or None where the pass ends without it.
 
         Raises:
@@ -155,27 +141,21 @@ class Pass:
         failure: BaseException | None = None
         self._go.acquire()
         modules = dict(self._model.named_modules())
-        hooks = [modules[name].register_forward_hook(self._pause(name)) for name in self._layers]
+        layers = {name: modules[name] for name in self._layers}
         try:
             if not self._over:
-                with evaluating(self._model), torch.no_grad():
+                with hooked(layers, after=self._pause), evaluating(self._model), torch.no_grad():
                     self._model(*self._inputs)
-        except _Stopped:
+        except EndOfPass:
             pass
         except BaseException as error:  # noqa: BLE001 - it is raised where the output was asked for
             failure = error
-        finally:
-            for hook in hooks:
-                hook.remove()
         self._found.put(("", failure))
 
-    def _pause(self, name: str) -> Any:
-        def hook(module: nn.Module, given: Any, output: Any) -> None:
-            if threading.current_thread() is not self._thread:
-                return
-            self._found.put((name, select_output(output)))
-            self._go.acquire()
-            if self._over:
-                raise _Stopped
-
-        return hook
+    def _pause(self, name: str, given: tuple[Any, ...], output: Any) -> None:
+        if threading.current_thread() is not self._thread:
+            return
+        self._found.put((name, select_output(output)))
+        self._go.acquire()
+        if self._over:
+            raise EndOfPass

@@ -1,14 +1,15 @@
-"""What stands in for a block that is gone, and blocks watched while their network runs."""
+"""What stands in for a block that is gone, and the main input and output of a block."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from penjing.backends.torch.hooks import Call
 
 Source = int | str | None
 """Which argument of a block an output is: a position, a keyword, or None for an output that is None."""
@@ -41,21 +42,6 @@ class PassThrough(nn.Module):  # type: ignore[misc]
         return ""
 
 
-@dataclass(frozen=True)
-class Call:
-    """One run of a block.
-
-    Attributes:
-        arguments: by position or keyword, as they were before the block ran (it may work in place).
-        given: the same objects as the block got them.
-        output: what it returned.
-    """
-
-    arguments: dict[int | str, Any]
-    given: dict[int | str, Any]
-    output: Any
-
-
 @contextlib.contextmanager
 def without(model: nn.Module, gone: Mapping[str, nn.Module]) -> Iterator[None]:
     """Put pass-throughs in the place of blocks for a while."""
@@ -75,39 +61,7 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
     model.get_submodule(place)._modules[key] = module
 
 
-def run_watched(
-    model: nn.Module,
-    members: Mapping[str, nn.Module],
-    inputs: tuple[Any, ...],
-    watch: Callable[[str, Call], None],
-) -> Any:
-    """Run a module, tell of every run of its members as it ends, and return the module's output."""
-    entered: dict[str, tuple[dict[int | str, Any], dict[int | str, Any]]] = {}
-
-    def entering(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given: dict[int | str, Any] = dict(enumerate(args))
-            given.update(kwargs.items())
-            copies = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in given.items()}
-            entered[name] = (copies, given)
-
-        return hook
-
-    def leaving(name: str) -> Callable[..., None]:
-        return lambda module, args, output: watch(name, Call(*entered.pop(name), output))
-
-    hooks: list[Any] = []
-    try:
-        for name, module in members.items():
-            hooks.append(module.register_forward_pre_hook(entering(name), with_kwargs=True))
-            hooks.append(module.register_forward_hook(leaving(name)))
-        return model(*inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def main_input(call: Call) -> tuple[int | str, Any] | None:
+def main_input(call: Call) -> tuple[int | str, Tensor] | None:
     """Return key and value of a block's first argument that is a tensor of floating-point numbers."""
     for key, value in call.arguments.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():

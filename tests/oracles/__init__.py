@@ -1,0 +1,1 @@
+"""Slow, readable twins of what the package computes, each by its definition; only tests call them."""
