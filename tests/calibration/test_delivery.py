@@ -160,7 +160,7 @@ def test_formats_without_a_kernel_say_so(residual, images, weights, inputs, reas
 
 
 def test_a_layer_that_was_left_float_stays_so(residual, images):
-    plan = (pj.QuantizeNearest("int4", "uint8", skip=("last",)), pj.Int8Static())
+    plan = (pj.only("!last", pj.QuantizeNearest("int4", "uint8")), pj.Int8Static())
     applied = pj.apply(residual, plan, images)
     assert "left it float" in change(applied, "last", "Int8Static").reason
     assert change(applied, "head", "Int8Static").done

@@ -9,8 +9,8 @@ from typing import Any
 
 from penjing.core.backend import Backend, backend_for, backend_named, enter
 from penjing.core.context import Context
-from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Only, inner, name_of
+from penjing.core.errors import Refused, nearest
+from penjing.core.method import Change, Method, Only, inner, name_of, unmatched
 from penjing.core.plan import Plan
 from penjing.core.registry import handler_for
 from penjing.core.task import Task
@@ -63,6 +63,7 @@ def apply(
     changes: list[Change] = []
     for index, method in enumerate(plan):
         backend, current = _to_backend_with_handler(method, backend, current, context)
+        _refuse_unmatched(method, backend, current)
         handler = handler_for(method, backend.name)
         assert handler is not None
         outcome = handler(current, inner(method), replace(context, backend=backend, covers=_covers(method)))
@@ -72,6 +73,21 @@ def apply(
         if watch is not None:
             watch(index, backend, current)
     return Applied(current, tuple(changes), plan, context.notes)
+
+
+def _refuse_unmatched(method: Method, backend: Backend, model: Model) -> None:
+    names = dict.fromkeys(
+        ".".join(parts[:depth])
+        for parts in (layer.name.split(".") for layer in backend.layers(model))
+        for depth in range(len(parts), 0, -1)
+    )
+    if part := unmatched(method, names):
+        raise Refused(
+            "must match a layer of the model",
+            value=repr(part),
+            place=f"each pattern of only(..., {name_of(method)})",
+            fix=nearest(part.removeprefix("!"), names),
+        )
 
 
 def _covers(method: Method) -> Any:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from penjing.calibration.synthetic import TrainingData, to_train_on
+from penjing.calibration.synthetic import TrainingData, with_synthetic_training
 from penjing.core.context import Context
 from penjing.core.method import Outcome
 from penjing.core.registry import handles
@@ -148,6 +148,6 @@ def distill_torch(model: Model, method: Distill, context: Context) -> Outcome:
     """
     progress, labelled = Progress(), method.data == "train"
     if not labelled:
-        context = to_train_on(context.original, context, method.examples or EXAMPLES, method.data)
+        context = with_synthetic_training(context.original, context, method.examples or EXAMPLES, method.data)
     with taught(context, method.teaching, progress) as (split, objective):
         return trained(model, method, context, objective, split, Hooks(stepped=progress.stepped), labelled)
