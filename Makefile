@@ -4,11 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test check types unit setup clean help
+.PHONY: demo test quick check unit setup clean help
 
 help:
 	@echo "make demo   set up, optimize a real model, certify it, print the verdict and the report's path"
 	@echo "make test   set up, run all checks"
+	@echo "make quick  set up, run what finds most faults in about a minute: formatting, lint, types, what holds"
+	@echo "            for every method (but for delivering its result), and one whole search"
+	@echo "make clean  remove what the other commands made"
 
 setup: $(READY)
 
@@ -22,6 +25,12 @@ demo: $(READY)
 	$(BIN)/penjing demo $(if $(OUT),--out $(OUT))
 
 test: check unit
+
+SEARCH := tests/search/test_optimize.py
+quick: check
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -k "not delivered" tests/test_every_method.py \
+		$(SEARCH)::test_the_artefact_is_what_the_record_says \
+		$(SEARCH)::test_quality_is_certified_on_data_that_the_search_never_saw
 
 check: $(READY)
 	$(BIN)/ruff format --check src tests benchmarks examples tools

@@ -26,7 +26,7 @@ from one_shot_sparsity import adapted, cifar10
 from penjing.arrays.formats.coding import rounded
 from penjing.arrays.quantization import relative_error
 from penjing.backends.onnx import BACKEND, OnnxModel
-from penjing.backends.onnx.calibrate import batch_limit
+from penjing.backends.onnx.integers.calibrate import limit_batch
 from penjing.core.number_format import number_format
 
 import mobilenet  # isort: skip  (examples, found by one_shot_sparsity)
@@ -92,7 +92,7 @@ def mobilenet_accuracies() -> tuple[str, str]:
 
 def outputs(net: OnnxModel, x: np.ndarray) -> np.ndarray:
     """Return the first output, in batches as the model takes them."""
-    size = batch_limit(net.proto, 250)
+    size = limit_batch(net.proto, 250)
     return np.concatenate([net.run((x[i : i + size],))[0] for i in range(0, len(x), size)])
 
 

@@ -31,7 +31,7 @@ from penjing.core.target import Target
 from penjing.measurement.latency import interleave, summarise
 from penjing.measurement.measure import difference, timed_batch
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
-from penjing.run.folder import environment
+from penjing.run.folder import describe_environment
 from penjing.search.runtimes import openvino_modes
 from shapes import SHAPES
 
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--only", choices=MODELS, nargs="+")
     parser.add_argument("--no-torch", action="store_true", help="leave PyTorch out")
     options = parser.parse_args()
-    facts = environment()
+    facts = describe_environment()
     print(
         f"{facts['processor']}, {options.threads} threads, batch {options.batch}; "
         f"{', '.join(f'{name} {version}' for name, version in facts['packages'].items())}"

@@ -48,9 +48,16 @@ LONGEST = (
 """Files that take more than half a minute each."""
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Begin with the longest files: one that comes last leaves all workers but its own without work."""
+    """Begin with the longest files: one that comes last leaves all workers but its own without work.
+
+    With `--dist loadgroup` a file stays on one worker, and of the table of all methods each row does.
+    """
     items.sort(key=lambda item: item.path.stem not in LONGEST)
+    for item in items:
+        row = getattr(item, "callspec", None) and item.callspec.params.get("row")
+        item.add_marker(pytest.mark.xdist_group(f"{item.path.stem} {row or ''}"))
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -31,7 +31,7 @@ FEW = {"examples": 48}
 WEIGHTED = ("conv", "depthwise", "linear")
 NO_HANDLER = "the method needs a handler for the model's backend"
 NO_BATCHNORM = "needs a PyTorch model with BatchNorm"
-IN_FRAMEWORK = "channels are pruned in the framework of the model"
+IN_FRAMEWORK = "channels cannot be pruned in an ONNX graph"
 
 
 @dataclass(frozen=True)
@@ -850,7 +850,7 @@ def test_the_result_is_delivered_and_loads_to_equal_outputs(row, backend, lab, t
         )
 
     if row.simulated:
-        with pytest.raises(pj.Refused, match="no simulation of number formats"):
+        with pytest.raises(pj.Refused, match="cannot be a simulation of number formats"):
             deliver()
         return
     artefact = deliver()
@@ -1021,10 +1021,10 @@ PAIRS = [
     if stage_of(a) <= stage_of(b)
 ]
 NOT_TOGETHER = {
-    (STATIC, STATIC): "not quantized yet",
-    (STATIC, DYNAMIC): "not quantized yet",
-    (DYNAMIC, STATIC): "not quantized yet",
-    (DYNAMIC, DYNAMIC): "not quantized yet",
+    (STATIC, STATIC): "must be in float",
+    (STATIC, DYNAMIC): "must be in float",
+    (DYNAMIC, STATIC): "must be in float",
+    (DYNAMIC, DYNAMIC): "must be in float",
     **{(first, BIAS): "needs the float model beside" for first in (PRUNE, BN, BIAS)},
     **{(BIAS, second): "needs the float model beside" for second in (STATIC, DYNAMIC)},
     (DYNAMIC, BIAS): "must change at least one layer",

@@ -157,7 +157,7 @@ def test_exactly_so_many_examples_are_drawn():
     drawn = np.concatenate([inputs[0] for inputs, _ in batches]).ravel()
     assert len(set(drawn)) == 7
     assert sum(len(targets) for _, targets in calibration_batches(context(x), 99, 4)) == 10
-    with pytest.raises(pj.Refused, match="task.train must have examples to calibrate on, got 0"):
+    with pytest.raises(pj.Refused, match=r"task\.train must have examples to calibrate on, got 0"):
         calibration_batches(context(x[:0]), 5, 3)
 
 

@@ -31,14 +31,14 @@ def task_file(tmp_path):
         (["--max-drop", "1"], "must be above 0 and below 100%"),
         (["--max-drop", "-1%"], "positive"),
         (["--max-drop", "nan"], "budget.max_drop"),
-        (["--latency", "50"], "write a share like 50% or an amount like 5ms"),
+        (["--latency", "50"], "Write a share like 50% or an amount like 5ms"),
         (["--latency", "5MB"], "budget.latency"),
         (["--size", "0"], "positive"),
-        (["--time", "10"], "write 90s, 10min or 1.5h"),
+        (["--time", "10"], "Write 90s, 10min or 1.5h"),
         (["--max-drop", "1%", "--trials", "0"], "trials"),
         (
             ["--max-drop", "1%", "--target", "tensorrt"],
-            "known: auto, auto-torch, onnxruntime, openvino, openvino-bf16, torch, torch-compiled",
+            "Known: auto, auto-torch, onnxruntime, openvino, openvino-bf16, torch, torch-compiled",
         ),
         (["--max-drop", "1%", "--threads", "0"], "threads"),
         (["--max-drop", "1%", "--confidence", "95"], "budget.confidence"),
@@ -57,12 +57,12 @@ def test_a_wrong_budget_is_refused_with_2(task_file, arguments, words):
 @pytest.mark.parametrize(
     ("source", "code", "words"),
     [
-        (None, 2, "the task file exists"),
-        ("def model(): return 1\n", 2, "has a function task()"),
+        (None, 2, "the task file must exist"),
+        ("def model(): return 1\n", 2, "needs a function task()"),
         ("import nothing_like_this\n", 4, "No module named 'nothing_like_this'"),
         ("def model(:\n", 4, "task.py:1"),
         ("def model(): return 1\ndef task(): raise KeyError('x')\n", 4, "task.py:2"),
-        ("def model(): return 1\ndef task(): return 2\n", 4, "task() returns a penjing.Task"),
+        ("def model(): return 1\ndef task(): return 2\n", 4, "task() must return a penjing.Task"),
     ],
 )
 def test_a_wrong_task_file_is_refused_with_its_line(tmp_path, source, code, words):

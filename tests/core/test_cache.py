@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import penjing.core.cache as module
-from penjing.core.cache import cache_folder, contents, keep, keep_array, recall, recall_array
+from penjing.core.cache import cache_folder, describe_cache, keep, keep_array, recall, recall_array
 
 
 @pytest.fixture(autouse=True)
@@ -17,12 +17,12 @@ def folder(tmp_path, monkeypatch):
 
 def test_what_was_kept_is_recalled_and_counted(folder):
     assert recall("recipes", "ab").content is None
-    assert contents() == {"folder": str(folder), "kinds": {}}
+    assert describe_cache() == {"folder": str(folder), "kinds": {}}
     assert keep("recipes", "ab", {"rows": [1, 0.5]}) == ""
     assert recall("recipes", "ab").content == {"rows": [1, 0.5]}
     assert recall("recipes", "cd").content is None
     assert recall("others", "ab").content is None
-    assert contents()["kinds"]["recipes"]["files"] == 1
+    assert describe_cache()["kinds"]["recipes"]["files"] == 1
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_an_array_is_recalled_and_its_file_is_never_written_to(folder):
         found = recall_array("teachers", "ab").array
         np.testing.assert_array_equal(found, array)
         found += 1
-    assert contents()["kinds"]["teachers"]["files"] == 2
+    assert describe_cache()["kinds"]["teachers"]["files"] == 2
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_too_little_disk_is_refused_before_the_start_with_need_and_have(
     model.tensors["fc"]["weight"] = model.tensors["fc"]["weight"].repeat(10_000, axis=0)
     monkeypatch.setattr("penjing.backends.numpy.backend.NumpyBackend.check", lambda *args: None)
     with pytest.raises(
-        Refused, match=r"room for the run.*68,157,440 bytes free, about 18.*needed"
+        Refused, match=r"about 18.* of room for the run, got 68,157,440 bytes free"
     ) as refused:
         optimize(model, out="little", budget={"size": "50%", "trials": 2})
     assert refused.value.code == Exit.ENVIRONMENT

@@ -94,7 +94,7 @@ def test_a_model_that_cannot_be_sent_is_worked_on_in_this_process(optimize, weig
 def test_a_model_that_cannot_be_copied_is_refused_with_the_part_to_remove(optimize, weights):
     model = with_weights(Plain, weights)
     model.cache = threading.Lock()
-    with pytest.raises(Refused, match=r"deepcopy.*at cache.*remove locks"):
+    with pytest.raises(Refused, match=r"^cache: .*deepcopy.*Remove locks"):
         optimize(model)
 
 
@@ -114,7 +114,8 @@ class Branching(Plain):
 
 def test_control_flow_that_depends_on_data_is_refused_with_its_line(optimize, weights):
     said = []
-    with pytest.raises(Refused, match=r"if x\.sum\(\) > 0.*test_faults_of_models\.py:\d+") as refused:
+    place = r"^(test_faults_of_models\.py:\d+|Branching\.forward, line \d+): "
+    with pytest.raises(Refused, match=place) as refused:
         optimize(with_weights(Branching, weights), said=said)
     assert "take control flow" in refused.value.fix
     assert not any(line.startswith("trying") for line in said)

@@ -347,7 +347,7 @@ def test_tokens_that_do_not_fit_are_refused(saved):
 
 def test_checkpoints_that_cannot_be_read_are_refused(saved, tmp_path):
     folder = saved()
-    refused("has a configuration", tmp_path / "nowhere")
+    refused("must have a configuration", tmp_path / "nowhere")
     shards = sorted(folder.glob("*.safetensors"))
     whole = shards[1].read_bytes()
     shards[1].write_bytes(whole[:-10])
@@ -361,7 +361,7 @@ def test_checkpoints_that_cannot_be_read_are_refused(saved, tmp_path):
         path.unlink()
     (folder / "model.safetensors.index.json").unlink()
     torch.save({}, folder / "pytorch_model.bin")
-    assert "never unpickled" in str(refused("holds safetensors", folder))
+    assert "never unpickled" in str(refused("must hold safetensors", folder))
 
 
 def test_weights_and_configurations_that_do_not_fit_are_refused(saved):
@@ -376,7 +376,7 @@ def test_weights_and_configurations_that_do_not_fit_are_refused(saved):
     bad = state[name].clone()
     bad[3, 4] = float("nan")
     store({name: bad})
-    assert f"1 NaN or infinite values in {name}" in str(refused("weights are finite", folder))
+    assert f"1 NaN or infinite values in {name}" in str(refused("weights must be finite", folder))
     store({name: state[name].double()})
     assert f"{name} is F64" in str(refused("float32, float16 or bfloat16", folder))
     store({name: state[name].to(torch.float8_e4m3fn)})
@@ -387,7 +387,7 @@ def test_weights_and_configurations_that_do_not_fit_are_refused(saved):
     assert f"no {name}" in str(refused("hold every tensor", folder))
     store({})
     for change, match in (
-        ({"model_type": "unheard_of"}, "knows the architecture"),
+        ({"model_type": "unheard_of"}, "the transformers library knows, got"),
         ({"model_type": "clip"}, "causal language model"),
         ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "has quantization_config"),
     ):
@@ -408,7 +408,7 @@ def test_lists_that_were_looked_at_are_named(saved):
     folder = saved(shard="1GB")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 0}))
-    assert "model.layers of 0" in str(refused("one list holds the 0 decoder blocks", folder))
+    assert "model.layers of 0" in str(refused("one list must hold the 0 decoder blocks", folder))
 
 
 def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(saved, tmp_path, monkeypatch):
@@ -424,7 +424,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_later(saved
 
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(pj.Refused, match="needs room on the disk") as caught:
+        with pytest.raises(pj.Refused, match="must be room to write") as caught:
             pj.quantize_checkpoint(folder, NEAREST, TOKENS, out, say=limit)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -94,7 +94,7 @@ def test_what_stays_whole_says_why(task):
     with pytest.raises(pj.Refused, match="output of the model"):
         pj.apply(small_net(), pj.only("8", pj.PruneChannels(0.5)), task)
     with pytest.raises(
-        pj.Refused, match="each pattern of only.* must match a layer of the model, got 'nothing\\*'"
+        pj.Refused, match=r"each pattern of only.* must match a layer of the model, got 'nothing\*'"
     ):
         pj.apply(small_net(), pj.only("nothing*", pj.PruneChannels(0.5)), task)
 

@@ -113,5 +113,5 @@ def test_what_cannot_be_scaled_says_so():
     }
     x, y = np.ones((40, 5, 16), np.float32), np.zeros(40, np.int64)
     flat = pj.Task(train=(x, y), valid=(inputs(8).numpy(), y[:8]))
-    with pytest.raises(pj.Refused, match="task.train must vary from example to example"):
+    with pytest.raises(pj.Refused, match=r"task\.train must vary from example to example"):
         pj.apply(block(), pj.QuantizeAWQ(), flat)

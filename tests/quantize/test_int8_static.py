@@ -248,7 +248,7 @@ def calibrated_on(model, x):
 
 
 @pytest.mark.parametrize(
-    ("fill", "message"), [(0.0, "inputs vary.*0"), (2.5, "inputs vary.*2.5"), (np.nan, "NaN")]
+    ("fill", "message"), [(0.0, "inputs must vary.*0"), (2.5, "inputs must vary.*2.5"), (np.nan, "NaN")]
 )
 def test_calibration_that_says_nothing_is_refused(resnet, fill, message):
     model, x = resnet
@@ -269,7 +269,7 @@ def test_empty_calibration_is_refused(resnet, task_of):
     task = task_of(x)
     empty = Split((x[:0],), np.zeros(0, np.int64), "train")
     task = Task(train=empty, valid=task.valid, test=task.test, prepared=True)
-    with pytest.raises(Refused, match="task.train must have examples to calibrate on, got 0"):
+    with pytest.raises(Refused, match=r"task\.train must have examples to calibrate on, got 0"):
         pj.apply(model, pj.Int8Static(), task)
 
 
@@ -278,10 +278,10 @@ def test_quantized_model_is_not_quantized_again(resnet, task_of):
     small = pj.apply(model, pj.Int8Static(examples=16), task_of(x)).model
     for method in (pj.Int8Static(), pj.Int8Dynamic()):
         with pytest.raises(
-            Refused, match=r"not quantized yet.*QuantizeLinear|not quantized yet.*DequantizeLinear"
+            Refused, match=r"must be in float, got an integer operator, (Quantize|Dequantize)Linear"
         ):
             pj.apply(small, method, task_of(x))
-        with pytest.raises(Refused, match="not quantized yet"):
+        with pytest.raises(Refused, match="must be in float"):
             pj.apply(OnnxModel(small.proto), method, task_of(x))
 
 

@@ -150,7 +150,7 @@ def test_what_cannot_be_done_is_refused(trained, task):
         with pytest.raises(pj.Refused):
             pj.QuantizeNearest(**wrong)
     twice = pj.QuantizeNearest("int8"), pj.QuantizeNearest("int8")
-    with pytest.raises(pj.Refused, match="needs a model in float, got one whose layer stem.0 is quantized"):
+    with pytest.raises(pj.Refused, match=r"needs a model in float, got one whose layer stem\.0 is quantized"):
         after(trained, task, *twice)
     with pytest.raises(pj.Refused, match="TrainQuantized needs a quantized model"):
         after(trained, task, pj.TrainQuantized(epochs=1))

@@ -121,5 +121,5 @@ def test_what_cannot_be_smoothed_says_so(net, task_of, shared):
     with pytest.raises(pj.Refused, match="gains too little"):
         pj.apply(shared, pj.SmoothActivations(gain=0.95), task_of(even))
     quantized = pj.apply(shared, pj.Int8Static(), task_of(loud())).model
-    with pytest.raises(pj.Refused, match="not quantized yet"):
+    with pytest.raises(pj.Refused, match="must be in float"):
         pj.apply(quantized, pj.SmoothActivations(), task_of(loud()))

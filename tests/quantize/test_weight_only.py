@@ -70,7 +70,7 @@ def test_other_layers_stay_with_a_reason(net):
 
 def test_twice_and_bad_formats_are_refused(network, task):
     once = pj.apply(network, pj.WeightOnly(), task).model
-    with pytest.raises(pj.Refused, match="not quantized yet"):
+    with pytest.raises(pj.Refused, match="must be in float"):
         pj.apply(once, pj.WeightOnly(), task)
     for wrong in (
         "int4",

@@ -7,7 +7,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import penjing as pj
 from penjing.backends.onnx import BACKEND, OnnxModel
-from penjing.backends.onnx.segments import Segments
+from penjing.backends.onnx.integers.segments import Segments
 from penjing.core.errors import Refused
 from penjing.core.task import Task
 

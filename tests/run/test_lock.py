@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from penjing.core.errors import Exit, Refused
-from penjing.run.lock import DriverLock, Owner, owner_of
+from penjing.run.lock import DriverLock, Owner, find_owner
 
 HOLDER = """
 import os, sys, time
@@ -40,7 +40,7 @@ def test_second_process_is_told_who_drives(tmp_path):
         with pytest.raises(Refused, match=f"PID {holder.pid} on {socket.gethostname()}") as caught:
             DriverLock(tmp_path / "lock").__enter__()
         assert caught.value.code == Exit.ENVIRONMENT
-        assert owner_of(tmp_path / "lock") == Owner(pid=holder.pid, host=socket.gethostname())
+        assert find_owner(tmp_path / "lock") == Owner(pid=holder.pid, host=socket.gethostname())
         os.kill(holder.pid, signal.SIGSTOP)  # a driver that sleeps still drives
         with pytest.raises(Refused):
             DriverLock(tmp_path / "lock").__enter__()
@@ -54,9 +54,9 @@ def test_dead_drivers_lock_is_recovered(tmp_path):
     holder.kill()
     holder.wait()
     try:
-        assert owner_of(tmp_path / "lock") is None
+        assert find_owner(tmp_path / "lock") is None
         with DriverLock(tmp_path / "lock"):
-            assert owner_of(tmp_path / "lock").pid == os.getpid()
+            assert find_owner(tmp_path / "lock").pid == os.getpid()
     finally:
         end(holder)
 
@@ -67,10 +67,10 @@ def test_once_in_a_process_and_again_after_leaving(tmp_path):
         for name in ("lock", "other"):
             with pytest.raises(Refused, match=str(os.getpid())):
                 DriverLock(tmp_path / name).__enter__()
-    assert owner_of(tmp_path / "lock") is None
+    assert find_owner(tmp_path / "lock") is None
     with DriverLock(tmp_path / "lock"):
         pass
-    assert owner_of(tmp_path / "none") is None
+    assert find_owner(tmp_path / "none") is None
 
 
 def test_no_folder(tmp_path):

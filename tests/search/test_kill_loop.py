@@ -9,7 +9,7 @@ import time
 import psutil
 
 from penjing.run.ledger import Ledger
-from penjing.run.lock import owner_of
+from penjing.run.lock import find_owner
 
 DRIVER = """
 import os, sys
@@ -79,7 +79,7 @@ def test_any_kill_gives_the_answer_of_an_undisturbed_run(tmp_path):
         if driver.returncode == 0:
             break
         assert driver.returncode == -signal.SIGKILL, errors
-        assert owner_of(tmp_path / "shot" / "lock") is None
+        assert find_owner(tmp_path / "shot" / "lock") is None
         if (tmp_path / "shot" / "ledger").exists():
             assert finished <= results(tmp_path / "shot").keys()
             finished = set(results(tmp_path / "shot"))

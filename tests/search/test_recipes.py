@@ -24,7 +24,7 @@ from penjing.search import recipes
 from penjing.search.open import open_session
 from penjing.search.recipe_job import EXAMPLES, NO_TIME, deliver_recipes, quick
 from penjing.search.recipes import choose_recipes, too_little
-from penjing.targets.graph_shape import graph_shape
+from penjing.targets.graph_shape import digest_graph
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
@@ -290,9 +290,9 @@ def test_weights_do_not_enter_the_shape_and_widths_do(nets, parts, tmp_path, run
     shapes = []
     for name, net in nets.items():
         path = deliver(net, (), Target(runtime), tmp_path / name, example=parts[1].valid.example()).path
-        shapes.append(graph_shape(path))
+        shapes.append(digest_graph(path))
     assert shapes[0] == shapes[1] != shapes[2]
-    assert graph_shape(tmp_path) is None
+    assert digest_graph(tmp_path) is None
 
 
 def test_a_torch_module_for_openvino_is_written_in_a_process_of_its_own(parts, run, timed):

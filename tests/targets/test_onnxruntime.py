@@ -89,13 +89,13 @@ def test_the_fixed_batch_of_a_graph_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ((X,), "1 for 2"),
+        ((X,), "inputs must be 2, as many as the model has, got 1"),
         ((X.astype(np.float64), K), "input 'x'.*float32"),
         ((X, K.astype(np.int32)), "input 'k'.*int64"),
         ((X[:, :3], K), r"input 'x'.*\(batch, 4\)"),
         ((X[0], K), "input 'x'"),
-        ((X.tolist(), K), "NumPy array.*list at input 'x'"),
-        ((X, K[:2]), "same batch"),
+        ((X.tolist(), K), "input 'x' must be a NumPy array, got list"),
+        ((X, K[:2]), "must have as many examples each, got 2, 3"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_by_name(folder, inputs, said):
@@ -111,7 +111,7 @@ def test_an_index_outside_the_table_is_refused_with_the_runtimes_words(folder):
 
 
 def test_session_settings():
-    options = module.session_options(2)
+    options = module.make_session_options(2)
     assert options.intra_op_num_threads == 2
     assert options.inter_op_num_threads == 1
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
@@ -119,7 +119,7 @@ def test_session_settings():
 
 def test_a_session_on_another_provider_is_refused(folder, monkeypatch):
     monkeypatch.setattr(module, "_PROVIDERS", {"cpu": "CUDAExecutionProvider"})
-    with pytest.raises(Refused, match="requested provider") as caught:
+    with pytest.raises(Refused, match="session must run on") as caught:
         RUNTIME.open(folder, Target())
     assert caught.value.code == Exit.ENVIRONMENT
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
 import penjing as pj
-from penjing.backends.onnx.integers import STEP, integer_layers, rounding_noise
+from penjing.backends.onnx.integers.stated import STEP, find_integer_layers, measure_rounding_noise
 from penjing.backends.onnx.model import OnnxModel
 from penjing.core.artefact import open_artefact
 from penjing.core.errors import Exit, Refused
@@ -25,7 +25,7 @@ RUNTIME = runtime_for(F32)
 X = np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32)
 K = np.array([[0], [1], [1]], dtype=np.int64)
 
-needs_bf16 = pytest.mark.skipif("bf16" not in module.float_precisions(), reason="no bfloat16 here")
+needs_bf16 = pytest.mark.skipif("bf16" not in module.list_float_precisions(), reason="no bfloat16 here")
 
 
 def two_inputs(operator: str = "Add", batch: object = "batch") -> OnnxModel:
@@ -138,12 +138,12 @@ def test_the_fixed_batch_of_a_graph_is_known(tmp_path):
 @pytest.mark.parametrize(
     ("inputs", "said"),
     [
-        ((X,), "1 for 2"),
+        ((X,), "inputs must be 2, as many as the model has, got 1"),
         ((X.astype(np.float64), K), "input 'x'.*float32"),
         ((X, K.astype(np.int32)), "input 'k'.*int64"),
         ((X[:, :3], K), r"input 'x'.*\(batch, 4\)"),
-        ((X.tolist(), K), "NumPy array.*list at input 'x'"),
-        ((X, K[:2]), "same batch"),
+        ((X.tolist(), K), "input 'x' must be a NumPy array, got list"),
+        ((X, K[:2]), "must have as many examples each, got 2, 3"),
     ],
 )
 def test_inputs_that_do_not_fit_are_refused_by_name(folder, inputs, said):
@@ -165,7 +165,7 @@ def test_the_modes_compute_in_what_they_say(folder):
 
 
 def test_settings_are_stated():
-    assert module.settings(Target("openvino", threads=2)) == {
+    assert module.make_settings(Target("openvino", threads=2)) == {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -175,16 +175,16 @@ def test_settings_are_stated():
 
 
 def test_a_processor_without_bf16_is_named(folder, monkeypatch):
-    monkeypatch.setattr(module, "float_precisions", lambda device="cpu": ("f32",))
-    with pytest.raises(Refused, match=r"computes in bf16.*it offers f32.*use the mode f32") as caught:
+    monkeypatch.setattr(module, "list_float_precisions", lambda device="cpu": ("f32",))
+    with pytest.raises(Refused, match=r"must compute in bf16, got f32\. Use the mode f32") as caught:
         RUNTIME.open(folder, BF16)
     assert caught.value.code == Exit.ENVIRONMENT
     RUNTIME.open(folder, F32)
 
 
 def test_another_precision_than_asked_is_refused(folder, monkeypatch):
-    monkeypatch.setattr(module, "settings", lambda target: {"INFERENCE_PRECISION_HINT": "f16"})
-    with pytest.raises(Refused, match="INFERENCE_PRECISION_HINT as asked"):
+    monkeypatch.setattr(module, "make_settings", lambda target: {"INFERENCE_PRECISION_HINT": "f16"})
+    with pytest.raises(Refused, match="must run with INFERENCE_PRECISION_HINT"):
         RUNTIME.open(folder, F32)
 
 
@@ -203,7 +203,7 @@ def test_damaged_files_are_refused(folder, damage, name):
 
 
 def test_an_operator_without_a_conversion_is_named(tmp_path):
-    with pytest.raises(Refused, match=r"OpenVINO can convert the model.*Det"):
+    with pytest.raises(Refused, match=r"must convert to OpenVINO.*Det"):
         RUNTIME.deliver(one_node("Det"), (), (np.ones((1, 2, 2), np.float32),), tmp_path)
     assert not any(tmp_path.iterdir())
 
@@ -221,9 +221,9 @@ def test_the_artefact_opens_again_through_the_front_door(tmp_path):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"runtime": "openvino", "mode": "eager"}, "modes of openvino are f32, bf16"),
-        ({"runtime": "onnxruntime", "mode": "bf16"}, "modes of onnxruntime are default"),
-        ({"runtime": "torch", "mode": "f32"}, "modes of torch are eager, compiled"),
+        ({"runtime": "openvino", "mode": "eager"}, "must be one of openvino.*f32 or bf16"),
+        ({"runtime": "onnxruntime", "mode": "bf16"}, "must be one of onnxruntime.*Give default"),
+        ({"runtime": "torch", "mode": "f32"}, "must be one of torch.*eager or compiled"),
     ],
 )
 def test_a_mode_of_another_runtime_is_refused(fields, said):
@@ -288,7 +288,7 @@ def integer_net(kind: str) -> tuple[OnnxModel, np.ndarray]:
 @pytest.mark.parametrize("kind", ["Conv", "MatMul"])
 def test_layers_stated_in_integers_run_on_integers(kind, tmp_path):
     model, x = integer_net(kind)
-    assert list(integer_layers(model.proto).values()) == ["product"]
+    assert list(find_integer_layers(model.proto).values()) == ["product"]
     artefact = pj.deliver(model, (), F32, tmp_path / "a", example=(x,))
     assert artefact.facts["integer_layers"] == ["product"]
     assert artefact.facts["float_layers"] == {}
@@ -325,8 +325,8 @@ def test_integers_that_run_in_float_are_named_with_the_layer(tmp_path):
 
 def test_rounding_noise_is_that_of_integers_only():
     model, x = integer_net("Conv")
-    assert STEP <= rounding_noise(model, (x,)) < 0.02
-    assert rounding_noise(two_inputs(), (X, K)) == 0.0
+    assert STEP <= measure_rounding_noise(model, (x,)) < 0.02
+    assert measure_rounding_noise(two_inputs(), (X, K)) == 0.0
 
 
 def test_a_model_that_was_delivered_is_measured_as_it_runs():

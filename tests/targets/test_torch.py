@@ -172,16 +172,16 @@ def test_without_class_and_graph_it_is_refused_with_the_reason(tmp_path):
     facts = RUNTIME.deliver(Frozen().eval(), (), (X,), tmp_path)
     assert "batch size" in facts["no_graph"] or "capture" in facts["no_graph"]
     assert not (tmp_path / "graph.json").exists()
-    rule = r"without a graph is opened with its class.*(batch size|capture).*function without arguments"
+    rule = r"needs the class of the model.*(batch size|capture).*function without arguments"
     with pytest.raises(Refused, match=rule):
         RUNTIME.open(tmp_path, Target("torch"))
 
 
 def test_another_class_is_refused_with_what_is_missing(tmp_path):
     RUNTIME.deliver(net(), (), (X[:1],), tmp_path)
-    with pytest.raises(Refused, match=r"weights fit the class.*(Missing|Unexpected)"):
+    with pytest.raises(Refused, match=r"must hold the tensors of the class.*(Missing|Unexpected)"):
         RUNTIME.open(tmp_path, Target("torch"), lambda: nn.Linear(3, 4))
-    with pytest.raises(Refused, match=r"makes a torch module.*dict"):
+    with pytest.raises(Refused, match=r"must return a torch module.*dict"):
         RUNTIME.open(tmp_path, Target("torch"), dict)
 
 
@@ -190,16 +190,16 @@ def test_damaged_files_are_refused(tmp_path):
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(Refused, match="weights file is whole"):
+    with pytest.raises(Refused, match="must be a whole safetensors file"):
         RUNTIME.open(tmp_path, Target("torch"), Net)
     weights.write_bytes(whole)
     (tmp_path / "recipe.json").write_text("{")
-    with pytest.raises(Refused, match="readable recipe"):
+    with pytest.raises(Refused, match="must be a readable recipe"):
         RUNTIME.open(tmp_path, Target("torch"), Net)
 
 
 def test_a_model_of_another_framework_is_refused(tmp_path):
-    with pytest.raises(Refused, match="takes a torch module"):
+    with pytest.raises(Refused, match="must be a torch module"):
         RUNTIME.deliver(object(), (), (X[:1],), tmp_path)
 
 
@@ -208,7 +208,7 @@ def test_inputs_and_failures_of_the_module_are_refused(tmp_path):
     runner = RUNTIME.open(tmp_path, Target("torch"), Net)
     with pytest.raises(Refused, match=r"input0.*float32"):
         runner(X.astype(np.float64))
-    with pytest.raises(Refused, match=r"runs on the batch.*RuntimeError"):
+    with pytest.raises(Refused, match=r"must run on the batch.*RuntimeError"):
         runner(X[:, :2])
 
 

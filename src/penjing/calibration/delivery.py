@@ -17,7 +17,7 @@ from penjing.core.method import Change
 from penjing.core.value import Model
 
 if TYPE_CHECKING:
-    from penjing.backends.onnx.graph import Graph
+    from penjing.backends.onnx.graph.index import Graph
     from penjing.backends.onnx.model import OnnxModel
 
 COMPARED = 64
@@ -77,7 +77,7 @@ def compare_with_simulation(
         changes: of the method.
         context: of the simulation.
     """
-    from penjing.backends.onnx.calibrate import Watcher
+    from penjing.backends.onnx.integers.calibrate import Watcher
 
     done = [c.layer for c in changes if c.done and c.layer in exported.formats]
     if not done:
@@ -105,10 +105,11 @@ def _ends(model: OnnxModel, result: OnnxModel, layers: list[str]) -> dict[str, s
     A layer that one operator packs weights for has none in the list of weights; its output kept its name.
     Where a bias is added by an operator of its own, the sum is the layer's output.
     """
-    from penjing.backends.onnx.graph import Graph, weight_nodes
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import find_weight_nodes
 
     before, after = (
-        {entry.name: entry.node.output[0] for entry in weight_nodes(Graph(graph.proto))[::-1]}
+        {entry.name: entry.node.output[0] for entry in find_weight_nodes(Graph(graph.proto))[::-1]}
         for graph in (model, result)
     )
     graph = Graph(result.proto)

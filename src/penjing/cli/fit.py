@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from penjing.cli import options as o
-from penjing.cli.training import Set, say, strategy_of
+from penjing.cli.training import Set, read_strategy, say
 from penjing.core.progress import silent
 
 Folder = Annotated[Path, typer.Option("--out", help="Folder of the record, the weights and the state.")]
@@ -30,7 +30,7 @@ def fit(
     from penjing.train.distributed import processes
 
     file = load_task_file(task_file)
-    strategy = strategy_of(file, settings)
+    strategy = read_strategy(file, settings)
     fitted = run(
         call(file.model, file),
         call(file.task, file),

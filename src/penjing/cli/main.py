@@ -17,22 +17,23 @@ from typer import TyperException
 
 from penjing.core.errors import Exit, Refused
 
-VERBS = (
-    "demo",
-    "inspect",
-    "benchmark",
-    "optimize",
-    "resume",
-    "status",
-    "report",
-    "compare",
-    "verify",
-    "fit",
-    "tune",
-    "stability",
-    "quantize-lm",
-    "doctor",
-)
+VERBS = {
+    "demo": "optimize",
+    "inspect": "diagnose",
+    "benchmark": "diagnose",
+    "optimize": "optimize",
+    "resume": "runs",
+    "status": "runs",
+    "report": "runs",
+    "compare": "runs",
+    "verify": "verify",
+    "fit": "fit",
+    "tune": "tune",
+    "stability": "stability",
+    "quantize-lm": "quantize_lm",
+    "doctor": "diagnose",
+}
+"""The module of every verb, in the order of `penjing --help`."""
 
 app = typer.Typer(
     name="penjing",
@@ -47,10 +48,9 @@ app = typer.Typer(
 
 
 def _register() -> None:
-    for verb in VERBS:
-        name = verb.replace("-", "_")
+    for verb, name in VERBS.items():
         module = importlib.import_module(f"penjing.cli.{name}")
-        app.command(verb)(_stoppable(getattr(module, name)))
+        app.command(verb)(_stoppable(getattr(module, verb.replace("-", "_"))))
 
 
 def _stoppable(verb: Callable[..., int]) -> Callable[..., int]:
@@ -64,7 +64,7 @@ def _stoppable(verb: Callable[..., int]) -> Callable[..., int]:
             for number in (
                 signal.SIGINT,
                 signal.SIGTERM,
-            ):  # all is ended; a second one must not change the code
+            ):  # all is ended: a second one must not change the code
                 signal.signal(number, signal.SIG_IGN)
             typer.echo(str(interruption) or "interrupted", err=True)
             return int(Exit.INTERRUPTED)

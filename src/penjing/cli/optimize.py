@@ -1,7 +1,8 @@
-"""`penjing optimize`: the main job from a task file."""
+"""The verbs of the main job: `optimize` from a task file, `demo` on data that the packages carry."""
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,9 @@ from penjing.cli import options as o
 if TYPE_CHECKING:
     from penjing.core.budget import Budget
     from penjing.core.target import Target
+
+DEMO_BUDGET = {"max_drop": "5%", "latency": "80%", "size": "60%", "time": "90s"}
+"""What so small a test split can certify, and what two cores do in a minute."""
 
 
 def optimize(
@@ -31,7 +35,7 @@ def optimize(
     dry_run: o.DryRun = False,
 ) -> int:
     """Find the fastest artefact that keeps to the budget, and certify it on unseen data."""
-    budget = o.budget_from(
+    budget = o.make_budget(
         confidence,
         max_drop=max_drop,
         latency=latency,
@@ -41,7 +45,7 @@ def optimize(
         time=time,
         trials=trials,
     )
-    where = o.target_from(target, threads, batch)
+    where = o.make_target(target, threads, batch)
     return run_task_file(task_file, budget, where, out, seed, json=json, dry_run=dry_run)
 
 
@@ -109,8 +113,34 @@ def _say_dry(data: dict[str, Any]) -> None:
 
     typer.echo(f"task file  {data['task_file']}")
     typer.echo(f"budget     {Budget(**data['budget'])}")
-    for name, count in data["examples"].items():
-        typer.echo(f"{name:<10} {count if count is not None else 'unknown number of'} examples")
+    for name, examples in data["examples"].items():
+        typer.echo(f"{name:<10} {examples if examples is not None else 'unknown number of'} examples")
     for note in data["notes"]:
         typer.echo(f"note       {note}")
     typer.echo("dry run: nothing was started")
+
+
+def demo(out: o.Out = None, seed: o.Seed = 0, json: o.Json = False, dry_run: o.DryRun = False) -> int:
+    """Train a small network on handwritten digits, optimize it under a budget and certify the result."""
+    from penjing.core.budget import Budget
+    from penjing.core.extras import need
+    from penjing.core.target import Target
+
+    for extra in ("torch", "onnx", "metrics"):
+        need(extra, "the demo")
+    folder = Path("runs/demo") if out is None else out.expanduser()
+    path = _demo_task(folder.absolute())
+    run = next(folder.absolute() / f"run-{n}" for n in count(1) if not (folder / f"run-{n}").exists())
+    return run_task_file(path, Budget(**DEMO_BUDGET), Target(), run, seed, json=json, dry_run=dry_run)
+
+
+def _demo_task(folder: Path) -> Path:
+    """Copy the demo's task file into the folder, so that the user can read, change and run it."""
+    from importlib.resources import files
+
+    from penjing.core.files import write_text
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "task.py"
+    write_text(path, files("penjing.examples").joinpath("digits.py").read_text(encoding="utf-8"))
+    return path

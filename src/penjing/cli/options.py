@@ -37,7 +37,7 @@ Threads = Annotated[int, typer.Option("--threads", help="Threads of one call.", 
 Batch = Annotated[int, typer.Option("--batch", help="Examples in one timed call.", min=1)]
 
 
-def budget_from(confidence: str, **parts: Any) -> Budget:
+def make_budget(confidence: str, **parts: Any) -> Budget:
     """Build a budget from the options that were given."""
     from penjing.core.budget import Budget, parse_drop
 
@@ -45,7 +45,7 @@ def budget_from(confidence: str, **parts: Any) -> Budget:
     return Budget(confidence=parse_drop(confidence, "confidence"), **given)
 
 
-def target_from(runtime: str, threads: int, batch: int) -> Target:
+def make_target(runtime: str, threads: int, batch: int) -> Target:
     """Build a target from the options.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from penjing.cli import options as o
-from penjing.cli.training import Set, say, strategy_of
+from penjing.cli.training import Set, read_strategy, say
 from penjing.core.progress import silent
 
 Folder = Annotated[Path, typer.Option("--out", help="Folder of the runs.")]
@@ -32,7 +32,7 @@ def stability(
     from penjing.experiments.stability import stability as run
 
     file = load_task_file(task_file)
-    strategy = strategy_of(file, settings)
+    strategy = read_strategy(file, settings)
     found = run(
         (file.model, strategy),
         call(file.task, file),

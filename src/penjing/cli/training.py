@@ -18,7 +18,7 @@ Set = Annotated[
 ]
 
 
-def strategy_of(file: TaskFile, settings: list[str] | None) -> Strategy:
+def read_strategy(file: TaskFile, settings: list[str] | None) -> Strategy:
     """Return the strategy of a task file (`strategy`, a value or a function), with what was set on top.
 
     Raises:

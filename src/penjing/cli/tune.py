@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from penjing.cli import options as o
-from penjing.cli.training import Set, say, strategy_of
+from penjing.cli.training import Set, read_strategy, say
 from penjing.core.progress import silent
 
 Folder = Annotated[Path, typer.Option("--out", help="Folder of the search.")]
@@ -38,7 +38,7 @@ def tune(
 
     file = load_task_file(task_file)
     names: Any = optimizer or None  # checked by name in `tune`
-    strategy = strategy_of(file, settings)
+    strategy = read_strategy(file, settings)
     tuned = run(
         file.model,
         call(file.task, file),

@@ -33,10 +33,10 @@ def verify(
     from penjing.cli.taskfile import call, load_task_file
     from penjing.core.errors import Exit, Refused
     from penjing.run.folder import open_run
-    from penjing.run.reading import settings_of
+    from penjing.run.reading import read_settings
     from penjing.search.verify import verify as judge
 
-    path, asked, target, seed = settings_of(open_run(run), task)
+    path, asked, target, seed = read_settings(open_run(run), task)
     given = {
         "max_drop": max_drop,
         "latency": latency,
@@ -45,7 +45,7 @@ def verify(
         "operations": operations,
     }
     chosen = any(value is not None for value in given.values())
-    budget = o.budget_from(confidence, **given) if chosen else asked
+    budget = o.make_budget(confidence, **given) if chosen else asked
     if path is None:
         raise Refused(
             "needs a task file for its data",

@@ -61,7 +61,7 @@ def recall(kind: str, key: str) -> Cached:
     try:
         file = read_json(path)
     except Refused as refusal:
-        return Cached(None, f"the cache file {path.name} was not used: it {refusal.rule}")
+        return Cached(None, f"the cache file {path.name} was not used: {refusal.rule}")
     if not isinstance(file, dict) or file.get("schema") != SCHEMA or file.get("key") != key:
         return Cached(None, f"the cache file {path.name} was not used: it is of another form")
     content = file.get("content")
@@ -130,7 +130,7 @@ def _make_room(newest: Path) -> None:
                 part.unlink()
 
 
-def contents() -> dict[str, Any]:
+def describe_cache() -> dict[str, Any]:
     """Return where the cache is, and how many files and bytes of each kind it holds, as plain data."""
     folder = cache_folder()
     kinds: dict[str, dict[str, int]] = {}

@@ -95,17 +95,17 @@ def read_json(path: Path | str) -> Any:
     with refusing(path, "read"):
         if path.stat().st_size > _LARGEST_JSON:
             raise Refused(
-                "must have at most 256 MB",
-                value=f"{path.stat().st_size:,} bytes",
+                "a JSON file must have at most 256 MB",
+                value=path.stat().st_size,
                 place=str(path),
-                fix="no file of Penjing's is that large: restore it from a copy",
+                fix="choose the file that Penjing wrote; none comes near this size",
             )
         data = path.read_bytes()
     try:
         return json.loads(data.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise Refused(
-            "must hold JSON",
+            "the file must hold JSON",
             value=error,
             place=str(path),
             fix="the file is damaged or foreign: restore it from a copy",
@@ -127,9 +127,9 @@ def write_folder(path: Path | str, build: Build) -> dict[str, Any]:
     path = Path(path)
     if os.path.lexists(path):
         raise Refused(
-            "must not exist yet",
-            value="a folder that is there",
-            place=str(path),
+            "the folder must not exist yet",
+            value=str(path),
+            place="write",
             fix="choose another folder; nothing is ever overwritten",
             code=Exit.USAGE,
         )
@@ -210,26 +210,21 @@ def verify_manifest(folder: Path | str) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise Refused(
-            "must be a folder",
-            value="a file" if folder.exists() else "nothing there",
-            place=str(folder),
-            fix="give the folder of an artefact, which has a manifest.json",
-        )
+        raise Refused("the folder must exist", value=str(folder), place="open", fix="correct the path")
     content = _read_manifest(folder)
     listed = {entry["name"]: entry for entry in content["files"]}
     present = set(_names(folder)) - {MANIFEST}
     for name in sorted(listed.keys() - present):
         raise Refused(
-            f"must hold every file that {MANIFEST} lists",
-            value=f"no {name}",
+            "every file of the manifest must be there",
+            value=f"{name} is missing",
             place=str(folder),
             fix="restore the folder from a copy, or make it again",
         )
     for name in sorted(present - listed.keys()):
         raise Refused(
-            f"must hold no file that {MANIFEST} does not list",
-            value=f"{name}, which is foreign",
+            "every file must be listed in the manifest",
+            value=f"{name} is foreign",
             place=str(folder),
             fix="remove it if you put it there",
         )
@@ -239,8 +234,8 @@ def verify_manifest(folder: Path | str) -> dict[str, Any]:
             same = size == entry["bytes"] and sha256_file(folder / name) == entry["sha256"]
         if not same:
             raise Refused(
-                f"{name} must be as it was written",
-                value=f"a damaged file of {size} bytes ({entry['bytes']} were written)",
+                "every file must be as it was written",
+                value=f"{name} is damaged ({size} bytes, {entry['bytes']} written)",
                 place=str(folder),
                 fix="restore the folder from a copy, or make it again",
             )
@@ -285,23 +280,29 @@ def refusing(path: Path | str, verb: str = "written") -> Iterator[None]:
 
 def _environment(error: OSError, path: Path, verb: str) -> Refused:
     if error.errno in _FULL:
-        rule, fix = "needs room on the disk", "free some space or raise the quota, then resume"
+        rule, fix = "there must be room to write the file", "free some space or raise the quota, then resume"
     elif error.errno in _CLOSED:
-        rule, fix = "must be open to this user", "choose another folder or change its permissions"
+        rule, fix = (
+            "this user needs permission for the place",
+            "choose another folder or change its permissions",
+        )
     elif error.errno == errno.EXDEV:
-        rule, fix = "must stay on one file system", "choose a folder that is no mount point or overlay"
+        rule, fix = (
+            "a rename must stay on one file system",
+            "choose a folder that is no mount point or overlay",
+        )
     elif error.errno in (errno.ENOENT, errno.ENOTDIR):
-        rule, fix = "needs a parent folder that exists", "make the folder, or correct the path"
+        rule, fix = "the path and its parent folder must exist", "make the folder, or correct the path"
     else:
-        rule, fix = f"cannot be {verb}", "choose another folder, or ask who runs the machine about the disk"
+        rule, fix = f"the path must be one that can be {verb}", "check the disk and its mount, then try again"
     value = f"{os.strerror(error.errno) if error.errno else error}"
     if verb == "read":
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
-            rule, fix = "must exist", "correct the path"
+            rule, fix = "the file must exist", "correct the path"
         return Refused(rule, value=value, place=str(path), fix=fix, code=Exit.ENVIRONMENT)
     free = free_bytes(path)
     room = "free space unknown" if free is None else f"{free:,} bytes free"
-    return Refused(rule, value=f"{value} ({room})", place=str(path), fix=fix, code=Exit.ENVIRONMENT)
+    return Refused(rule, value=value, place=f"{path} ({room})", fix=fix, code=Exit.ENVIRONMENT)
 
 
 def _temporary_name() -> str:
@@ -355,7 +356,7 @@ def _names(folder: Path) -> list[str]:
                     names.append(name)
                 else:
                     raise Refused(
-                        "must hold plain files only, no links",
+                        "the folder must hold only plain files, no links",
                         value=name,
                         place=str(folder),
                         fix="replace it by the file itself",
@@ -367,8 +368,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if path.is_symlink() or not path.is_file():
         raise Refused(
-            f"must have a {MANIFEST}",
-            value="a folder without one",
+            "the folder must have a manifest",
+            value=f"no file {MANIFEST}",
             place=str(folder),
             fix="choose a folder that Penjing delivered",
         )
@@ -377,23 +378,23 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     schema = content.get("schema")
     if not isinstance(schema, int) or schema < 1:
         raise Refused(
-            "must be a manifest that Penjing wrote",
+            "the manifest must be Penjing's",
             value=f"schema {schema!r}",
             place=str(path),
             fix="choose a folder that Penjing delivered",
         )
     if schema > SCHEMA:
         raise Refused(
-            f"must have at most schema {SCHEMA}",
+            f"the manifest's schema must be at most {SCHEMA}",
             place=str(path),
             code=Exit.ENVIRONMENT,
             value=f"{schema}, written by penjing {content.get('penjing')}",
-            fix="upgrade: pip install -U penjing",
+            fix="upgrade penjing to the version that wrote it",
         )
     if content.pop("sha256", None) != (own := _own_digest(content)) or not _listed(content):
         raise Refused(
-            f"{MANIFEST} must be as it was written",
-            value="a damaged file",
+            "every file must be as it was written",
+            value=f"{MANIFEST} is damaged",
             place=str(folder),
             fix="restore the folder from a copy, or make it again",
         )

@@ -73,11 +73,11 @@ def load_yaml(text: str, place: str) -> Any:
     """
     if len(text) > _LARGEST:
         raise Refused(
-            "must have at most 1 MB",
-            value=f"{len(text):,} characters",
+            "a YAML file must have at most 1 MB",
+            value=len(text),
             place=place,
-            fix="a configuration is small: check that this is the file you meant",
             code=Exit.USAGE,
+            fix="write the data into a file of its own, and its path here",
         )
     try:
         return yaml.load(text, Loader=_Loader)
@@ -86,7 +86,7 @@ def load_yaml(text: str, place: str) -> Any:
         where = place if mark is None else f"{place}:{mark.line + 1}:{mark.column + 1}"
         what = getattr(error, "problem", None) or error
         raise Refused(
-            "must hold YAML", value=what, place=where, fix="correct that line", code=Exit.USAGE
+            "the file must hold YAML", value=what, place=where, fix="correct that line", code=Exit.USAGE
         ) from error
 
 
@@ -98,11 +98,11 @@ def read_yaml(path: Path | str) -> Any:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise Refused(
-            "must be text in UTF-8",
+            "the file must be UTF-8 text",
             value=error.reason,
             place=str(path),
-            fix="save it as UTF-8",
             code=Exit.USAGE,
+            fix="save it as UTF-8",
         ) from error
     return load_yaml(text, str(path))
 

@@ -7,10 +7,10 @@ from typing import Any
 
 from packaging.version import Version
 
-from penjing.core.cache import contents
+from penjing.core.cache import describe_cache
 from penjing.core.errors import Exit
 from penjing.core.extras import EXTRAS, bring, missing
-from penjing.run.folder import environment
+from penjing.run.folder import describe_environment
 
 FLOORS = {"torch": "2.10", "onnx": "1.21", "onnxruntime": "1.22", "openvino": "2026.4"}
 """Oldest versions without a known hole in loading files, or that Penjing was tested with."""
@@ -26,9 +26,9 @@ def examine() -> dict[str, Any]:
     usable = extras["torch"]["usable"] or extras["onnx"]["usable"]
     code = Exit.ENVIRONMENT if problems or not usable else Exit.DONE
     return {
-        "environment": environment(),
+        "environment": describe_environment(),
         "extras": extras,
-        "cache": contents(),
+        "cache": describe_cache(),
         "problems": problems,
         "code": int(code),
     }

@@ -26,7 +26,7 @@ def inspect_model(model: Model, task: Task) -> dict[str, Any]:
         slot.layer: group.name for group in groups.groups for slot in group.slots if slot.role == "out"
     }
     operations = backend.operations(model, example)
-    onnx = backends_of_any("onnx")
+    onnx = list_methods("onnx")
     return {
         "backend": backend.name,
         "fingerprint": backend.fingerprint(model),
@@ -45,7 +45,7 @@ def inspect_model(model: Model, task: Task) -> dict[str, Any]:
         ],
         "whole": whole,
         "groups": [{"name": g.name, "size": g.size, "layers": list(g.layers)} for g in groups.groups],
-        "methods": sorted(backends_of_any(backend.name) | onnx),
+        "methods": sorted(list_methods(backend.name) | onnx),
     }
 
 
@@ -57,6 +57,6 @@ def _groups(backend: Backend, model: Model, example: Arrays) -> tuple[Groups, st
         return Groups(()), str(refused)
 
 
-def backends_of_any(backend: str) -> set[str]:
+def list_methods(backend: str) -> set[str]:
     """Return the names of the methods that have a handler for a backend."""
     return {name for name, kind in load_methods().items() if {backend, "any"} & set(backends_of(kind))}

@@ -20,7 +20,9 @@ from penjing.core.number_format import NumberFormat, number_format
 from penjing.core.registry import handles
 
 if TYPE_CHECKING:
-    from penjing.backends.onnx.graph import Graph, WeightNode
+    from penjing.backends.onnx.graph.edit import NodeWriter
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import WeightNode
     from penjing.backends.onnx.model import OnnxModel
 
 SMALLEST_BLOCK = 16
@@ -78,20 +80,20 @@ def quantize_embeddings(model: OnnxModel, method: QuantizeEmbeddings, context: C
     Raises:
         Refused: layers are quantized already, or outputs that lost all meaning.
     """
-    from penjing.backends.onnx.rewrite import rewrite_layers
+    from penjing.backends.onnx.integers.rewrite import rewrite_layers
 
-    writer, reason = partial(_Writer, method.weights), partial(_reason, method.weights)
-    return rewrite_layers(model, "QuantizeEmbeddings", context, writer, reason)
+    rewriter, reason = partial(_Rewriter, method.weights), partial(_reason, method.weights)
+    return rewrite_layers(model, "QuantizeEmbeddings", context, rewriter, reason)
 
 
 def _reason(format: NumberFormat, graph: Graph, entry: WeightNode) -> str:
-    from penjing.backends.onnx.graph import attribute
+    from penjing.backends.onnx.graph.index import get_attribute
 
     name = entry.tensors["weight"]
     users = graph.consumers[name]
     if entry.kind != "embedding":
         return "it is no embedding table"
-    if attribute(entry.node, "axis", 0) != 0:
+    if get_attribute(entry.node, "axis", 0) != 0:
         return "it is not looked up by rows"
     if name in graph.outputs or any(not _looks_up(user, name) for user in users):
         return "the table is used as a matrix too, which keeps it float"
@@ -108,19 +110,17 @@ def _reason(format: NumberFormat, graph: Graph, entry: WeightNode) -> str:
 
 
 def _looks_up(node: Any, table: str) -> bool:
-    from penjing.backends.onnx.graph import attribute, taken_by
+    from penjing.backends.onnx.graph.index import get_attribute, list_node_inputs
 
-    once = node.op_type == "Gather" and taken_by(node).count(table) == 1
-    return once and node.input[0] == table and attribute(node, "axis", 0) == 0
+    once = node.op_type == "Gather" and list_node_inputs(node).count(table) == 1
+    return once and node.input[0] == table and get_attribute(node, "axis", 0) == 0
 
 
-class _Writer:
-    """Collects nodes and constants; a table that is looked up twice is stored once."""
+class _Rewriter:
+    """Writes lookups of packed rows; a table that is looked up twice is stored once."""
 
-    def __init__(self, format: NumberFormat, graph: Graph, taken: set[str]) -> None:
-        self.graph, self.taken, self.format = graph, taken, format
-        self.nodes: list[Any] = []
-        self.arrays: dict[str, Any] = {}
+    def __init__(self, format: NumberFormat, writer: NodeWriter) -> None:
+        self.format, self.writer = format, writer
         self._tables: dict[str, tuple[list[str], Facts]] = {}
 
     def rewrite(self, entry: WeightNode) -> Facts:
@@ -131,16 +131,18 @@ class _Writer:
         out = entry.node.output[0]
         (table, *parameters), facts = self._table(entry.tensors["weight"])
         if self._by_row():
-            codes, real, scale = (self._name(f"{out}_{part}") for part in ("codes", "float", "scale"))
-            self._emit("Gather", [table, index], codes)
-            self._emit("Cast", [codes], real, to=TensorProto.FLOAT)
-            self._emit("Gather", [parameters[0], index], scale)
-            self._emit("Mul", [real, scale], out)
+            codes, real, scale = (
+                self.writer.claim_name(f"{out}_{part}") for part in ("codes", "float", "scale")
+            )
+            self.writer.add_node("Gather", [table, index], [codes])
+            self.writer.add_node("Cast", [codes], [real], to=TensorProto.FLOAT)
+            self.writer.add_node("Gather", [parameters[0], index], [scale])
+            self.writer.add_node("Mul", [real, scale], [out])
         else:
-            self._emit(
+            self.writer.add_node(
                 "GatherBlockQuantized",
                 [table, index, *parameters],
-                out,
+                [out],
                 domain="com.microsoft",
                 bits=self.format.bits,
                 block_size=int(facts["block"]),
@@ -155,7 +157,7 @@ class _Writer:
     def _table(self, name: str) -> tuple[list[str], Facts]:
         if name in self._tables:
             return self._tables[name]
-        array = self.graph.array(name)
+        array = self.writer.graph.array(name)
         assert array is not None
         rows, width = array.shape
         encoded = _encoded(array, self.format)
@@ -166,8 +168,7 @@ class _Writer:
             stored["quantized"] = pack(encoded.codes.astype(np.int32) + shift, self.format.bits)
             if encoded.zero_points is not None:
                 stored["zero_points"] = pack(encoded.zero_points.reshape(rows, -1), self.format.bits)
-        names = [self._name(f"{name}_{part}") for part in stored]
-        self.arrays.update(zip(names, stored.values(), strict=True))
+        names = [self.writer.add_constant(f"{name}_{part}", array) for part, array in stored.items()]
         facts: Facts = {
             "format": str(self.format),
             "bits": self.format.bits,
@@ -179,16 +180,6 @@ class _Writer:
         }
         self._tables[name] = names, facts
         return self._tables[name]
-
-    def _name(self, wanted: str) -> str:
-        from penjing.backends.onnx.graph import unique
-
-        return unique(wanted, self.taken)
-
-    def _emit(self, kind: str, inputs: list[str], out: str, **attributes: Any) -> None:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, inputs, [out], name=f"{out}_{kind}", **attributes))
 
 
 def _encoded(table: NDArray[np.float32], format: NumberFormat) -> Encoded:

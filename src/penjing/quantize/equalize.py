@@ -12,7 +12,8 @@ from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 
 if TYPE_CHECKING:
-    from penjing.backends.onnx.graph import Graph, WeightNode
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import WeightNode
     from penjing.backends.onnx.model import OnnxModel
 
 
@@ -42,9 +43,10 @@ def equalize_weights(model: OnnxModel, method: EqualizeWeights, context: Context
     Raises:
         Refused: already quantized, or folding BatchNorm changes outputs.
     """
-    from penjing.backends.onnx.checks import first_of_each, refuse_quantized
-    from penjing.backends.onnx.equalize import groups_of, pairs_of, rescaled, weight_of
-    from penjing.backends.onnx.graph import Graph, weight_nodes
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import find_weight_nodes
+    from penjing.backends.onnx.integers.checks import keep_first_changes, refuse_quantized
+    from penjing.backends.onnx.integers.equalize import count_groups, find_pairs, read_weight, rescale_layers
     from penjing.backends.onnx.model import OnnxModel
     from penjing.backends.onnx.normalize import normalize
 
@@ -53,17 +55,17 @@ def equalize_weights(model: OnnxModel, method: EqualizeWeights, context: Context
     graph = Graph(normal.proto)
     layers: dict[str, WeightNode] = {}
     why: dict[str, str] = {}
-    for entry in weight_nodes(graph):
+    for entry in find_weight_nodes(graph):
         if entry.kind in ("conv", "depthwise", "linear"):
             why[entry.name] = _excluded(graph, entry, context)
             if not why[entry.name]:
                 layers[entry.name] = entry
-    pairs, reasons = pairs_of(graph, layers)
+    pairs, reasons = find_pairs(graph, layers)
     why |= reasons
-    weights = {name: weight_of(graph, entry) for name, entry in layers.items()}
-    groups = {name: groups_of(entry) for name, entry in layers.items()}
+    weights = {name: read_weight(graph, entry) for name, entry in layers.items()}
+    groups = {name: count_groups(entry) for name, entry in layers.items()}
     factors = equalizing_factors(pairs, weights, groups, method.sweeps)
-    proto = rescaled(normal.proto, pairs, layers, factors)
+    proto = rescale_layers(normal.proto, pairs, layers, factors)
     after = Graph(proto)
     partners: dict[str, list[str]] = {}
     for pair in pairs:
@@ -75,19 +77,19 @@ def equalize_weights(model: OnnxModel, method: EqualizeWeights, context: Context
         if name not in partners:
             changes.skip(name, reason)
             continue
-        before, now = precision(weights[name]), precision(weight_of(after, layers[name]))
+        before, now = precision(weights[name]), precision(read_weight(after, layers[name]))
         together = {"with": ", ".join(partners[name])}
         changes.done(name, **together, precision_before=before, precision_after=now)
-    return Outcome(OnnxModel(proto, normal.reference) if pairs else model, first_of_each(changes))
+    return Outcome(OnnxModel(proto, normal.reference) if pairs else model, keep_first_changes(changes))
 
 
 def _excluded(graph: Graph, entry: WeightNode, context: Context) -> str:
     """Say why a layer stays as it is; empty where it may change."""
-    from penjing.backends.onnx.equalize import own_constants
-    from penjing.backends.onnx.placement import unsupported
+    from penjing.backends.onnx.integers.equalize import owns_constants
+    from penjing.backends.onnx.integers.placement import find_obstacle
 
     if not context.covers(entry.name):
         return "not covered by the pattern"
-    if not own_constants(graph, entry):
+    if not owns_constants(graph, entry):
         return "its weight or bias is another layer's too"
-    return unsupported(graph, entry) or ""
+    return find_obstacle(graph, entry) or ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,7 +12,9 @@ from penjing.core.method import Method, Outcome, Stage
 from penjing.core.registry import handles
 
 if TYPE_CHECKING:
-    from penjing.backends.onnx.graph import Graph, WeightNode
+    from penjing.backends.onnx.graph.edit import NodeWriter
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import WeightNode
     from penjing.backends.onnx.model import OnnxModel
 
 
@@ -38,26 +40,24 @@ def int8_dynamic(model: OnnxModel, method: Int8Dynamic, context: Context) -> Out
     Raises:
         Refused: already quantized, or outputs that lost all meaning.
     """
-    from penjing.backends.onnx.rewrite import rewrite_layers
+    from penjing.backends.onnx.integers.rewrite import rewrite_layers
 
     return rewrite_layers(model, "Int8Dynamic", context, _Rewriter, _unsupported)
 
 
 def _unsupported(graph: Graph, entry: WeightNode) -> str:
-    from penjing.backends.onnx.placement import unsupported
+    from penjing.backends.onnx.integers.placement import find_obstacle
 
     if entry.node.op_type in ("Conv", "ConvTranspose"):
         return "the dynamic integer convolution is 2 to 10 times slower than the float one"
-    return unsupported(graph, entry) or ""
+    return find_obstacle(graph, entry) or ""
 
 
 class _Rewriter:
-    """Collects nodes and constants; inputs used by several layers are quantized once."""
+    """Writes integer products; inputs used by several layers are quantized once."""
 
-    def __init__(self, graph: Graph, taken: set[str]) -> None:
-        self.graph, self.taken = graph, taken
-        self.nodes: list[Any] = []
-        self.arrays: dict[str, Any] = {}
+    def __init__(self, writer: NodeWriter) -> None:
+        self.writer = writer
         self._inputs: dict[str, list[str]] = {}
         self._weights: dict[str, tuple[list[str], float]] = {}
 
@@ -69,44 +69,36 @@ class _Rewriter:
         node, out = entry.node, entry.node.output[0]
         integer, step, zero = self._input(node.input[0])
         (weight, weight_step, weight_zero), error = self._weight(entry)
-        total, real, steps = (self._name(f"{out}_{part}") for part in ("int32", "float", "steps"))
+        total, real, steps = (self.writer.claim_name(f"{out}_{part}") for part in ("int32", "float", "steps"))
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
-        product = self._name(f"{out}_product") if bias else out
-        self._emit("MatMulInteger", [integer, weight, zero, weight_zero], [total])
-        self._emit("Cast", [total], [real], to=1)
-        self._emit("Mul", [step, weight_step], [steps])
-        self._emit("Mul", [real, steps], [product])
+        product = self.writer.claim_name(f"{out}_product") if bias else out
+        self.writer.add_node("MatMulInteger", [integer, weight, zero, weight_zero], [total])
+        self.writer.add_node("Cast", [total], [real], to=1)
+        self.writer.add_node("Mul", [step, weight_step], [steps])
+        self.writer.add_node("Mul", [real, steps], [product])
         if bias:
-            self._emit("Add", [product, bias], [out])
+            self.writer.add_node("Add", [product, bias], [out])
         return {"bits": 8, "weight_error": error}
 
     def _input(self, name: str) -> list[str]:
         if name not in self._inputs:
-            made = [self._name(f"{name}_{part}") for part in ("quantized", "scale", "zero_point")]
-            self._emit("DynamicQuantizeLinear", [name], made)
+            made = [self.writer.claim_name(f"{name}_{part}") for part in ("quantized", "scale", "zero_point")]
+            self.writer.add_node("DynamicQuantizeLinear", [name], made)
             self._inputs[name] = made
         return self._inputs[name]
 
     def _weight(self, entry: WeightNode) -> tuple[list[str], float]:
         name = entry.node.input[1]
         if name not in self._weights:
-            array = self.graph.array(name)
+            array = self.writer.graph.array(name)
             assert array is not None
             canonical = entry.canonical("weight", array)
             scales = weight_scales(canonical)
             integers = quantize_weight(canonical, scales)
-            names = [self._name(f"{name}_{part}") for part in ("quantized", "scale", "zero_point")]
-            stored = np.ascontiguousarray(integers.T), scales, np.zeros(scales.shape, np.int8)
-            self.arrays.update(zip(names, stored, strict=True))
+            names = [
+                self.writer.add_constant(f"{name}_quantized", np.ascontiguousarray(integers.T)),
+                self.writer.add_constant(f"{name}_scale", scales),
+                self.writer.add_constant(f"{name}_zero_point", np.zeros(scales.shape, np.int8)),
+            ]
             self._weights[name] = names, relative_error(dequantize_weight(integers, scales), canonical)
         return self._weights[name]
-
-    def _name(self, wanted: str) -> str:
-        from penjing.backends.onnx.graph import unique
-
-        return unique(wanted, self.taken)
-
-    def _emit(self, kind: str, inputs: list[str], outputs: list[str], **attributes: Any) -> None:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, inputs, outputs, name=f"{outputs[0]}_{kind}", **attributes))

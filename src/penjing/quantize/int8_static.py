@@ -20,9 +20,10 @@ from penjing.core.registry import handles
 from penjing.core.value import Model
 
 if TYPE_CHECKING:
-    from penjing.backends.onnx.graph import Graph, WeightNode
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import WeightNode
+    from penjing.backends.onnx.integers.placement import Placement
     from penjing.backends.onnx.model import OnnxModel
-    from penjing.backends.onnx.placement import Placement
 
 
 class Int8Static(Method):
@@ -95,13 +96,14 @@ def int8_static_from_torch(model: Model, method: Int8Static, context: Context) -
 def _on_integers(
     model: OnnxModel, method: Int8Static, context: Context, formats: Mapping[str, LayerFormats]
 ) -> Outcome:
-    from penjing.backends.onnx.calibrate import ranges
-    from penjing.backends.onnx.checks import compare_outputs, first_of_each, refuse_quantized
-    from penjing.backends.onnx.graph import Graph, weight_nodes
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import find_weight_nodes
+    from penjing.backends.onnx.integers.calibrate import calibrate_ranges
+    from penjing.backends.onnx.integers.checks import compare_outputs, keep_first_changes, refuse_quantized
+    from penjing.backends.onnx.integers.placement import place_quantizers
+    from penjing.backends.onnx.integers.qdq import IntegerTypes, insert_qdq
     from penjing.backends.onnx.model import OnnxModel
     from penjing.backends.onnx.normalize import normalize
-    from penjing.backends.onnx.placement import place
-    from penjing.backends.onnx.qdq import Kinds, insert_qdq
 
     refuse_quantized(model)
     split = context.task.train
@@ -109,7 +111,7 @@ def _on_integers(
         raise no_examples()
     float_model = normalize(model, split.example())
     graph = Graph(float_model.proto)
-    layers = [entry for entry in weight_nodes(graph) if entry.kind != "batchnorm"]
+    layers = [entry for entry in find_weight_nodes(graph) if entry.kind != "batchnorm"]
     changes = Changes(method)
     for entry in layers:
         if not context.covers(entry.name):
@@ -120,22 +122,22 @@ def _on_integers(
         chosen, reasons = _executable(graph, chosen, formats)
         chosen, stated, clashes = _stated_grids(graph, chosen, formats)
         _skip_all(changes, reasons | clashes)
-    placement = place(graph, chosen)
+    placement = place_quantizers(graph, chosen)
     _skip_all(changes, placement.refused)
     if not placement.compute:
-        return Outcome(model, first_of_each(changes))
+        return Outcome(model, keep_first_changes(changes))
     open_ = [name for name in placement.grids if name not in stated]
-    bounds = ranges(float_model.proto, open_, split, method.observer, method.examples, context.seed)
+    bounds = calibrate_ranges(float_model.proto, open_, split, method.observer, method.examples, context.seed)
     grids = stated | {name: grid_of_range(low, high) for name, (low, high) in bounds.items()}
     codes = {name: stated.weights for name, stated in formats.items()}
-    kinds = Kinds(signed=method.inputs == "int8", by_channel=method.weights == "int8 channel")
-    proto, facts = insert_qdq(float_model.proto, placement, grids, codes, kinds)
+    types = IntegerTypes(method.inputs == "int8", method.weights == "int8 channel")
+    proto, facts = insert_qdq(float_model.proto, placement, grids, codes, types)
     for layer, fact in facts.items():
         changes.done(layer, **{"bits": 8} | fact)
     _skip_all(changes, _float_operators(graph, placement, layers))
     result = OnnxModel(proto, float_model.proto)
     changes.append(compare_outputs("Int8Static", float_model, result, context))
-    return Outcome(result, first_of_each(changes))
+    return Outcome(result, keep_first_changes(changes))
 
 
 def _executable(
@@ -159,11 +161,11 @@ def _stated_grids(
 
     A tensor has one grid; where layers state two on it, the first in the graph has its way.
     """
-    from penjing.backends.onnx.placement import place
+    from penjing.backends.onnx.integers.placement import place_quantizers
 
     reasons: dict[str, str] = {}
     while True:
-        placement = place(graph, layers)
+        placement = place_quantizers(graph, layers)
         grids: dict[str, Grid] = {}
         owner: dict[str, str] = {}
         for entry in placement.compute.values():
@@ -205,11 +207,11 @@ def _skip_all(changes: Changes, reasons: Mapping[str, str]) -> None:
 
 def _float_operators(graph: Graph, placement: Placement, layers: list[WeightNode]) -> dict[str, str]:
     """Return by name why operators between the layers stay float."""
-    from penjing.backends.onnx.graph import shapes_and_types
-    from penjing.backends.onnx.placement import MOVES
+    from penjing.backends.onnx.graph.shapes import infer_types
+    from penjing.backends.onnx.integers.placement import MOVES
 
     float32 = 1
-    known = shapes_and_types(graph.proto)
+    known = infer_types(graph.proto)
     on_integers = placement.integer_nodes() | {entry.node.output[0] for entry in layers}
     reasons = {}
     for node in graph.nodes:

@@ -18,7 +18,8 @@ from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 
 if TYPE_CHECKING:
-    from penjing.backends.onnx.graph import Graph, WeightNode
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import WeightNode
     from penjing.backends.onnx.model import OnnxModel
 
 ROWS = 1024
@@ -65,22 +66,23 @@ def smooth_activations(model: OnnxModel, method: SmoothActivations, context: Con
     Raises:
         Refused: already quantized, no data, or NaN or infinite activations.
     """
-    from penjing.backends.onnx.checks import first_of_each, refuse_quantized
-    from penjing.backends.onnx.graph import Graph, weight_nodes
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import find_weight_nodes
+    from penjing.backends.onnx.integers.checks import keep_first_changes, refuse_quantized
+    from penjing.backends.onnx.integers.placement import find_obstacle
+    from penjing.backends.onnx.integers.scaling import divide_channels
     from penjing.backends.onnx.model import OnnxModel
     from penjing.backends.onnx.normalize import normalize
-    from penjing.backends.onnx.placement import unsupported
-    from penjing.backends.onnx.scaling import divide
 
     refuse_quantized(model)
     normal = normalize(model, context.task.train.example() if len(context.task.train) else None)
     graph, changes = Graph(normal.proto), Changes(method)
     groups: dict[str, list[WeightNode]] = {}
-    for entry in weight_nodes(graph):
+    for entry in find_weight_nodes(graph):
         reason = None if context.covers(entry.name) else "not covered by the pattern"
         if entry.kind != "linear":
             reason = "its input is no row of channels"
-        reason = reason or unsupported(graph, entry)
+        reason = reason or find_obstacle(graph, entry)
         if reason is None:
             groups.setdefault(entry.node.input[0], []).append(entry)
         elif entry.kind not in ("batchnorm", "embedding"):
@@ -96,9 +98,9 @@ def smooth_activations(model: OnnxModel, method: SmoothActivations, context: Con
         for entry in entries:
             _report(entry.name, found, changes)
     if not factors:
-        return Outcome(model, first_of_each(changes))
-    proto = divide(normal.proto, factors, {tensor: groups[tensor] for tensor in factors})
-    return Outcome(OnnxModel(proto, normal.reference), first_of_each(changes))
+        return Outcome(model, keep_first_changes(changes))
+    proto = divide_channels(normal.proto, factors, {tensor: groups[tensor] for tensor in factors})
+    return Outcome(OnnxModel(proto, normal.reference), keep_first_changes(changes))
 
 
 def _weight(graph: Graph, entry: WeightNode) -> NDArray[np.floating]:
@@ -111,14 +113,14 @@ def _observed(
     model: OnnxModel, tensors: Sequence[str], method: SmoothActivations, context: Context
 ) -> dict[str, _Seen]:
     """Walk over training data once, keeping as many rows of each batch as make up `ROWS`."""
-    from penjing.backends.onnx.calibrate import Watcher, calibration_batches
+    from penjing.backends.onnx.integers.calibrate import Watcher, iterate_calibration
 
     watcher, rng = Watcher(model.proto, tensors), np.random.default_rng(context.seed)
     size = min(BATCH, watcher.batch_size(context.task.train.example())) if len(context.task.train) else BATCH
     share = max(1, ROWS * size // method.examples)
     kept: dict[str, list[Floats]] = {name: [] for name in tensors}
     largest: dict[str, Floats] = {}
-    for inputs in calibration_batches(context.task.train, method.examples, size, context.seed):
+    for inputs in iterate_calibration(context.task.train, method.examples, size, context.seed):
         for name, value in watcher.values(inputs).items():
             rows = np.asarray(value, np.float32).reshape(-1, value.shape[-1])
             if not np.isfinite(rows).all():

@@ -23,7 +23,9 @@ from penjing.core.registry import handles
 from penjing.core.value import Model
 
 if TYPE_CHECKING:
-    from penjing.backends.onnx.graph import Graph, WeightNode
+    from penjing.backends.onnx.graph.edit import NodeWriter
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import WeightNode
     from penjing.backends.onnx.model import OnnxModel
 
 _LEVEL = {"float32": 1, "int8": 4}
@@ -77,9 +79,9 @@ def weight_only(model: OnnxModel, method: WeightOnly, context: Context) -> Outco
     Raises:
         Refused: already quantized, or outputs that lost all meaning.
     """
-    from penjing.backends.onnx.rewrite import rewrite_layers
+    from penjing.backends.onnx.integers.rewrite import rewrite_layers
 
-    return rewrite_layers(model, "WeightOnly", context, partial(_Writer, method, {}), _reason)
+    return rewrite_layers(model, "WeightOnly", context, partial(_Rewriter, method, {}), _reason)
 
 
 @handles(WeightOnly, "torch")
@@ -89,22 +91,22 @@ def weight_only_from_torch(model: Model, method: WeightOnly, context: Context) -
     Raises:
         Refused: as on ONNX, or the export fails.
     """
-    from penjing.backends.onnx.rewrite import rewrite_layers
+    from penjing.backends.onnx.integers.rewrite import rewrite_layers
     from penjing.calibration.delivery import compare_with_simulation, export_with_formats
 
     exported = export_with_formats(model, context)
-    writer = partial(_Writer, method, exported.formats)
+    rewriter = partial(_Rewriter, method, exported.formats)
     reason = partial(_reason_stated, exported.formats) if exported.formats else _reason
-    outcome = rewrite_layers(exported.model, "WeightOnly", exported.context, writer, reason)
+    outcome = rewrite_layers(exported.model, "WeightOnly", exported.context, rewriter, reason)
     return Outcome(outcome.model, compare_with_simulation(exported, outcome.model, outcome.changes, context))
 
 
 def _reason(graph: Graph, entry: WeightNode) -> str:
-    from penjing.backends.onnx.placement import unsupported
+    from penjing.backends.onnx.integers.placement import find_obstacle
 
     if entry.kind != "linear":
         return "the operator multiplies matrices only"
-    return unsupported(graph, entry) or ""
+    return find_obstacle(graph, entry) or ""
 
 
 def _reason_stated(formats: Mapping[str, LayerFormats], graph: Graph, entry: WeightNode) -> str:
@@ -114,48 +116,39 @@ def _reason_stated(formats: Mapping[str, LayerFormats], graph: Graph, entry: Wei
     return "the step before left it float" if stated is None else packing_lacks(stated)
 
 
-class _Writer:
-    """Collects nodes and constants; a weight that is used twice is stored once."""
+class _Rewriter:
+    """Writes products with packed weights; a weight that is used twice is stored once."""
 
-    def __init__(
-        self, method: WeightOnly, formats: Mapping[str, LayerFormats], graph: Graph, taken: set[str]
-    ) -> None:
-        self.graph, self.taken, self.method, self.formats = graph, taken, method, formats
-        self.nodes: list[Any] = []
-        self.arrays: dict[str, Any] = {}
+    def __init__(self, method: WeightOnly, formats: Mapping[str, LayerFormats], writer: NodeWriter) -> None:
+        self.method, self.formats, self.writer = method, formats, writer
         self._weights: dict[str, tuple[list[str], dict[str, float | int | str]]] = {}
 
     def rewrite(self, entry: WeightNode) -> dict[str, float | int | str]:
         """Add the packed form of one layer and return facts on its weight."""
-        from onnx import helper
-
         node, out = entry.node, entry.node.output[0]
         names, facts = self._weight(entry)
         bias = node.input[2] if len(node.input) > 2 and node.input[2] else ""
-        product = self._name(f"{out}_product") if bias else out
-        self.nodes.append(
-            helper.make_node(
-                "MatMulNBits",
-                [node.input[0], *names],
-                [product],
-                name=f"{node.name}_nbits",
-                domain="com.microsoft",
-                K=int(facts["inputs"]),
-                N=int(facts["outputs"]),
-                bits=int(facts["stored_bits"]),
-                block_size=int(facts["block"]),
-                accuracy_level=_LEVEL[self.method.compute],
-            )
+        product = self.writer.claim_name(f"{out}_product") if bias else out
+        self.writer.add_node(
+            "MatMulNBits",
+            [node.input[0], *names],
+            [product],
+            domain="com.microsoft",
+            K=int(facts["inputs"]),
+            N=int(facts["outputs"]),
+            bits=int(facts["stored_bits"]),
+            block_size=int(facts["block"]),
+            accuracy_level=_LEVEL[self.method.compute],
         )
         if bias:
-            self.nodes.append(helper.make_node("Add", [product, bias], [out], name=f"{node.name}_bias"))
+            self.writer.add_node("Add", [product, bias], [out])
         return facts
 
     def _weight(self, entry: WeightNode) -> tuple[list[str], dict[str, float | int | str]]:
         name = entry.node.input[1]
         if name in self._weights:
             return self._weights[name]
-        array = self.graph.array(name)
+        array = self.writer.graph.array(name)
         assert array is not None
         weight = entry.canonical("weight", array).astype(np.float32)
         stated = self.formats.get(entry.name)
@@ -173,8 +166,7 @@ class _Writer:
         stored = {"packed": packed, "scales": encoded.scales.reshape(-1)}
         if encoded.zero_points is not None:
             stored["zero_points"] = pack(encoded.zero_points, bits).reshape(-1)
-        names = [self._name(f"{name}_{part}") for part in stored]
-        self.arrays.update(zip(names, stored.values(), strict=True))
+        names = [self.writer.add_constant(f"{name}_{part}", array) for part, array in stored.items()]
         facts: dict[str, float | int | str] = {
             "format": str(format),
             "bits": format.bits,
@@ -186,8 +178,3 @@ class _Writer:
         }
         self._weights[name] = names, facts
         return self._weights[name]
-
-    def _name(self, wanted: str) -> str:
-        from penjing.backends.onnx.graph import unique
-
-        return unique(wanted, self.taken)

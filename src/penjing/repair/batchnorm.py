@@ -89,7 +89,7 @@ def _outcome(model: Model, changes: Changes) -> Outcome:
 @handles(ReestimateBatchNorm, "numpy")
 def reestimate_batchnorm_numpy(model: Model, method: ReestimateBatchNorm, context: Context) -> Outcome:
     """Write the pooled statistics of a NumPy net: what the handler for torch does, exact and slow."""
-    from penjing.backends.numpy.statistics import pooled_statistics
+    from penjing.backends.numpy.statistics import pool_statistics
 
     backend = context.backend
     kinds = {layer.name: layer.kind for layer in backend.layers(model)}
@@ -97,7 +97,7 @@ def reestimate_batchnorm_numpy(model: Model, method: ReestimateBatchNorm, contex
     if not layers:
         return _outcome(model, Changes(method))
     changes = Changes(method)
-    for name, new in pooled_statistics(model, layers, _batches(method, context)).items():
+    for name, new in pool_statistics(model, layers, _batches(method, context)).items():
         old = backend.read(model, name)
         eps = model.node(name)["eps"]
         shift = np.abs(new.mean - old["running_mean"]) / np.sqrt(old["running_var"] + eps)

@@ -20,9 +20,11 @@ from penjing.core.registry import handles
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-    from penjing.backends.onnx.graph import Graph, WeightNode
+    from penjing.backends.onnx.graph.edit import NodeWriter
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import WeightNode
+    from penjing.backends.onnx.integers.segments import Live, Segments
     from penjing.backends.onnx.model import OnnxModel
-    from penjing.backends.onnx.segments import Live, Segments
 
 LIVE_BYTES = 2**29
 """Tensors kept between the pieces of the graph take at most this much; fewer examples are used then."""
@@ -67,9 +69,10 @@ def correct_bias(model: OnnxModel, method: CorrectBias, context: Context) -> Out
     Raises:
         Refused: the model was not quantized by Penjing (there is no float reference), or there is no data.
     """
-    from penjing.backends.onnx.checks import first_of_each
-    from penjing.backends.onnx.graph import Graph, replace_constants
-    from penjing.backends.onnx.model import OnnxModel, copy_proto
+    from penjing.backends.onnx.graph.edit import copy_proto, replace_constants
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.integers.checks import keep_first_changes
+    from penjing.backends.onnx.model import OnnxModel
 
     if model.reference is None:
         raise Refused(
@@ -79,10 +82,8 @@ def correct_bias(model: OnnxModel, method: CorrectBias, context: Context) -> Out
             fix="put it after Int8Static in the same plan",
         )
     proto = copy_proto(model.proto)
-    arrays: dict[str, NDArray[Any]] = {}
     changes = Changes(method)
-    slots = _slots(proto, context, arrays, changes)
-    replace_constants(proto, arrays)
+    slots = _slots(proto, context, changes)
     if not slots:
         return Outcome(model, changes)
     runner, batches = _prepare(proto, slots, method, context)
@@ -107,34 +108,34 @@ def correct_bias(model: OnnxModel, method: CorrectBias, context: Context) -> Out
         gap = expected[slot.node.name] - observed
         before, after = float(np.abs(gap).mean()), float(np.abs(gap - delta).mean())
         changes.done(slot.layer.name, mean_error_before=before, mean_error_after=after)
-    return Outcome(OnnxModel(proto, model.reference), first_of_each(changes))
+    return Outcome(OnnxModel(proto, model.reference), keep_first_changes(changes))
 
 
 def _prepare(
     proto: ModelProto, slots: Sequence[_Slot], method: CorrectBias, context: Context
 ) -> tuple[Segments, list[Arrays]]:
-    from penjing.backends.onnx.calibrate import batch_limit, calibration_batches
-    from penjing.backends.onnx.segments import Segments
+    from penjing.backends.onnx.integers.calibrate import iterate_calibration, limit_batch
+    from penjing.backends.onnx.integers.segments import Segments
 
     runner = Segments(proto, [slot.node.output[0] for slot in slots])
     split = context.task.train
-    one = next(iter(calibration_batches(split, 1, 1, context.seed)))
+    one = next(iter(iterate_calibration(split, 1, 1, context.seed)))
     fit = max(1, LIVE_BYTES // max(runner.peak_bytes(_feed(proto, one)), 1))
     examples = min(method.examples, fit)
-    return runner, list(calibration_batches(split, examples, batch_limit(proto, BATCH), context.seed))
+    return runner, list(iterate_calibration(split, examples, limit_batch(proto, BATCH), context.seed))
 
 
 def _feed(proto: ModelProto, inputs: Arrays) -> Live:
-    from penjing.backends.onnx.model import graph_inputs
+    from penjing.backends.onnx.graph.index import list_inputs
 
-    return dict(zip(graph_inputs(proto), inputs, strict=True))
+    return dict(zip(list_inputs(proto), inputs, strict=True))
 
 
 def _reference_means(
     reference: ModelProto, slots: Sequence[_Slot], batches: Sequence[Arrays]
 ) -> dict[str, Floats]:
     """Return the mean output of every channel in the float model, by the name of the node."""
-    from penjing.backends.onnx.calibrate import Watcher
+    from penjing.backends.onnx.integers.calibrate import Watcher
 
     outputs = {node.name: node.output[0] for node in reference.graph.node}
     means = {slot.node.name: ChannelMean(slot.layer.output_axis) for slot in slots}
@@ -168,15 +169,16 @@ def _added(
     return np.clip(steps, -(2.0**31), 2.0**31 - 1).astype(np.int32)
 
 
-def _slots(
-    proto: ModelProto, context: Context, arrays: dict[str, NDArray[Any]], changes: Changes
-) -> list[_Slot]:
+def _slots(proto: ModelProto, context: Context, changes: Changes) -> list[_Slot]:
     """Find the bias of every quantized layer, zeros where there is none; say why others stay."""
-    from penjing.backends.onnx.graph import Graph, names_in, weight_nodes
+    from penjing.backends.onnx.graph.edit import NodeWriter
+    from penjing.backends.onnx.graph.index import Graph
+    from penjing.backends.onnx.graph.layers import find_weight_nodes
 
-    graph, taken = Graph(proto), names_in(proto)
+    graph = Graph(proto)
+    writer = NodeWriter(graph, graph.nodes)
     slots = []
-    for entry in weight_nodes(graph):
+    for entry in find_weight_nodes(graph):
         source = graph.producer.get(entry.tensors["weight"])
         if entry.kind == "batchnorm" or source is None or source.op_type != "DequantizeLinear":
             continue
@@ -184,11 +186,12 @@ def _slots(
             changes.skip(entry.name, "not covered by the pattern")
             continue
         linear = entry.node.op_type == "MatMul"
-        found = _added_slot(graph, entry) if linear else _own_slot(proto, graph, entry, arrays, taken)
+        found = _added_slot(graph, entry) if linear else _own_slot(writer, entry)
         if found is None:
             changes.skip(entry.name, "no bias follows the product")
         else:
             slots.append(found)
+    writer.write()
     return slots
 
 
@@ -211,15 +214,9 @@ def _channels(graph: Graph, entry: WeightNode) -> int:
     return len(entry.canonical("weight", weight))
 
 
-def _own_slot(
-    proto: ModelProto, graph: Graph, entry: WeightNode, arrays: dict[str, NDArray[Any]], taken: set[str]
-) -> _Slot:
+def _own_slot(writer: NodeWriter, entry: WeightNode) -> _Slot:
     """Give the node an int32 bias of its own, in steps of input times weight."""
-    from onnx import helper
-
-    from penjing.backends.onnx.graph import unique
-
-    node = entry.node
+    graph, node = writer.graph, entry.node
     weight_scale = graph.array(graph.producer[node.input[1]].input[1])
     input_scale = graph.array(graph.producer[node.input[0]].input[1])
     assert weight_scale is not None
@@ -231,16 +228,15 @@ def _own_slot(
         if graph.only_consumer(stored) is not None:
             return _Slot(entry, node, stored, steps)
     old = None if bias is None else graph.array(graph.producer[bias].input[0])
-    stored, scale, zero, real = (
-        unique(f"{entry.name}.bias_{part}", taken)
-        for part in ("quantized", "scale", "zero_point", "dequantized")
+    stored = writer.add_constant(
+        f"{entry.name}.bias_quantized",
+        np.zeros(_channels(graph, entry), np.int32) if old is None else old,
     )
-    arrays[stored] = np.zeros(_channels(graph, entry), np.int32) if old is None else old
-    arrays[scale], arrays[zero] = steps, np.zeros(steps.shape, np.int32)
+    scale = writer.add_constant(f"{entry.name}.bias_scale", steps)
+    zero = writer.add_constant(f"{entry.name}.bias_zero_point", np.zeros(steps.shape, np.int32))
+    real = writer.claim_name(f"{entry.name}.bias_dequantized")
     where = {"axis": 0} if steps.ndim else {}
-    fresh = helper.make_node("DequantizeLinear", [stored, scale, zero], [real], name=real, **where)
+    writer.add_node("DequantizeLinear", [stored, scale, zero], [real], before=node, **where)
     del node.input[2:]
     node.input.append(real)
-    position = next(i for i, other in enumerate(proto.graph.node) if other.name == node.name)
-    proto.graph.node.insert(position, fresh)
     return _Slot(entry, node, stored, steps)

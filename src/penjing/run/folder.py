@@ -106,7 +106,7 @@ class RunFolder:
         return self.record.is_file()
 
 
-def create(out: Path | str | None, name: str, *, needed_bytes: int = 0) -> RunFolder:
+def create_run(out: Path | str | None, name: str, *, needed_bytes: int = 0) -> RunFolder:
     """Make the folder of a new run, and check that it can take the run, before any work.
 
     Args:
@@ -170,7 +170,7 @@ def write_config(run: RunFolder, config: Mapping[str, Any]) -> None:
     """Save the resolved configuration and the environment of a run; from here on the folder is a run."""
     from penjing import __version__
 
-    write_json(run.environment, environment())
+    write_json(run.environment, describe_environment())
     write_text(run.config, dump_yaml({"schema": SCHEMA, "penjing": __version__, **config}))
 
 
@@ -202,7 +202,7 @@ def read_config(run: RunFolder) -> dict[str, Any]:
     return {key: value for key, value in config.items() if key not in ("schema", "penjing")}
 
 
-def environment() -> dict[str, Any]:
+def describe_environment() -> dict[str, Any]:
     """Return versions, processor, cores, memory (bytes), system and thread settings, as plain data."""
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     return {
@@ -273,7 +273,7 @@ def _refuse_used(path: Path) -> None:
             code=Exit.USAGE,
         )
     with refusing(path, "read"):
-        # What `create` itself leaves when it is killed before the configuration is written is no obstacle.
+        # What `create_run` leaves when it is killed before the configuration is written is no obstacle.
         unborn = {run.environment.name, run.lock.name}
         unborn |= {f.name for f in (run.artefacts, run.logs) if f.is_dir() and not os.listdir(f)}
         foreign = sorted(set(os.listdir(path)) - unborn)

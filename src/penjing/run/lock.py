@@ -75,7 +75,7 @@ class DriverLock:
         _HELD.discard(os.path.realpath(self.path))
 
 
-def owner_of(path: Path | str) -> Owner | None:
+def find_owner(path: Path | str) -> Owner | None:
     """Return the live process that holds a lock, or None."""
     if os.path.realpath(path) in _HELD:
         return Owner(pid=os.getpid(), host=socket.gethostname())

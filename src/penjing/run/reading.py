@@ -138,12 +138,12 @@ def read_record(folder: Path) -> Plain:
         form = Record.model_validate(record)
     except ValidationError as error:
         raise _foreign(path, error) from error
-    artefact_in(folder, form.artefact.path)
+    locate_artefact(folder, form.artefact.path)
     checked: Plain = record
     return checked
 
 
-def best_of(folder: Path) -> Path:
+def find_best(folder: Path) -> Path:
     """Return the folder of the best artefact so far, which `best.json` names.
 
     Raises:
@@ -157,10 +157,10 @@ def best_of(folder: Path) -> Path:
             place=str(folder / "best.json"),
             fix="restore the file from a copy",
         )
-    return artefact_in(folder, content["artefact"])
+    return locate_artefact(folder, content["artefact"])
 
 
-def artefact_in(folder: Path, name: str) -> Path:
+def locate_artefact(folder: Path, name: str) -> Path:
     """Return the path of an artefact by its name in the run.
 
     Raises:
@@ -178,7 +178,7 @@ def artefact_in(folder: Path, name: str) -> Path:
     return folder / pure
 
 
-def settings_of(run: RunFolder, task: Path | None = None) -> tuple[Path | None, Budget, Target, int]:
+def read_settings(run: RunFolder, task: Path | None = None) -> tuple[Path | None, Budget, Target, int]:
     """Return task file, budget, target and seed of a run.
 
     Args:

@@ -8,11 +8,11 @@ from typing import Any
 from penjing.core.trial import Trial
 from penjing.run.folder import open_run
 from penjing.run.ledger import Ledger
-from penjing.run.lock import owner_of
-from penjing.run.reading import best_of
+from penjing.run.lock import find_owner
+from penjing.run.reading import find_best
 
 
-def status_of(path: Path) -> dict[str, Any]:
+def read_status(path: Path) -> dict[str, Any]:
     """Return path, state (`running`, `interrupted`, `finished`), trials, best artefact and what to do next.
 
     Raises:
@@ -22,7 +22,7 @@ def status_of(path: Path) -> dict[str, Any]:
     with Ledger(run.ledger, create=False) as ledger:
         rows = ledger.all()
     trials = [Trial.model_validate(row["trial"]) for key, row in rows if key.startswith("trial-")]
-    owner = owner_of(run.lock)
+    owner = find_owner(run.lock)
     finished = (run.path / "record.json").is_file()
     state = "finished" if finished else "running" if owner is not None else "interrupted"
     best = run.path / "best.json"
@@ -39,7 +39,7 @@ def status_of(path: Path) -> dict[str, Any]:
         "trials": [
             {"name": t.name, "status": t.status, "feasible": t.feasible, "words": _words(t)} for t in trials
         ],
-        "best": str(best_of(run.path).relative_to(run.path)) if best.is_file() else None,
+        "best": str(find_best(run.path).relative_to(run.path)) if best.is_file() else None,
         "next": follow[state],
     }
 

@@ -252,10 +252,10 @@ def build(
 
 def _integer_noise(model: Model, task: Task) -> float:
     """Return what another runtime's integers may differ by: a few times what two executions here do."""
-    from penjing.backends.onnx.integers import rounding_noise
+    from penjing.backends.onnx.integers.stated import measure_rounding_noise
 
     inputs = tuple(x[:CHECKED_EXAMPLES] for x in task.valid.arrays()[0])
-    return OTHER_RUNTIME * rounding_noise(model, inputs)
+    return OTHER_RUNTIME * measure_rounding_noise(model, inputs)
 
 
 def _step(plan: Plan, index: int, backend: Backend, model: Model, task: Task) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from penjing.core.value import Model
 from penjing.measurement.quality import maximized
 from penjing.planners.bisection import Bisection
 from penjing.processes.local import LocalExecutor
-from penjing.run.folder import RunFolder, create, open_run, read_config, write_config
+from penjing.run.folder import RunFolder, create_run, open_run, read_config, write_config
 from penjing.run.ledger import Ledger
 from penjing.run.lock import DriverLock
 from penjing.search.resources import check_memory, disk_bytes, model_bytes
@@ -92,7 +92,7 @@ def open_session(
         "penjing": penjing.__version__,
     }
     with ExitStack() as stack:
-        run = _unfinished(out) or create(out, name or "run", needed_bytes=disk_bytes(weights, budget))
+        run = _unfinished(out) or create_run(out, name or "run", needed_bytes=disk_bytes(weights, budget))
         say(Line.note(f"run directory: {run.path}"))
         stack.enter_context(DriverLock(run.lock))
         remove_leftovers(run.path)

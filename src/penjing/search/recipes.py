@@ -23,12 +23,12 @@ from penjing.core.trial import Trial
 from penjing.measurement.side_by_side import ratios
 from penjing.planners.candidates import PAYS, Candidate, Probed, candidates, limits_bytes, ordered, ratio_of
 from penjing.planners.recipes import recipes
-from penjing.run.folder import environment
+from penjing.run.folder import describe_environment
 from penjing.search.evaluate import REFERENCE
 from penjing.search.recipe_job import NO_TIME, deliver_recipes
 from penjing.search.resources import candidate_limits
 from penjing.search.session import Session
-from penjing.targets.graph_shape import graph_shape
+from penjing.targets.graph_shape import digest_graph
 
 KIND = "recipes"
 """Folder of the cache."""
@@ -161,12 +161,12 @@ def _bytes(folder: Path) -> int:
 
 
 def _key(session: Session, reference: Path, legal: tuple[Candidate, ...]) -> str:
-    here = environment()
+    here = describe_environment()
     plans = [plan_to_json(candidate.plan) for candidate in legal]
     inputs = [[list(x.shape[1:]), str(x.dtype)] for x in session.task.valid.example()]
     machine = [here["processor"], here["cores"], here["packages"], here["python"]]
     target = session.target.model_dump(mode="json")
-    return digest([graph_shape(reference), target, plans, inputs, machine])
+    return digest([digest_graph(reference), target, plans, inputs, machine])
 
 
 def _recalled(key: str) -> tuple[tuple[Probed, ...], str]:

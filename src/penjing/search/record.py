@@ -19,7 +19,7 @@ from penjing.core.verdict import Verdict
 from penjing.measurement.quality import metric_name
 from penjing.planners.forecast import Forecast
 from penjing.report.html import write_report
-from penjing.run.folder import environment
+from penjing.run.folder import describe_environment
 from penjing.run.reading import read_record
 from penjing.search.certification import Judged
 from penjing.search.session import Session
@@ -147,7 +147,7 @@ def finish(
         "changes": _changes(session, chosen),
         "ablation": judged.ablation,
         "trials": [_trial(index, trial, trials) for index, trial in enumerate(trials)],
-        "environment": environment(),
+        "environment": describe_environment(),
         "spent": _spent(session, (facts, *probes), baselines, trials, judged).model_dump(mode="json"),
         "notes": [
             *session.task.notes,

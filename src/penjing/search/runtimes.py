@@ -65,9 +65,9 @@ def openvino_modes() -> tuple[str, ...]:
     """Return the float precisions that OpenVINO has here, none where it is not installed."""
     if missing("openvino") or missing("onnx"):
         return ()
-    from penjing.targets.openvino import float_precisions
+    from penjing.targets.openvino import list_float_precisions
 
-    return float_precisions()
+    return list_float_precisions()
 
 
 def competitors(target: Target, backend: str) -> tuple[Target, ...]:

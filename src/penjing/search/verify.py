@@ -17,7 +17,7 @@ from penjing.core.verdict import Verdict
 from penjing.measurement.certify import certify
 from penjing.measurement.measure import measure_all
 from penjing.measurement.process import factory_of
-from penjing.run.reading import best_of, read_record
+from penjing.run.reading import find_best, read_record
 from penjing.search.certification import verdict
 from penjing.search.evaluate import REFERENCE
 
@@ -40,7 +40,7 @@ def verify(folder: Path | str, task: Task, budget: Budget, *, model: Model | Non
     model = None if model is None else enter(model, task)[1]
     folder = Path(folder).expanduser().absolute()
     run = (folder / "best.json").is_file()
-    artefact = open_artefact(best_of(folder) if run else folder)
+    artefact = open_artefact(find_best(folder) if run else folder)
     with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:
         baseline = folder / "float" / "target" if run else _delivered(model, task, artefact, Path(temporary))
         return _judge(artefact, baseline, task, budget, model, _operations(folder) if run else {})

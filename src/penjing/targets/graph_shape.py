@@ -6,9 +6,12 @@ import hashlib
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penjing.core.plan import digest
+
+if TYPE_CHECKING:
+    from onnx import AttributeProto, ModelProto, NodeProto, TensorProto
 
 _ONNX, _OPENVINO = "model.onnx", "model.xml"
 
@@ -19,7 +22,7 @@ SMALL = 64
 """Integer constants of at most so many numbers say how data are shaped, and belong to the shape."""
 
 
-def graph_shape(folder: Path) -> str | None:
+def digest_graph(folder: Path) -> str | None:
     """Return a digest of operators, names, attributes and shapes; None for a form without a graph in a file.
 
     Weights do not enter, so a fine-tuned model has the digest of the original, and a pruned one another.
@@ -34,10 +37,10 @@ def graph_shape(folder: Path) -> str | None:
         return None
     import onnx
 
-    return digest(_described(onnx.load(str(folder / _ONNX), load_external_data=False)))
+    return digest(_describe(onnx.load(str(folder / _ONNX), load_external_data=False)))
 
 
-def _described(proto: Any) -> list[Any]:
+def _describe(proto: ModelProto) -> list[Any]:
     graph = proto.graph
     return [
         sorted((entry.domain, entry.version) for entry in proto.opset_import),
@@ -47,7 +50,7 @@ def _described(proto: Any) -> list[Any]:
     ]
 
 
-def _node(node: Any) -> list[Any]:
+def _node(node: NodeProto) -> list[Any]:
     return [
         node.domain,
         node.op_type,
@@ -57,13 +60,13 @@ def _node(node: Any) -> list[Any]:
     ]
 
 
-def _attribute(entry: Any) -> list[Any]:
+def _attribute(entry: AttributeProto) -> list[Any]:
     if entry.HasField("t"):
         return [entry.name, str(_tensor(entry.t))]
     return [entry.name, entry.SerializeToString(deterministic=True).hex()]
 
 
-def _tensor(tensor: Any) -> list[Any]:
+def _tensor(tensor: TensorProto) -> list[Any]:
     """Return type and dimensions, and the numbers of a short list of integers."""
     from onnx import TensorProto, numpy_helper
 

@@ -15,10 +15,12 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.plan import Plan
 from penjing.core.target import Target
 from penjing.core.value import Model
-from penjing.targets.onnx_file import facts_of, input_specs, write_onnx
-from penjing.targets.signature import Guard, TensorSpec, fixed_batch
+from penjing.targets.onnx_file import describe_file, read_input_specs, write_onnx
+from penjing.targets.signature import Guard, TensorSpec, find_fixed_batch
 
 FILE = "model.onnx"
+LOAD_FIX = "deliver the model again with the installed version of onnxruntime"
+RUN_FIX = "give a batch whose shapes and indices the model takes; free memory if it ran out"
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider"}
 _ERRORS = (
@@ -39,12 +41,12 @@ class OnnxRunner:
     `fixed_batch` is the batch that the graph insists on, or None.
     """
 
-    def __init__(self, session: Any, specs: tuple[TensorSpec, ...]) -> None:
+    def __init__(self, session: ort.InferenceSession, specs: tuple[TensorSpec, ...]) -> None:
         self._run = session.run
         self._names = [spec.name for spec in specs]
         self._wanted = [session.get_outputs()[0].name]
         self._guard = Guard(specs)
-        self.fixed_batch = fixed_batch(specs)
+        self.fixed_batch = find_fixed_batch(specs)
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]:
         """Return the first output for one batch.
@@ -56,7 +58,7 @@ class OnnxRunner:
         try:
             output: NDArray[Any] = self._run(self._wanted, dict(zip(self._names, inputs, strict=True)))[0]
         except _ERRORS as error:
-            raise _refused("ONNX Runtime carries the model out", error, FILE) from error
+            raise _refused("must run on the batch in ONNX Runtime", error, FILE, RUN_FIX) from error
         return output
 
 
@@ -79,7 +81,7 @@ class OnnxRuntime:
         Raises:
             Refused: the exported file does not pass `onnx.checker`.
         """
-        return {"format": "onnx"} | facts_of(write_onnx(model, example, folder / FILE))
+        return {"format": "onnx"} | describe_file(write_onnx(model, example, folder / FILE))
 
     def open(self, folder: Path, target: Target, model: Callable[[], Model] | None = None) -> OnnxRunner:
         """Check the file (size, graph, external data) and open a session on it; `model` is not used.
@@ -95,18 +97,20 @@ class OnnxRuntime:
         from penjing.backends.onnx.model import load_onnx
 
         path = folder / FILE
-        specs = input_specs(load_onnx(path).proto)
+        specs = read_input_specs(load_onnx(path).proto)
         provider = _PROVIDERS[target.device]
         _require_provider(provider, ort.get_available_providers())
         try:
-            session = ort.InferenceSession(str(path), session_options(target.threads), providers=[provider])
+            session = ort.InferenceSession(
+                str(path), make_session_options(target.threads), providers=[provider]
+            )
         except _ERRORS as error:
-            raise _refused("ONNX Runtime loads the model", error, str(path)) from error
+            raise _refused("must load in ONNX Runtime", error, str(path), LOAD_FIX) from error
         _require_provider(provider, session.get_providers()[:1])
         return OnnxRunner(session, specs)
 
 
-def session_options(threads: int) -> Any:
+def make_session_options(threads: int) -> ort.SessionOptions:
     """Return the session options of every measurement: `threads` >= 1, sequential, no spinning."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
@@ -122,17 +126,17 @@ def session_options(threads: int) -> Any:
 def _require_provider(provider: str, present: list[str]) -> None:
     if provider not in present:
         raise Refused(
-            "the session runs on the requested provider",
-            value=", ".join(present) or "none",
-            place=f"onnxruntime provider {provider}",
+            f"the session must run on {provider}",
+            value=", ".join(present) or "no provider",
+            place="target.device",
             code=Exit.ENVIRONMENT,
-            fix="install the onnxruntime package that has this provider",
+            fix="install a build of onnxruntime that has this provider",
         )
 
 
-def _refused(rule: str, error: BaseException, place: str) -> Refused:
+def _refused(rule: str, error: BaseException, place: str, fix: str) -> Refused:
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return Refused(rule, value=line[:300], place=place)
+    return Refused(rule, value=line[:300], place=place, fix=fix)
 
 
 RUNTIME = OnnxRuntime()

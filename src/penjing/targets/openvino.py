@@ -8,9 +8,9 @@ processor can. Reference: https://docs.openvino.ai, "Precision Control" and "CPU
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +18,22 @@ from numpy.typing import NDArray
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import bring
-from penjing.core.method import Change
+from penjing.core.method import Change, Changes
 from penjing.core.plan import Plan
 from penjing.core.target import Target, need_to_deliver
 from penjing.core.value import Model
-from penjing.targets.signature import Guard, TensorSpec, fixed_batch
+from penjing.targets.signature import Guard, TensorSpec, find_fixed_batch
+
+if TYPE_CHECKING:
+    from openvino import CompiledModel, ConstOutput, Tensor
 
 ov = bring("openvino")
 
 FILE, WEIGHTS = "model.xml", "model.bin"
+RUN_FIX = "give a batch whose shapes and indices the model takes; free memory if it ran out"
+CONVERT_FIX = "write the layer with other operators, or deliver the model to onnxruntime"
+LOAD_FIX = "deliver the model again with the installed version of openvino"
+TYPE_FIX = "export the model with inputs of float32 or int64"
 
 _DEVICES = {"cpu": "CPU"}
 _PRODUCTS = frozenset({"Convolution", "Deconvolution", "FullyConnected", "MatMul"})
@@ -41,10 +48,10 @@ class OpenVinoRunner:
     insists on, or None.
     """
 
-    def __init__(self, compiled: Any, specs: tuple[TensorSpec, ...]) -> None:
+    def __init__(self, compiled: CompiledModel, specs: tuple[TensorSpec, ...]) -> None:
         self._request = compiled.create_infer_request()
         self._guard = Guard(specs)
-        self.fixed_batch = fixed_batch(specs)
+        self.fixed_batch = find_fixed_batch(specs)
 
     def __call__(self, *inputs: NDArray[Any]) -> NDArray[Any]:
         """Return the first output for one batch.
@@ -61,7 +68,7 @@ class OpenVinoRunner:
             self._request.infer({}, share_outputs=True)
             return np.array(self._request.get_output_tensor(0).data)
         except _ERRORS as error:
-            raise _refused("OpenVINO carries the model out", error, FILE) from error
+            raise _refused("must run on the batch in OpenVINO", error, FILE, RUN_FIX) from error
 
 
 class OpenVino:
@@ -85,8 +92,8 @@ class OpenVino:
                 conversion for an operator (it is named) or cannot compile the graph.
         """
         need_to_deliver(Target("openvino"))
-        from penjing.backends.onnx.integers import integer_layers
-        from penjing.targets.onnx_file import facts_of, write_onnx
+        from penjing.backends.onnx.integers.stated import find_integer_layers
+        from penjing.targets.onnx_file import describe_file, write_onnx
 
         with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:
             path = Path(temporary) / "model.onnx"
@@ -94,13 +101,13 @@ class OpenVino:
             try:
                 ov.save_model(ov.Core().read_model(path), folder / FILE, compress_to_fp16=False)
             except _ERRORS as error:
-                raise _refused("OpenVINO can convert the model", error, "openvino") from error
-        claims = integer_layers(proto)
-        runs = precisions(_compiled(folder, Target("openvino")), claims.values()) if claims else {}
+                raise _refused("must convert to OpenVINO", error, "model", CONVERT_FIX) from error
+        claims = find_integer_layers(proto)
+        runs = read_precisions(_compiled(folder, Target("openvino")), claims.values()) if claims else {}
         found = {layer: runs[node] for layer, node in claims.items()}
         return {
             "format": "openvino",
-            **facts_of(proto),
+            **describe_file(proto),
             "integer_layers": [layer for layer, precision in found.items() if precision in _INTEGERS],
             "float_layers": {layer: p for layer, p in found.items() if p not in _INTEGERS},
             "changes": _changes(found),
@@ -119,13 +126,13 @@ class OpenVino:
         return OpenVinoRunner(compiled, tuple(_spec(entry) for entry in compiled.inputs))
 
 
-def float_precisions(device: str = "cpu") -> tuple[str, ...]:
+def list_float_precisions(device: str = "cpu") -> tuple[str, ...]:
     """Return the modes that this machine can run: `f32`, and `bf16` where the processor has it."""
     capabilities = ov.Core().get_property(_DEVICES[device], "OPTIMIZATION_CAPABILITIES")
     return ("f32", "bf16") if "BF16" in capabilities else ("f32",)
 
 
-def precisions(compiled: Any, nodes: Any) -> dict[str, str]:
+def read_precisions(compiled: CompiledModel, nodes: Iterable[str]) -> dict[str, str]:
     """Return the precision in which a compiled model runs products, by the names of the graph's nodes.
 
     Read from the runtime's own graph, whose layers name the nodes that were fused into them: `u8` and `i8`
@@ -146,38 +153,25 @@ def precisions(compiled: Any, nodes: Any) -> dict[str, str]:
 
 def _changes(found: Mapping[str, str]) -> list[Change]:
     """Say how many layers run on integers, and name each that does not."""
-    if not found:
-        return []
-    floats = {layer: p for layer, p in found.items() if p not in _INTEGERS}
-    counts: dict[str, float | int | str] = {"integer_layers": len(found) - len(floats), "of": len(found)}
-    none = len(floats) == len(found)
-    return [
-        Change(
-            method="openvino",
-            layer="*",
-            status="skipped" if none else "done",
-            detail=counts,
-            reason="no layer runs on integers" if none else "",
-        ),
-        *(
-            Change(
-                method="openvino",
-                layer=layer,
-                status="skipped",
-                reason=f"stated in integers, but OpenVINO runs it in {precision}",
-            )
-            for layer, precision in floats.items()
-        ),
-    ]
+    changes = Changes("openvino")
+    floats = {layer: precision for layer, precision in found.items() if precision not in _INTEGERS}
+    counts = {"integer_layers": len(found) - len(floats), "of": len(found)}
+    if found and len(floats) == len(found):
+        changes.skip("*", "no layer runs on integers", **counts)
+    elif found:
+        changes.done("*", "", **counts)
+    for layer, precision in floats.items():
+        changes.skip(layer, f"stated in integers, but OpenVINO runs it in {precision}")
+    return changes
 
 
-def _compiled(folder: Path, target: Target) -> Any:
+def _compiled(folder: Path, target: Target) -> CompiledModel:
     device = _DEVICES[target.device]
-    modes = float_precisions(target.device)
+    modes = list_float_precisions(target.device)
     if target.mode not in modes:
         raise Refused(
-            f"the processor computes in {target.mode}",
-            value=f"it offers {', '.join(modes)}",
+            f"the processor must compute in {target.mode}",
+            value=", ".join(modes),
             place="target.mode",
             fix="use the mode f32",
             code=Exit.ENVIRONMENT,
@@ -186,14 +180,14 @@ def _compiled(folder: Path, target: Target) -> Any:
     _check_files(folder)
     try:
         model = core.read_model(folder / FILE, folder / WEIGHTS)
-        compiled = core.compile_model(model, device, settings(target))
+        compiled = core.compile_model(model, device, make_settings(target))
     except _ERRORS as error:
-        raise _refused("OpenVINO loads the model", error, str(folder / FILE)) from error
+        raise _refused("must load in OpenVINO", error, str(folder / FILE), LOAD_FIX) from error
     _check_settings(compiled, target, device)
     return compiled
 
 
-def settings(target: Target) -> dict[str, Any]:
+def make_settings(target: Target) -> dict[str, Any]:
     """Return the properties of every measurement: precision, latency hint, one stream, threads.
 
     The processes of measurements are pinned by themselves; OpenVINO does not pin threads.
@@ -211,53 +205,56 @@ def _check_files(folder: Path) -> None:
     """Refuse what is no whole description of a network: OpenVINO would try its other readers on it."""
     for name in (FILE, WEIGHTS):
         if not (folder / name).is_file():
-            raise Refused("the model file exists", value=name, place=str(folder))
+            raise Refused(
+                f"must hold {name}", value="no such file", place=str(folder), fix="deliver the model again"
+            )
     with open(folder / FILE, "rb") as file:
         head = file.read(64)
         file.seek(max(0, (folder / FILE).stat().st_size - 64))
         tail = file.read().rstrip()
     if not head.startswith(b"<?xml") or not tail.endswith(b"</net>"):
         raise Refused(
-            "the file is a whole OpenVINO model",
+            "must be a whole OpenVINO model",
             value="no <net> from start to end",
             place=str(folder / FILE),
             fix="deliver the model again",
         )
 
 
-def _check_settings(compiled: Any, target: Target, device: str) -> None:
+def _check_settings(compiled: CompiledModel, target: Target, device: str) -> None:
     wanted = {"INFERENCE_PRECISION_HINT": getattr(ov.Type, target.mode), "EXECUTION_DEVICES": [device]}
     for name, value in wanted.items():
         found = compiled.get_property(name)
         if found != value:
             raise Refused(
-                f"OpenVINO runs with {name} as asked",
-                value=f"{found} for {value}",
+                f"OpenVINO must run with {name} {value}",
+                value=found,
                 place=f"target {target.label}",
                 code=Exit.ENVIRONMENT,
+                fix="unset the environment variables and files that configure OpenVINO",
             )
 
 
-def _shared(array: NDArray[Any]) -> Any:
+def _shared(array: NDArray[Any]) -> Tensor:
     """Return a tensor on the memory of an array; on a copy where it is not contiguous or only to be read."""
     plain = array.flags.c_contiguous and array.flags.writeable
     return ov.Tensor(array if plain else np.array(array, order="C"), shared_memory=True)
 
 
-def _spec(entry: Any) -> TensorSpec:
+def _spec(entry: ConstOutput) -> TensorSpec:
     shape = tuple(d.get_length() if d.is_static else None for d in entry.partial_shape)
     try:
         dtype = np.dtype(entry.element_type.to_dtype()).name
     except _ERRORS as error:
-        raise _refused("an input has a type that NumPy knows", error, entry.get_any_name()) from error
+        raise _refused("must have a type that NumPy knows", error, entry.get_any_name(), TYPE_FIX) from error
     return TensorSpec(entry.get_any_name(), dtype, shape)
 
 
-def _refused(rule: str, error: BaseException, place: str) -> Refused:
+def _refused(rule: str, error: BaseException, place: str, fix: str) -> Refused:
     noise = ("Exception from", "Check '", "FrontEnd API failed", "Summary:")
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith(noise)] or lines or [type(error).__name__]
-    return Refused(rule, value="; ".join(said)[:300], place=place)
+    return Refused(rule, value="; ".join(said)[:300], place=place, fix=fix)
 
 
 RUNTIME = OpenVino()

@@ -29,7 +29,7 @@ def spec_from_json(data: dict[str, Any]) -> TensorSpec:
     return TensorSpec(str(data["name"]), str(data["dtype"]), tuple(data["shape"]))
 
 
-def fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
+def find_fixed_batch(specs: Sequence[TensorSpec]) -> int | None:
     """Return the batch that the inputs insist on, or None where any batch goes."""
     sizes = {spec.shape[0] for spec in specs if spec.shape}
     sizes.discard(None)
@@ -61,8 +61,8 @@ def check_inputs(inputs: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
     names = ", ".join(spec.name for spec in specs)
     if len(inputs) != len(specs):
         raise Refused(
-            "the call has as many inputs as the model",
-            value=f"{len(inputs)} for {len(specs)}",
+            f"must be {len(specs)}, as many as the model has",
+            value=len(inputs),
             place="inputs",
             fix=f"pass {names}, in this order",
         )
@@ -70,28 +70,33 @@ def check_inputs(inputs: Sequence[Any], specs: Sequence[TensorSpec]) -> None:
         place = f"input {spec.name!r}"
         if not isinstance(array, np.ndarray):
             raise Refused(
-                "an input is a NumPy array",
+                "must be a NumPy array",
                 value=type(array).__name__,
                 place=place,
                 fix="convert it with numpy.asarray",
             )
         if array.dtype != np.dtype(spec.dtype):
             raise Refused(
-                f"the input has dtype {spec.dtype}",
+                f"must have dtype {spec.dtype}",
                 value=array.dtype,
                 place=place,
                 fix=f"convert it with .astype('{spec.dtype}')",
             )
         if not _fits(array.shape, spec.shape):
             raise Refused(
-                "the input has the model's shape",
+                f"must have the shape {_say(spec.shape)}",
                 value=array.shape,
                 place=place,
-                fix=f"shape it as {_say(spec.shape)}",
+                fix="reshape it, or give the examples that the model was delivered for",
             )
     batches = {x.shape[0] for x, spec in zip(inputs, specs, strict=True) if spec.shape}
     if len(batches) > 1:
-        raise Refused("all inputs have the same batch", value=sorted(batches), place=f"inputs {names}")
+        raise Refused(
+            "must have as many examples each",
+            value=", ".join(map(str, sorted(batches))),
+            place=f"inputs {names}",
+            fix="give one array of each input for the same examples",
+        )
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

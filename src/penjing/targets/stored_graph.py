@@ -62,43 +62,55 @@ def read(folder: Path, weights: Path) -> ExportedNet:
         data = json.loads((folder / GRAPH).read_text("utf-8"))
         constants = load_file(folder / CONSTANTS) if (folder / CONSTANTS).is_file() else {}
     except (OSError, ValueError, RecursionError, SafetensorError) as error:
-        raise Refused("the stored graph can be read", value=error, place=str(folder)) from error
+        raise Refused(
+            "the stored graph must be readable", value=error, place=str(folder), fix="deliver the model again"
+        ) from error
     net: ExportedNet = net_of(data, constants).eval()
     try:
         torch_weights.load(net, weights)
     except (SafetensorError, OSError, RuntimeError) as error:
-        raise Refused("the weights fit the stored graph", value=error, place=str(weights)) from error
+        raise Refused(
+            "must hold the tensors of the stored graph",
+            value=error,
+            place=str(weights),
+            fix="deliver the model again",
+        ) from error
     return net
 
 
-def _outputs(module: torch.nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
+def _outputs(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     try:
         return [leaf.cpu() for leaf in _leaves(run_quietly(module, inputs))]
     except Exception as error:
         # Code of the user, or a graph that was made for another device, runs here.
         raise Refused(
-            "the stored graph runs", value=f"{type(error).__name__}: {error}"[:200], place="model"
+            "the stored graph must run on an example",
+            value=f"{type(error).__name__}: {error}"[:200],
+            place="model",
+            fix="open the artefact with your class, model=",
         ) from error
 
 
-def _compare(found: list[Any], wanted: list[Any]) -> None:
+def _compare(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> None:
     if len(found) != len(wanted):
         raise Refused(
-            "the stored graph returns what the model returns",
+            f"the stored graph must return {len(wanted)} tensors, as the model does",
+            value=len(found),
             place="model",
-            value=f"{len(found)} outputs for {len(wanted)}",
+            fix="open the artefact with your class, model=",
         )
     for a, b in zip(found, wanted, strict=True):
         gap = difference(a, b)
         if gap > TOLERANCE.get(b.dtype, 0.0):
             raise Refused(
-                "the stored graph computes what the model computes",
+                "the stored graph must compute what the model computes",
+                value=f"a relative difference of {gap:.1e}",
                 place="model",
-                value=f"relative difference {gap:.1e}",
+                fix="open the artefact with your class, model=",
             )
 
 
-def _leaves(output: Any) -> list[Any]:
+def _leaves(output: Any) -> list[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         return [output]
     if isinstance(output, dict):

@@ -52,7 +52,10 @@ class TorchRunner:
                 # The user's own code runs here and may raise anything.
                 line = (str(error).strip().splitlines() or [""])[0][:300]
                 raise Refused(
-                    "the module runs on the batch", value=f"{type(error).__name__}: {line}", place="torch"
+                    "the module must run on the batch",
+                    value=f"{type(error).__name__}: {line}",
+                    place="torch",
+                    fix="give a batch that the module takes in evaluation mode",
                 ) from error
         return _first(output)
 
@@ -79,10 +82,10 @@ class TorchRuntime:
         """
         if not isinstance(model, torch.nn.Module):
             raise Refused(
-                "the runtime torch takes a torch module",
+                "must be a torch module for the runtime torch",
                 value=type(model).__qualname__,
-                place="target.runtime",
-                fix="deliver it to onnxruntime",
+                place="model",
+                fix="deliver it to Target('onnxruntime')",
             )
         refuse_simulated(model)
         specs = [TensorSpec(f"input{i}", x.dtype.name, (None, *x.shape[1:])) for i, x in enumerate(example)]
@@ -105,10 +108,10 @@ class TorchRuntime:
             Refused: damaged files, a class that the weights do not fit, or neither a class nor a graph.
         """
         module, specs = _module(folder, model)
-        return runner(module, target, specs)
+        return make_runner(module, target, specs)
 
 
-def load_module(folder: Path | str, model: Callable[[], Model] | None = None) -> Any:
+def load_module(folder: Path | str, model: Callable[[], Model] | None = None) -> torch.nn.Module:
     """Return the module of a delivered folder, to train or change it further; in evaluation mode.
 
     Args:
@@ -122,7 +125,7 @@ def load_module(folder: Path | str, model: Callable[[], Model] | None = None) ->
     artefact = open_artefact(folder)
     if artefact.target.runtime != "torch":
         raise Refused(
-            "the artefact was delivered for torch",
+            "must be an artefact for torch",
             value=artefact.target.label,
             place=str(folder),
             fix="deliver the model to Target('torch')",
@@ -130,7 +133,9 @@ def load_module(folder: Path | str, model: Callable[[], Model] | None = None) ->
     return _module(artefact.path, model)[0].eval()
 
 
-def _module(folder: Path, model: Callable[[], Model] | None) -> tuple[Any, tuple[TensorSpec, ...]]:
+def _module(
+    folder: Path, model: Callable[[], Model] | None
+) -> tuple[torch.nn.Module, tuple[TensorSpec, ...]]:
     recipe = _read_recipe(folder / RECIPE)
     specs = tuple(spec_from_json(entry) for entry in recipe["inputs"])
     if model is not None:
@@ -139,9 +144,9 @@ def _module(folder: Path, model: Callable[[], Model] | None) -> tuple[Any, tuple
         return module, specs
     if recipe["no_graph"] or not (folder / stored_graph.GRAPH).is_file():
         raise Refused(
-            "a torch artefact without a graph is opened with its class",
-            place=str(folder),
+            "needs the class of the model: it has no self-contained graph",
             value=recipe["no_graph"] or f"no {stored_graph.GRAPH}",
+            place=str(folder),
             fix="pass model=, a function without arguments that makes your module",
         )
     net = stored_graph.read(folder, folder / WEIGHTS)
@@ -149,7 +154,7 @@ def _module(folder: Path, model: Callable[[], Model] | None) -> tuple[Any, tuple
     return net, specs
 
 
-def runner(module: Any, target: Target, specs: tuple[TensorSpec, ...]) -> TorchRunner:
+def make_runner(module: torch.nn.Module, target: Target, specs: tuple[TensorSpec, ...]) -> TorchRunner:
     """Wrap a module, in evaluation mode, with the target's threads and mode."""
     torch.set_num_threads(target.threads)
     module.eval()
@@ -164,7 +169,7 @@ def runner(module: Any, target: Target, specs: tuple[TensorSpec, ...]) -> TorchR
             compiled(*_zeros(specs, target.batch))
     except Refused as error:
         raise Refused(
-            "torch.compile compiles the module",
+            "torch.compile must compile the module",
             value=error.value,
             place="target.mode",
             fix="use the mode eager",
@@ -173,28 +178,38 @@ def runner(module: Any, target: Target, specs: tuple[TensorSpec, ...]) -> TorchR
     return compiled
 
 
-def _made(model: Callable[[], Model]) -> Any:
+def _made(model: Callable[[], Model]) -> torch.nn.Module:
     try:
         module = model()
     except Exception as error:
         # The user's own code runs here and may raise anything.
         raise Refused(
-            "the function makes the model", value=f"{type(error).__name__}: {error}", place="model()"
+            "must make the module without arguments",
+            value=f"{type(error).__name__}: {error}",
+            place="model()",
+            fix="pass a function such as lambda: Net(10)",
         ) from error
     if not isinstance(module, torch.nn.Module):
-        raise Refused("the function makes a torch module", value=type(module).__qualname__, place="model()")
+        raise Refused(
+            "must return a torch module",
+            value=type(module).__qualname__,
+            place="model()",
+            fix="pass the class, or a function that returns an instance of it",
+        )
     return module
 
 
-def _load(module: Any, path: Path) -> None:
+def _load(module: torch.nn.Module, path: Path) -> None:
     try:
         torch_weights.load(module, path)
     except (SafetensorError, OSError) as error:
-        raise Refused("the weights file is whole", value=error, place=str(path)) from error
+        raise Refused(
+            "must be a whole safetensors file", value=error, place=str(path), fix="deliver the model again"
+        ) from error
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
         raise Refused(
-            "the weights fit the class",
+            "must hold the tensors of the class",
             value="; ".join(lines) or error,
             place=str(path),
             fix="pass the class that the artefact was made from",
@@ -207,14 +222,16 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         found = {key: list(recipe[key]) for key in ("inputs", "history")}
         return found | {"no_graph": str(recipe.get("no_graph", ""))}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise Refused("the artefact has a readable recipe", value=error, place=str(path)) from error
+        raise Refused(
+            "must be a readable recipe", value=error, place=str(path), fix="deliver the model again"
+        ) from error
 
 
 def _zeros(specs: tuple[TensorSpec, ...], batch: int) -> Arrays:
     return tuple(np.zeros((batch, *(d or 1 for d in s.shape[1:])), dtype=s.dtype) for s in specs)
 
 
-def _tensor(array: NDArray[Any]) -> Any:
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
@@ -226,7 +243,7 @@ def _first(output: Any) -> NDArray[Any]:
             output = output[0]
         else:
             raise Refused(
-                "the module returns a tensor",
+                "the module must return a tensor",
                 value=type(output).__name__,
                 place="torch",
                 fix="choose one with task.output",

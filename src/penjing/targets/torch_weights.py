@@ -41,10 +41,10 @@ def save(module: torch.nn.Module, path: Path) -> None:
             bits, values = pack(_array(dense), masks[name])
         except ValueError as error:
             raise Refused(
-                "a weight that a mask removes is zero",
+                "a weight that a mask removes must be zero",
                 value=error,
                 place=name,
-                fix="write weights before their mask is set",
+                fix="write the weights first and set their mask then",
             ) from error
         tensors[name + MASK] = torch.from_numpy(bits)
         tensors[name + VALUES] = torch.from_numpy(values).view(dense.dtype)
@@ -76,7 +76,7 @@ def load(module: torch.nn.Module, path: Path) -> None:
     set_masks(module, {name: mask for name, mask in masks.items() if mask.any()})
 
 
-def _array(tensor: Any) -> NDArray[Any]:
+def _array(tensor: torch.Tensor) -> NDArray[Any]:
     """Return the tensor's numbers as bits of the same width: NumPy lacks some of torch's types."""
     widths = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     array: NDArray[Any] = tensor.contiguous().view(widths[tensor.element_size()]).numpy()
@@ -84,8 +84,8 @@ def _array(tensor: Any) -> NDArray[Any]:
 
 
 def _unpacked(
-    name: str, bits: NDArray[np.uint8], values: Any, shape: tuple[int, ...]
-) -> tuple[Any, NDArray[np.bool_]]:
+    name: str, bits: NDArray[np.uint8], values: torch.Tensor, shape: tuple[int, ...]
+) -> tuple[torch.Tensor, NDArray[np.bool_]]:
     try:
         dense, mask = unpack(bits, _array(values), shape), unpack_mask(bits, shape)
     except ValueError as error:

@@ -50,7 +50,9 @@ def test_good_file_loads_and_runs_at_any_batch(good):
 def test_truncated_at_every_length_is_refused_and_never_crashes(good, tmp_path):
     data = good.read_bytes()
     for length in range(0, len(data), 7):
-        refuses(data[:length], tmp_path, "whole ONNX file|not empty|holds a graph|checker|operator|opset")
+        refuses(
+            data[:length], tmp_path, "whole ONNX file|not be empty|must hold a graph|checker|operator|opset"
+        )
 
 
 def test_flipped_bytes_are_refused_or_load_as_a_checked_model(good, tmp_path):
@@ -76,25 +78,25 @@ def test_foreign_file_is_refused(content, tmp_path):
 
 def test_missing_file_and_folder_are_refused(tmp_path):
     for path in (tmp_path / "no.onnx", tmp_path):
-        with pytest.raises(Refused, match="model file exists"):
+        with pytest.raises(Refused, match="must be a file"):
             load_onnx(path)
 
 
 def test_opset_of_the_future_and_of_the_past_is_named(tmp_path):
-    refuses(linear_model(opset=9999), tmp_path, "opset is from 7 to .*9999")
-    refuses(linear_model(opset=3), tmp_path, "opset is from 7")
+    refuses(linear_model(opset=9999), tmp_path, "opset must be from 7 to .*9999")
+    refuses(linear_model(opset=3), tmp_path, "opset must be from 7")
 
 
 def test_ir_version_of_the_future_is_named(tmp_path):
     proto = linear_model()
     proto.ir_version = 99
-    refuses(proto, tmp_path, "IR version is at most .*99")
+    refuses(proto, tmp_path, "IR version must be at most .*99")
 
 
 @pytest.mark.parametrize("domain", ["", "my.company"])
 def test_unknown_operator_is_named(domain, tmp_path):
     node = helper.make_node("FancyOp", ["x"], ["y"], name="odd", domain=domain)
-    refuses(linear_model(nodes=[node], domains=[domain] if domain else []), tmp_path, "FancyOp.*'odd'")
+    refuses(linear_model(nodes=[node], domains=[domain] if domain else []), tmp_path, "'odd'.*got .*FancyOp")
 
 
 def external(location, tmp_path, length=48, offset=None):
@@ -125,7 +127,7 @@ def test_external_data_outside_the_folder_is_refused(location, tmp_path):
     (tmp_path / "secret.bin").write_bytes(b"\0" * 48)
     folder = tmp_path / "model"
     folder.mkdir()
-    refuses(external(location, tmp_path), folder, "external data lies in the model's folder")
+    refuses(external(location, tmp_path), folder, "external data must lie in the model's folder")
 
 
 def test_external_data_through_links_is_refused(tmp_path):
@@ -136,13 +138,13 @@ def test_external_data_through_links_is_refused(tmp_path):
     (folder / "soft.bin").symlink_to(secret)
     os.link(secret, folder / "hard.bin")
     (folder / "sub").symlink_to(tmp_path)
-    refuses(external("soft.bin", tmp_path), folder, "no link")
-    refuses(external("sub/secret.bin", tmp_path), folder, "no link")
+    refuses(external("soft.bin", tmp_path), folder, "not be a link")
+    refuses(external("sub/secret.bin", tmp_path), folder, "not be a link")
     refuses(external("hard.bin", tmp_path), folder, "without hard links")
 
 
 def test_external_data_missing_or_short_is_named(tmp_path):
-    refuses(external("none.bin", tmp_path), tmp_path, "external data is there.*none.bin")
+    refuses(external("none.bin", tmp_path), tmp_path, "external data must be in the model's folder.*none.bin")
     (tmp_path / "short.bin").write_bytes(b"\0" * 40)
     refuses(external("short.bin", tmp_path), tmp_path, "40 of 48 bytes")
     refuses(external("short.bin", tmp_path, offset=-8), tmp_path, "whole numbers")
@@ -163,7 +165,7 @@ def chain_of_functions(depth, closed=False):
 
 def test_deep_and_circular_functions_are_refused_before_the_runtime_sees_them(tmp_path):
     refuses(chain_of_functions(3000), tmp_path, "nested at most 64 deep")
-    refuses(chain_of_functions(3, closed=True), tmp_path, "do not call themselves")
+    refuses(chain_of_functions(3, closed=True), tmp_path, "must not call themselves")
 
 
 def test_shallow_functions_load(tmp_path):
@@ -185,13 +187,13 @@ def test_constant_bomb_is_refused_without_the_memory(tmp_path):
 
 def test_inputs_are_checked_by_number_name_type_and_shape(good):
     model = load_onnx(good)
-    with pytest.raises(Refused, match="as many arrays"):
+    with pytest.raises(Refused, match="inputs must be 1, as many as the model has, got 0"):
         model.run(())
-    with pytest.raises(Refused, match="names of the inputs"):
+    with pytest.raises(Refused, match="names that the model declares, got wrong"):
         model.run({"wrong": np.ones((1, 4), np.float32)})
-    with pytest.raises(Refused, match="int64 for tensor\\(float\\)"):
+    with pytest.raises(Refused, match="input 'x' must be float32, got int64"):
         model.run((np.ones((1, 4), np.int64),))
-    with pytest.raises(Refused, match=r"inputs \{'x': \(1, 5\)\}"):
+    with pytest.raises(Refused, match=r"must run on inputs of shapes \{'x': \(1, 5\)\}"):
         model.run((np.ones((1, 5), np.float32),))
     assert model.run((np.ones((1, 4), np.float64),))[0].dtype == np.float32
 
@@ -209,7 +211,7 @@ def test_nan_weights_are_named_and_an_open_clip_is_not(good):
 
 def test_model_that_the_runtime_rejects_is_a_refusal():
     proto = linear_model(nodes=[helper.make_node("Fancy", ["x"], ["y"])])
-    with pytest.raises(Refused, match="ONNX Runtime can load"):
+    with pytest.raises(Refused, match=r"must load in ONNX Runtime.*Fancy"):
         OnnxModel(proto).session  # noqa: B018
 
 

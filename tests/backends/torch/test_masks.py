@@ -142,10 +142,10 @@ def test_the_fingerprint_tells_masks_apart():
 @pytest.mark.parametrize(
     ("masks", "rule"),
     [
-        ({"7.weight": np.ones((1, 1), bool)}, "of a parameter of the model"),
-        ({"6.weight": np.ones((128, 3), bool)}, "boolean array of shape"),
-        ({"6.weight": np.ones((3, 128))}, "boolean array of shape"),
-        ({"6.weight": np.zeros((3, 128), bool)}, "keeps at least one"),
+        ({"7.weight": np.ones((1, 1), bool)}, "must be of a parameter of the model"),
+        ({"6.weight": np.ones((128, 3), bool)}, r"6\.weight needs a boolean mask of shape \(3, 128\)"),
+        ({"6.weight": np.ones((3, 128))}, r"6\.weight needs a boolean mask of shape \(3, 128\)"),
+        ({"6.weight": np.zeros((3, 128), bool)}, "must keep at least one"),
     ],
 )
 def test_bad_masks_are_refused_before_anything_changes(masks, rule):

@@ -64,22 +64,30 @@ class NumpyBackend:
         for name, array in tensors.items():
             place = f"{layer}.{name}"
             if name not in own:
-                raise Refused("the tensor is in the layer", value=place, fix=nearest(name, own))
+                raise Refused(
+                    "must name a tensor of the layer", value=repr(name), place=layer, fix=nearest(name, own)
+                )
             if own[name].shape != np.shape(array):
                 raise Refused(
-                    "a written tensor keeps its shape",
+                    "must keep its shape",
+                    value=np.shape(array),
                     place=place,
-                    value=f"{np.shape(array)} for {own[name].shape}",
+                    fix=f"write an array of shape {own[name].shape}",
                 )
             if not np.isfinite(array).all():
-                raise Refused("a written tensor is finite", place=place)
+                raise Refused(
+                    "must be finite",
+                    value="NaN or infinity",
+                    place=place,
+                    fix="look for a division by zero in what makes the array",
+                )
         own.update({name: np.array(array, np.float32) for name, array in tensors.items()})
 
     def groups(self, model: NumpyNet, example: Arrays, heads: Heads = "whole") -> Groups:
         """Return the coupled channels."""
         return find_groups(model, example)
 
-    def blocks(self, model: Any, example: Arrays) -> tuple[str, ...]:
+    def blocks(self, model: NumpyNet, example: Arrays) -> tuple[str, ...]:
         """Find no block: nothing of this backend is called as one."""
         return ()
 
@@ -142,10 +150,15 @@ class NumpyBackend:
             if not np.isfinite(array).all()
         ]
         if bad:
-            raise Refused("weights are finite", value=", ".join(bad[:5]), place="model")
+            raise Refused(
+                "weights must be finite",
+                value=", ".join(bad[:5]),
+                place="model",
+                fix="train the model again with a lower rate",
+            )
         self.run(model, example)
 
-    def select(self, model: NumpyNet, output: Any) -> NumpyNet:
+    def select(self, model: NumpyNet, output: int | str | None) -> NumpyNet:
         """Return the model, which has one output."""
         chosen: NumpyNet = without_choice(model, output)
         return chosen

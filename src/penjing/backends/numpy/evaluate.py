@@ -126,7 +126,12 @@ def evaluate(net: NumpyNet, inputs: Arrays, compute: Mapping[str, Compute] = COM
         Refused: another number of inputs, or shapes that do not fit; the node is named.
     """
     if len(inputs) != len(net.inputs):
-        raise Refused("as many arrays as the net has inputs", value=len(inputs), place=", ".join(net.inputs))
+        raise Refused(
+            f"must be {len(net.inputs)}, as many as the net has",
+            value=len(inputs),
+            place="inputs",
+            fix=f"give {', '.join(net.inputs)}, in this order",
+        )
     values = {name: np.asarray(x, np.float32) for name, x in zip(net.inputs, inputs, strict=True)}
     for node in net.nodes:
         taken = [values[name] for name in node.inputs]
@@ -135,7 +140,10 @@ def evaluate(net: NumpyNet, inputs: Arrays, compute: Mapping[str, Compute] = COM
         except ValueError as error:
             # NumPy's own complaint about shapes; the shapes and the node say more.
             raise Refused(
-                f"{node.op} fits its input", value=[x.shape for x in taken], place=node.name
+                f"needs inputs of shapes that {node.op} takes",
+                value=", ".join(str(x.shape) for x in taken),
+                place=node.name,
+                fix="compare them with the shape of the node's weight, and its stride and padding",
             ) from error
         values[node.name] = result.astype(np.float32)
     return values

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penjing.backends.numpy.evaluate import evaluate
 from penjing.backends.numpy.net import Node, NumpyNet
 from penjing.core.backend import Arrays
 from penjing.core.extras import need
 from penjing.core.files import write_bytes
+
+if TYPE_CHECKING:
+    from onnx import NodeProto, ValueInfoProto
 
 OPSET = 18
 IR_VERSION = 9
@@ -32,7 +35,7 @@ def export(net: NumpyNet, example: Arrays, path: Path) -> None:
     values = evaluate(net, example)
     output = net.nodes[-1].name
 
-    def declared(name: str) -> Any:
+    def declared(name: str) -> ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *values[name].shape[1:]])
 
     weights = [
@@ -48,7 +51,7 @@ def export(net: NumpyNet, example: Arrays, path: Path) -> None:
     write_bytes(path, proto.SerializeToString(deterministic=True))
 
 
-def _node(kind: str, output: str, names: Sequence[str], **attributes: Any) -> Any:
+def _node(kind: str, output: str, names: Sequence[str], **attributes: Any) -> NodeProto:
     from onnx import helper
 
     return helper.make_node(kind, [*names], [output], name=output, **attributes)
@@ -64,7 +67,7 @@ def _square(node: Node) -> dict[str, Any]:
     return {"strides": [stride] * 2, "pads": [padding] * 4}
 
 
-def _conv2d(node: Node, net: NumpyNet) -> list[Any]:
+def _conv2d(node: Node, net: NumpyNet) -> list[NodeProto]:
     size = list(net.tensors[node.name]["weight"].shape[2:])
     return [
         _node(
@@ -78,29 +81,29 @@ def _conv2d(node: Node, net: NumpyNet) -> list[Any]:
     ]
 
 
-def _linear(node: Node, net: NumpyNet) -> list[Any]:
+def _linear(node: Node, net: NumpyNet) -> list[NodeProto]:
     return [_node("Gemm", node.name, _weighted(node, net), transB=1)]
 
 
-def _batchnorm(node: Node, net: NumpyNet) -> list[Any]:
+def _batchnorm(node: Node, net: NumpyNet) -> list[NodeProto]:
     names = [*node.inputs, *(f"{node.name}.{tensor}" for tensor in _BATCHNORM)]
     return [_node("BatchNormalization", node.name, names, epsilon=float(node["eps"]))]
 
 
-def _max_pool(node: Node, net: NumpyNet) -> list[Any]:
+def _max_pool(node: Node, net: NumpyNet) -> list[NodeProto]:
     return [
         _node("MaxPool", node.name, node.inputs, kernel_shape=[node.whole("kernel")] * 2, **_square(node))
     ]
 
 
-def _avg_pool(node: Node, net: NumpyNet) -> list[Any]:
+def _avg_pool(node: Node, net: NumpyNet) -> list[NodeProto]:
     size = [node.whole("kernel")] * 2
     return [
         _node("AveragePool", node.name, node.inputs, kernel_shape=size, count_include_pad=1, **_square(node))
     ]
 
 
-def _global_mean(node: Node, net: NumpyNet) -> list[Any]:
+def _global_mean(node: Node, net: NumpyNet) -> list[NodeProto]:
     pooled = f"{node.name}/pooled"
     return [
         _node("GlobalAveragePool", pooled, node.inputs),
@@ -108,7 +111,7 @@ def _global_mean(node: Node, net: NumpyNet) -> list[Any]:
     ]
 
 
-WRITE: Mapping[str, Callable[[Node, NumpyNet], list[Any]]] = {
+WRITE: Mapping[str, Callable[[Node, NumpyNet], list[NodeProto]]] = {
     "conv2d": _conv2d,
     "linear": _linear,
     "batchnorm": _batchnorm,

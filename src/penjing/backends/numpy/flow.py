@@ -13,9 +13,10 @@ from penjing.arrays.structure.coupling import Coupling, Labels, fixed
 from penjing.backends.numpy.evaluate import evaluate
 from penjing.backends.numpy.net import Array, Node, NumpyNet
 from penjing.core.backend import Arrays, Group, Groups
-from penjing.core.errors import Refused
+from penjing.core.errors import Refused, nearest
 
 Kept = Mapping[str, NDArray[np.int64]]
+UNITS_FIX = "pass the numbers of the units that stay, as numpy.flatnonzero of a mask gives them"
 
 
 @dataclass(frozen=True)
@@ -155,16 +156,28 @@ def cut(net: NumpyNet, groups: Groups, kept: Kept) -> NumpyNet:
 
 def _checked(by_name: Mapping[str, Group], name: str, units: NDArray[Any]) -> Group:
     if name not in by_name:
-        raise Refused("the group is the model's", value=repr(name), place="keep")
+        raise Refused(
+            "must name a group of the net", value=repr(name), place="keep", fix=nearest(name, by_name)
+        )
     group = by_name[name]
     place, shown = f"keep({name})", units.tolist()
     if units.ndim != 1 or not units.size or units.dtype.kind not in "iu":
-        raise Refused("at least one unit of a group stays", value=shown, place=place)
+        raise Refused("must be whole numbers, at least one", value=shown, place=place, fix=UNITS_FIX)
     if (np.diff(units) <= 0).any() or units[0] < 0 or units[-1] >= group.size:
-        raise Refused("kept units are sorted and in the group", value=shown, place=place)
+        raise Refused(
+            f"must be sorted, different and from 0 to {group.size - 1}",
+            value=shown,
+            place=place,
+            fix=UNITS_FIX,
+        )
     counts = np.bincount(group.blocks[units], minlength=int(group.blocks.max()) + 1)
     if len(set(counts.tolist())) > 1:
-        raise Refused("every block keeps equally many units", value=counts.tolist(), place=place)
+        raise Refused(
+            "every block must keep equally many units",
+            value=counts.tolist(),
+            place=place,
+            fix="keep as many of each block in `group.blocks`",
+        )
     return group
 
 

@@ -102,14 +102,16 @@ class NumpyNet:
             for layer, tensors in self.tensors.items()
         }
         object.__setattr__(self, "tensors", owned)
-        _require(bool(self.inputs and self.nodes), "a net has inputs and nodes", "none", "net")
+        _require(
+            bool(self.inputs and self.nodes), "must have inputs and nodes", "none", "net", "name one of each"
+        )
         known = list(self.inputs)
         for node in self.nodes:
             _check_node(node, known)
             _check_tensors(node, owned.get(node.name, {}))
             known.append(node.name)
         stray = sorted(set(owned) - {node.name for node in self.nodes})
-        _require(not stray, "tensors belong to a node", stray, "net")
+        _require(not stray, "tensors must belong to a node", stray, "net", "name them as their node")
 
     def node(self, name: str) -> Node:
         """Return the node of this name.
@@ -121,9 +123,9 @@ class NumpyNet:
             if node.name == name:
                 return node
         raise Refused(
-            "the layer is in the net",
+            "must name a node of the net",
             value=repr(name),
-            place="net",
+            place="layer",
             fix=nearest(name, [node.name for node in self.nodes]),
         )
 
@@ -131,37 +133,72 @@ class NumpyNet:
 def _check_node(node: Node, known: list[str]) -> None:
     if node.op not in OPERATORS:
         raise Refused(
-            "the operator is known", value=repr(node.op), place=node.name, fix=nearest(node.op, OPERATORS)
+            "must have a known operator",
+            value=repr(node.op),
+            place=node.name,
+            fix=nearest(node.op, OPERATORS),
         )
     operator = OPERATORS[node.op]
-    _require(node.name not in known, "names of values differ", repr(node.name), "net")
+    _require(node.name not in known, "names of values must differ", repr(node.name), "net", "rename the node")
     for value in node.inputs:
-        _require(value in known, "a value is made before it is used", repr(value), node.name)
+        _require(
+            value in known,
+            "needs values that were made before",
+            repr(value),
+            node.name,
+            nearest(value, known),
+        )
     enough = len(node.inputs) >= 2 if operator.inputs is None else len(node.inputs) == operator.inputs
     _require(
-        enough, f"{node.op} takes {operator.inputs or 'two or more'} values", len(node.inputs), node.name
+        enough,
+        f"needs {operator.inputs or 'two or more'} inputs, as {node.op} takes",
+        len(node.inputs),
+        node.name,
+        "name as many values in `inputs`",
     )
     for attribute, number in node.attributes.items():
-        _require(attribute in operator.attributes, "the attribute is known", repr(attribute), node.name)
+        _require(
+            attribute in operator.attributes,
+            f"must have attributes of {node.op} only",
+            repr(attribute),
+            node.name,
+            nearest(attribute, operator.attributes) if operator.attributes else "leave it out",
+        )
         least = 0 if attribute in ("padding", "eps") else 1
         kind = "number" if attribute == "eps" else "whole number"
         fits = isinstance(number, float | int if attribute == "eps" else int) and not isinstance(number, bool)
-        _require(fits and number >= least, f"{attribute} is a {kind} of at least {least}", number, node.name)
+        _require(
+            fits and number >= least,
+            f"must be a {kind} of at least {least}",
+            number,
+            f"{node.name}.{attribute}",
+            f"use {operator.attributes[attribute]}, the default, or more",
+        )
 
 
 def _check_tensors(node: Node, tensors: Mapping[str, Array]) -> None:
     operator = OPERATORS[node.op]
     missing = sorted(set(operator.tensors) - set(tensors))
     unknown = sorted(set(tensors) - set(operator.tensors) - set(operator.optional))
-    _require(not missing, f"{node.op} has its tensors", missing, node.name)
-    _require(not unknown, f"the tensors are those of {node.op}", unknown, node.name)
+    _require(
+        not missing, f"{node.op} must have all its tensors", f"none for {missing}", node.name, "add them"
+    )
+    _require(not unknown, f"must have tensors of {node.op} only", unknown, node.name, "leave the others out")
     for name, array in tensors.items():
         rank = _RANKS[node.op] if name == "weight" else 1
-        _require(array.ndim == rank, f"{name} has {rank} axes", array.shape, node.name)
+        _require(
+            array.ndim == rank, f"must have {rank} axes", array.shape, f"{node.name}.{name}", "reshape it"
+        )
         rows = len(next(iter(tensors.values())))
-        _require(len(array) == rows, "tensors have one row a channel", len(array), f"{node.name}.{name}")
+        _require(
+            len(array) == rows,
+            f"must have a row for each of {rows} channels",
+            len(array),
+            f"{node.name}.{name}",
+            "give tensors of one layer the same length",
+        )
 
 
-def _require(holds: bool, rule: str, value: object, place: str) -> None:
+def _require(holds: bool, rule: str, value: object, place: str, fix: str) -> None:
     if not holds:
-        raise Refused(rule, value=value, place=place)
+        raise Refused(rule, value=value, place=place, fix=fix)

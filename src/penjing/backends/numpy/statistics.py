@@ -23,7 +23,7 @@ class Pooled:
     count: int
 
 
-def pooled_statistics(net: NumpyNet, layers: Collection[str], batches: Iterable[Arrays]) -> dict[str, Pooled]:
+def pool_statistics(net: NumpyNet, layers: Collection[str], batches: Iterable[Arrays]) -> dict[str, Pooled]:
     """Return exact statistics over all batches together.
 
     While the data passes, the named layers normalize by the statistics of the batch, so that each sees its

@@ -7,39 +7,29 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
+from onnx import numpy_helper
 
-from penjing.backends.onnx.graph import (
-    QUANTIZED_OPERATORS,
-    Graph,
-    WeightNode,
-    replace_constants,
-    set_nodes,
-    taken_by,
-    weight_nodes,
-    window_of,
-)
-from penjing.backends.onnx.model import (
-    OnnxModel,
-    as_feed,
-    copy_proto,
-    graph_inputs,
-    load_onnx,
-    open_session,
-    run_session,
-)
+from penjing.backends.onnx.graph.edit import copy_proto, expose_tensors, replace_constants, select_output
+from penjing.backends.onnx.graph.index import Graph, list_inputs
+from penjing.backends.onnx.graph.layers import WeightNode, find_weight_nodes, read_window
+from penjing.backends.onnx.model import OnnxModel, load_onnx, make_feed, open_session, run_session
 from penjing.backends.onnx.normalize import normalize
 from penjing.backends.onnx.operations import count_operations
-from penjing.backends.onnx.safety import check_proto
+from penjing.backends.onnx.safety.checks import check_proto
 from penjing.core.backend import Arrays, Backend, Groups, Heads, Layer
-from penjing.core.errors import Refused
+from penjing.core.errors import Refused, nearest
 from penjing.core.files import write_bytes
 from penjing.core.measurement import Operations
 from penjing.core.task import Batch
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
+
+    from penjing.core.value import Model
 
 
 class OnnxBackend:
@@ -55,9 +45,9 @@ class OnnxBackend:
         """List the layers with weights, in the order of the graph; shared weights are one layer."""
         graph = Graph(model.proto)
         found: dict[str, Layer] = {}
-        for entry in weight_nodes(graph):
+        for entry in find_weight_nodes(graph):
             shapes = {key: array.shape for key, array in _tensors(graph, entry).items()}
-            window = window_of(entry, shapes["weight"]) if "weight" in shapes else None
+            window = read_window(entry, shapes["weight"]) if "weight" in shapes else None
             found.setdefault(entry.name, Layer(entry.name, entry.kind, shapes, window))
         return tuple(found.values())
 
@@ -83,7 +73,7 @@ class OnnxBackend:
             name = entry.tensors.get(key, "")
             if name not in graph.constants:
                 raise Refused(
-                    "the tensor is a float constant of the layer",
+                    "the tensor that is written must be a float constant of the layer",
                     value=key,
                     place=layer,
                     fix="write to the float model, before it is quantized",
@@ -92,7 +82,10 @@ class OnnxBackend:
             new = entry.native(key, np.asarray(array)).astype(old.dtype)
             if new.shape != old.shape:
                 raise Refused(
-                    "a tensor keeps its shape", value=f"{new.shape} for {old.shape}", place=f"{layer}.{key}"
+                    "must keep its shape",
+                    value=new.shape,
+                    place=f"{layer}.{key}",
+                    fix=f"write an array of shape {old.shape}",
                 )
             fresh[name] = new
         replace_constants(model.proto, fresh)
@@ -102,7 +95,7 @@ class OnnxBackend:
         """Refuse: channels are pruned before a model becomes ONNX."""
         raise _no_pruning()
 
-    def blocks(self, model: Any, example: Arrays) -> tuple[str, ...]:
+    def blocks(self, model: OnnxModel, example: Arrays) -> tuple[str, ...]:
         """Find no block: nothing of this backend is called as one."""
         return ()
 
@@ -128,11 +121,11 @@ class OnnxBackend:
             for node in [_find(graph, layer).node]
         }
         wanted = list(dict.fromkeys(name for pair in ends.values() for name in pair))
-        probe = with_outputs(model.proto, wanted)
+        probe = expose_tensors(model.proto, wanted)
         session = open_session(probe, "basic")
-        given = set(graph_inputs(model.proto))
+        given = set(list_inputs(model.proto))
         for inputs, _ in batches:
-            feed = as_feed(session, inputs)
+            feed = make_feed(session, inputs)
             names = [name for name in wanted if name not in given]
             values = dict(zip(names, run_session(session, names, feed), strict=True)) | feed
             yield {layer: (values[start], values[end]) for layer, (start, end) in ends.items()}
@@ -171,21 +164,23 @@ class OnnxBackend:
                 bad.append(f"{tensor.name} ({int(array.size - np.isfinite(array).sum())} of {array.size})")
         if bad:
             raise Refused(
-                "weights are finite",
+                "weights must be finite",
                 value=", ".join(bad[:5]),
                 place="model",
-                fix="train or convert the model again",
+                fix="train the model again with a lower rate, or export it again",
             )
         if not model.run(example):
-            raise Refused("the model has an output", value=0, place="model")
+            raise Refused(
+                "must have an output", value="none", place="model", fix="declare one when exporting"
+            )
 
-    def select(self, model: OnnxModel, output: Any) -> OnnxModel:
+    def select(self, model: OnnxModel, output: int | str | None) -> OnnxModel:
         """Return the model with one of its outputs, by name or index; without the nodes only others need.
 
         Raises:
             Refused: there is no such output, or it is named by a function.
         """
-        return model if output is None else OnnxModel(with_one_output(model.proto, output), model.reference)
+        return model if output is None else OnnxModel(select_output(model.proto, output), model.reference)
 
     def export(self, model: OnnxModel, example: Arrays, path: Path) -> None:
         """Write the model as one checked file.
@@ -196,7 +191,7 @@ class OnnxBackend:
         check_proto(model.proto, str(path))
         write_bytes(path, model.proto.SerializeToString(deterministic=True))
 
-    def adopt(self, backend: Backend, model: Any, example: Arrays) -> OnnxModel:
+    def adopt(self, backend: Backend, model: Model, example: Arrays) -> OnnxModel:
         """Export a model of another framework and bring it into the form that integer methods expect.
 
         Raises:
@@ -211,62 +206,20 @@ class OnnxBackend:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def with_outputs(proto: Any, names: Sequence[str]) -> Any:
-    """Return a copy of a model with more of its tensors as outputs."""
-    probe = copy_proto(proto)
-    present = {value.name for value in (*probe.graph.output, *probe.graph.input)}
-    probe.graph.output.extend(helper.make_empty_tensor_value_info(n) for n in names if n not in present)
-    return probe
-
-
-def with_one_output(proto: Any, output: int | str) -> Any:
-    """Return a copy of a model with one of its outputs.
-
-    Raises:
-        Refused: there is no such output, or it is neither a name nor an index.
-    """
-    known = [value.name for value in proto.graph.output]
-    by_index = isinstance(output, int) and -len(known) <= output < len(known)
-    name = known[output] if by_index and isinstance(output, int) else output
-    if name not in known:
-        raise Refused(
-            "the model has the output",
-            value=repr(output),
-            place="task.output",
-            fix=f"known: {', '.join(known)}",
-        )
-    chosen = copy_proto(proto)
-    kept = next(value for value in proto.graph.output if value.name == name)
-    del chosen.graph.output[:]
-    chosen.graph.output.append(kept)
-    needed, nodes = {name}, []
-    for node in reversed(chosen.graph.node):
-        if needed & set(node.output):
-            nodes.append(node)
-            needed.update(taken_by(node))
-    set_nodes(chosen, nodes[::-1])
-    return chosen
-
-
-def is_quantized(proto: Any) -> str | None:
-    """Return the name of the first integer operator of a model, or None for a float model."""
-    return next((node.op_type for node in proto.graph.node if node.op_type in QUANTIZED_OPERATORS), None)
-
-
-def _data_input(node: Any) -> int:
+def _data_input(node: NodeProto) -> int:
     return 1 if node.op_type == "Gather" else 0
 
 
 def _find(graph: Graph, layer: str) -> WeightNode:
-    entries = weight_nodes(graph)
+    entries = find_weight_nodes(graph)
     for entry in entries:
         if entry.name == layer:
             return entry
     raise Refused(
-        "the model has a layer of this name",
-        value=layer,
-        place="model",
-        fix=f"known: {', '.join(sorted({e.name for e in entries})[:20])}",
+        "must name a layer of the model",
+        value=repr(layer),
+        place="layer",
+        fix=nearest(layer, {entry.name for entry in entries}),
     )
 
 
@@ -277,10 +230,9 @@ def _tensors(graph: Graph, entry: WeightNode) -> dict[str, NDArray[Any]]:
 
 def _no_pruning() -> Refused:
     return Refused(
-        "channels are pruned in the framework of the model",
-        value="an ONNX model",
-        place="onnx",
-        fix="prune the PyTorch model; the plan makes it ONNX afterwards",
+        "channels cannot be pruned in an ONNX graph",
+        place="model",
+        fix="start from the PyTorch model: the plan prunes it and makes it ONNX afterwards",
     )
 
 

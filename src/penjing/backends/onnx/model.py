@@ -7,16 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from penjing.backends.onnx.graph import name_weights
-from penjing.backends.onnx.safety import LARGEST_FILE, check_proto, read_proto
+from penjing.backends.onnx.graph.index import list_inputs
+from penjing.backends.onnx.graph.layers import restore_weight_names
+from penjing.backends.onnx.safety.checks import check_proto
+from penjing.backends.onnx.safety.files import LARGEST_FILE, read_proto
 from penjing.core.errors import Refused
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
 
 _ORT_ERRORS = tuple(
     getattr(ort.capi.onnxruntime_pybind11_state, name)
@@ -42,11 +46,11 @@ class OnnxModel:
         reference: the float graph that `proto` was made from, with the same node names, or None.
     """
 
-    proto: Any
-    reference: Any = None
+    proto: ModelProto
+    reference: ModelProto | None = None
 
     @cached_property
-    def session(self) -> Any:
+    def session(self) -> ort.InferenceSession:
         """The ONNX Runtime session of this model on CPU, made when first used."""
         return open_session(self.proto)
 
@@ -56,7 +60,7 @@ class OnnxModel:
     @property
     def inputs(self) -> tuple[str, ...]:
         """Names of the inputs that a caller gives (initializers listed as inputs are none)."""
-        return graph_inputs(self.proto)
+        return list_inputs(self.proto)
 
     def run(self, inputs: Sequence[NDArray[Any]] | Mapping[str, NDArray[Any]]) -> tuple[NDArray[Any], ...]:
         """Return all outputs for one batch.
@@ -68,17 +72,11 @@ class OnnxModel:
         Raises:
             Refused: wrong number, name, type or shape of inputs, or ONNX Runtime cannot run the model.
         """
-        feed = as_feed(self.session, inputs)
+        feed = make_feed(self.session, inputs)
         return tuple(run_session(self.session, None, feed))
 
 
-def graph_inputs(proto: Any) -> tuple[str, ...]:
-    """Return the names of a graph's inputs that are not initializers."""
-    constants = {tensor.name for tensor in proto.graph.initializer}
-    return tuple(value.name for value in proto.graph.input if value.name not in constants)
-
-
-def open_session(proto: Any, level: str = "all") -> Any:
+def open_session(proto: ModelProto, level: Literal["all", "basic"] = "all") -> ort.InferenceSession:
     """Return a CPU session whose threads do not spin between calls.
 
     Args:
@@ -96,19 +94,19 @@ def open_session(proto: Any, level: str = "all") -> Any:
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if level == "all" else levels.ORT_ENABLE_BASIC
     if proto.ByteSize() > LARGEST_FILE:
         raise Refused(
-            "the model is at most 2 GB",
+            "must be at most 2 GB",
             value=f"{proto.ByteSize()} bytes",
             place="model",
-            fix="quantize or prune it in its framework first",
+            fix="prune it or store its weights in fewer bits in its own framework first",
         )
     try:
         return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except _ORT_ERRORS as error:
         raise Refused(
-            "ONNX Runtime can load the model",
+            "must load in ONNX Runtime",
             value=_first_line(error),
             place="model",
-            fix="export with an opset and operators that it knows",
+            fix="export it with standard operators of opset 18 or newer",
         ) from error
 
 
@@ -117,27 +115,29 @@ def _cores() -> int:
     return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
-def run_session(session: Any, outputs: list[str] | None, feed: Mapping[str, NDArray[Any]]) -> list[Any]:
+def run_session(
+    session: ort.InferenceSession, outputs: list[str] | None, feed: Mapping[str, NDArray[Any]]
+) -> list[NDArray[Any]]:
     """Run a session.
 
     Raises:
         Refused: the runtime fails on these inputs.
     """
     try:
-        result: list[Any] = session.run(outputs, dict(feed))
+        result: list[NDArray[Any]] = session.run(outputs, dict(feed))
     except _ORT_ERRORS as error:
         shapes = {name: tuple(array.shape) for name, array in feed.items()}
         raise Refused(
-            "ONNX Runtime can run the model on its inputs",
+            f"must run on inputs of shapes {shapes}",
             value=_first_line(error),
-            place=f"inputs {shapes}",
+            place="model",
             fix="give inputs of the shapes that the model declares",
         ) from error
     return result
 
 
-def as_feed(
-    session: Any, inputs: Sequence[NDArray[Any]] | Mapping[str, NDArray[Any]]
+def make_feed(
+    session: ort.InferenceSession, inputs: Sequence[NDArray[Any]] | Mapping[str, NDArray[Any]]
 ) -> dict[str, NDArray[Any]]:
     """Return inputs by name, in the model's types.
 
@@ -148,16 +148,16 @@ def as_feed(
     if not isinstance(inputs, Mapping):
         if len(inputs) != len(declared):
             raise Refused(
-                "as many arrays as the model has inputs",
+                f"must be {len(declared)}, as many as the model has",
                 value=len(inputs),
                 place="inputs",
-                fix=f"give {', '.join(declared)}",
+                fix=f"give {', '.join(declared)}, in this order",
             )
         inputs = dict(zip(declared, inputs, strict=True))
     if set(inputs) != set(declared):
         raise Refused(
-            "the names of the inputs are the model's",
-            value=sorted(inputs),
+            "must have the names that the model declares",
+            value=", ".join(sorted(inputs)) or "none",
             place="inputs",
             fix=f"give {', '.join(declared)}",
         )
@@ -183,21 +183,27 @@ def _as_type(array: NDArray[Any], kind: str, name: str) -> NDArray[Any]:
     given = kinds.get(array.dtype.kind, array.dtype.kind)
     if wanted is None or given != kinds.get(np.dtype(wanted).kind, np.dtype(wanted).kind):
         raise Refused(
-            "an input has the model's type",
-            value=f"{array.dtype} for {kind}",
-            place=f"input {name}",
-            fix="convert the data",
+            f"must be {_say(kind)}",
+            value=array.dtype,
+            place=f"input {name!r}",
+            fix="convert the data with .astype(...), or export the model for the type of the data",
         )
     if given == "i" and array.size:
         limits = np.iinfo(wanted)
         if array.min() < limits.min or array.max() > limits.max:
             raise Refused(
-                "integers fit the model's type",
-                value=f"{array.min()} to {array.max()} for {kind}",
-                place=f"input {name}",
-                fix="check the data",
+                f"must lie from {limits.min} to {limits.max}, the range of {_say(kind)}",
+                value=f"{array.min()} to {array.max()}",
+                place=f"input {name!r}",
+                fix="bring the integers into this range",
             )
     return np.ascontiguousarray(array, dtype=wanted)
+
+
+def _say(kind: str) -> str:
+    """Return `float32` for ONNX Runtime's `tensor(float)`."""
+    wanted = _TYPES.get(kind)
+    return kind if wanted is None else np.dtype(wanted).name
 
 
 def _first_line(error: BaseException) -> str:
@@ -217,12 +223,5 @@ def load_onnx(path: str | Path) -> OnnxModel:
     path = Path(path)
     proto = read_proto(path)
     check_proto(proto, str(path))
-    name_weights(proto)
+    restore_weight_names(proto)
     return OnnxModel(proto)
-
-
-def copy_proto(proto: Any) -> Any:
-    """Return an independent copy of a model proto."""
-    fresh = onnx.ModelProto()
-    fresh.CopyFrom(proto)
-    return fresh

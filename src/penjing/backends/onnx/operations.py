@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from onnx import helper, numpy_helper
 
-from penjing.backends.onnx.graph import FLOATS, Graph, attribute, shapes_and_types, weight_nodes
-from penjing.backends.onnx.model import copy_proto, graph_inputs
+from penjing.backends.onnx.graph.edit import copy_proto
+from penjing.backends.onnx.graph.index import FLOATS, Graph, get_attribute, list_inputs
+from penjing.backends.onnx.graph.layers import find_weight_nodes
+from penjing.backends.onnx.graph.shapes import infer_types
 from penjing.core.backend import Arrays
 from penjing.core.measurement import Operations
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 _FREE = """
 Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization BitShift
@@ -32,7 +37,7 @@ _PRODUCTS = ("Gemm", "MatMul", "MatMulInteger")
 _CONVOLUTIONS = ("Conv", "ConvInteger")
 
 
-def count_operations(proto: Any, example: Arrays) -> Operations:
+def count_operations(proto: ModelProto, example: Arrays) -> Operations:
     """Count parameters and multiply-adds of one example.
 
     Parameters are the values of constant tensors that numbers flow through (shared ones once), whatever
@@ -42,9 +47,9 @@ def count_operations(proto: Any, example: Arrays) -> Operations:
     """
     fixed = _with_batch_of_one(proto, example)
     graph = Graph(fixed)
-    shapes = {name: shape for name, (_, shape) in shapes_and_types(fixed).items()}
+    shapes = {name: shape for name, (_, shape) in infer_types(fixed).items()}
     shapes |= {name: tuple(tensor.dims) for name, tensor in graph.constants.items()}
-    layers = {entry.node.output[0]: entry.name for entry in weight_nodes(graph)}
+    layers = {entry.node.output[0]: entry.name for entry in find_weight_nodes(graph)}
     by_layer: dict[str, int] = {}
     total, uncounted = 0, set()
     for node in graph.nodes:
@@ -66,10 +71,10 @@ def count_operations(proto: Any, example: Arrays) -> Operations:
     )
 
 
-def _with_batch_of_one(proto: Any, example: Arrays) -> Any:
+def _with_batch_of_one(proto: ModelProto, example: Arrays) -> Any:
     fixed = copy_proto(proto)
     del fixed.graph.value_info[:]
-    shapes = dict(zip(graph_inputs(proto), (np.asarray(array).shape for array in example), strict=True))
+    shapes = dict(zip(list_inputs(proto), (np.asarray(array).shape for array in example), strict=True))
     for value in fixed.graph.input:
         if value.name in shapes:
             kind = value.type.tensor_type.elem_type
@@ -80,7 +85,7 @@ def _with_batch_of_one(proto: Any, example: Arrays) -> Any:
     return fixed
 
 
-def _multiply_adds(node: Any, shapes: dict[str, Any]) -> int | None:
+def _multiply_adds(node: NodeProto, shapes: dict[str, Any]) -> int | None:
     if node.op_type in _NO_MULTIPLY_ADDS and node.domain in ("", "ai.onnx"):
         return 0
     if node.op_type not in (*_PRODUCTS, *_CONVOLUTIONS, "ConvTranspose"):
@@ -92,7 +97,7 @@ def _multiply_adds(node: Any, shapes: dict[str, Any]) -> int | None:
         return int(math.prod(made) * math.prod(weight[1:]))
     if node.op_type == "ConvTranspose":
         return int(math.prod(given) * math.prod(weight[1:]))
-    inner = given[0] if attribute(node, "transA", 0) else given[-1]
+    inner = given[0] if get_attribute(node, "transA", 0) else given[-1]
     return int(math.prod(made) * inner)
 
 

@@ -6,11 +6,11 @@ import copy
 import hashlib
 import inspect
 import re
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.masks import masks_of
 from penjing.backends.torch.tensors import evaluating, select_output, tensors_of, to_inputs
@@ -30,7 +30,7 @@ def copied(model: nn.Module) -> nn.Module:
         # Anything that hangs on the user's module takes part in the copy and may raise anything.
         line = str(error).strip().splitlines()[0][:200]
         raise Refused(
-            "the model can be copied with copy.deepcopy",
+            "the model must be one that copy.deepcopy can copy",
             value=f"{type(error).__name__}: {line}",
             place=_culprit(model),
             fix="remove locks and hooks, and detach() what it caches",
@@ -67,32 +67,33 @@ def check(model: nn.Module, example: Arrays) -> None:
             line = (str(error).strip().splitlines() or [""])[0][:300]
             shapes = ", ".join(f"{x.dtype}{list(x.shape)}" for x in example)
             raise Refused(
-                "the model runs on an example of the data",
+                "the model must run on an example of the data",
                 value=f"{type(error).__name__}: {line}",
                 place=f"model({shapes})",
-                fix="check the task's inputs",
+                fix="check the order, the shapes and the types of the task's inputs",
             ) from error
     chosen = select_output(output)
     if chosen.is_floating_point() and bool(chosen.isnan().any()):
         raise Refused(
-            "the model's output has no NaN",
+            "the model's output must have no NaN",
             place="model",
             value=f"{int(chosen.isnan().sum())} of {chosen.numel()}",
+            fix="look for a division by zero, the root of a negative number, or overflow",
         )
 
 
-def _check_kinds(tensors: dict[str, Any]) -> None:
+def _check_kinds(tensors: dict[str, Tensor]) -> None:
     lazy = [n for n, t in tensors.items() if isinstance(t, nn.parameter.UninitializedTensorMixin)]
     if lazy:
         raise Refused(
-            "every parameter is initialized",
+            "every parameter must be initialized",
             value=", ".join(lazy[:5]),
             place="model",
             fix="run the model once on an example",
         )
-    rules: tuple[tuple[str, Any, str], ...] = (
-        ("no tensor is on the meta device", lambda t: t.is_meta, "load the weights before optimizing"),
-        ("no tensor is complex", lambda t: t.is_complex(), "split it into real and imaginary parts"),
+    rules: tuple[tuple[str, Callable[[Tensor], bool], str], ...] = (
+        ("tensors cannot be on the meta device", lambda t: t.is_meta, "load the weights before optimizing"),
+        ("tensors cannot be complex", lambda t: t.is_complex(), "split it into real and imaginary parts"),
     )
     for rule, bad, fix in rules:
         names = [n for n, t in tensors.items() if bad(t)]
@@ -101,20 +102,20 @@ def _check_kinds(tensors: dict[str, Any]) -> None:
     devices = sorted({str(t.device) for t in tensors.values()})
     if len(devices) > 1:
         raise Refused(
-            "all tensors are on one device",
+            "all tensors must be on one device",
             value=", ".join(devices),
             place="model",
             fix="move the model with .to(device)",
         )
 
 
-def _check_finite(tensors: dict[str, Any]) -> None:
+def _check_finite(tensors: dict[str, Tensor]) -> None:
     counts = {n: int((~t.isfinite()).sum()) for n, t in tensors.items() if t.is_floating_point()}
     bad = [f"{name} ({count})" for name, count in counts.items() if count]
     if bad:
         more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
         raise Refused(
-            "weights and buffers are finite",
+            "weights and buffers must be finite",
             value=", ".join(bad[:5]) + more,
             place="model",
             fix="load a checkpoint without NaN or infinity",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from penjing.core.errors import Refused, nearest
 
@@ -52,7 +53,10 @@ def set_masks(model: nn.Module, masks: Mapping[str, NDArray[np.bool_]]) -> None:
     enforce(model)
 
 
-def enforce(model: nn.Module, optimizer: Any = None) -> None:
+How = TypeVar("How")
+
+
+def enforce(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Zero every weight that a mask removes, its gradient, and what an optimizer remembers of it."""
     with torch.no_grad():
         for parameter, mask in masked_parameters(model):
@@ -63,7 +67,7 @@ def enforce(model: nn.Module, optimizer: Any = None) -> None:
                     tensor.masked_fill_(gone, 0)
 
 
-def masked_parameters(model: nn.Module) -> Iterator[tuple[Any, Any]]:
+def masked_parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]:
     """Yield each masked parameter once, with its mask (bool, True where kept) on the same device."""
     seen = set()
     for name, local, mask in _walk(model):
@@ -73,7 +77,7 @@ def masked_parameters(model: nn.Module) -> Iterator[tuple[Any, Any]]:
             yield parameter, mask.to(parameter.device)
 
 
-def sliced(model: nn.Module, cuts: Mapping[int, Any], cut: Callable[[Any, Any], Any]) -> None:
+def sliced(model: nn.Module, cuts: Mapping[int, How], cut: Callable[[Tensor, How], Tensor]) -> None:
     """Let masks follow tensors that are about to be cut.
 
     Args:
@@ -95,16 +99,16 @@ def zeros_and_weights(model: nn.Module) -> tuple[int, int]:
     return sum(zeros for zeros, _ in counts), sum(weights for _, weights in counts)
 
 
-def _walk(model: nn.Module) -> Iterator[tuple[str, str, Any]]:
+def _walk(model: nn.Module) -> Iterator[tuple[str, str, Tensor]]:
     for name, module in model.named_modules(remove_duplicate=False):
         for local, mask in getattr(module, MASKS, {}).items():
             yield name, local, mask
 
 
-def _check(parameters: Mapping[str, Any], name: str, mask: Any) -> None:
+def _check(parameters: Mapping[str, nn.Parameter], name: str, mask: Any) -> None:
     if name not in parameters:
         raise Refused(
-            "a mask is of a parameter of the model",
+            "a mask must be of a parameter of the model",
             value=repr(name),
             place="set_masks",
             fix=nearest(name, parameters),
@@ -112,10 +116,15 @@ def _check(parameters: Mapping[str, Any], name: str, mask: Any) -> None:
     shape = tuple(parameters[name].shape)
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != shape:
         found = f"{mask.dtype} {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
-        raise Refused(f"the mask is a boolean array of shape {shape}", place=name, value=found)
+        raise Refused(
+            f"needs a boolean mask of shape {shape}",
+            place=name,
+            value=found,
+            fix="make it with np.ones(shape, bool) and set False where weights go",
+        )
     if not mask.any():
         raise Refused(
-            "a mask keeps at least one weight",
+            "a mask must keep at least one weight",
             value=f"0 of {mask.size}",
             place=name,
             fix="lower the sparsity, or remove the layer",

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from penjing.backends.torch.graph.capture import capture, quiet, require_dynamic
 from penjing.backends.torch.quantizers import refuse_simulated
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import write_bytes
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 18
 
@@ -51,7 +54,11 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
         except Exception as error:
             # The exporter wraps whatever its passes raise; none of it is ours.
             raise Refused(
-                "torch.onnx can export the model", value=_cause(error), place="export", code=Exit.BAD_INPUT
+                "the model must be one that torch.onnx can export",
+                value=_cause(error),
+                place="export",
+                code=Exit.BAD_INPUT,
+                fix="replace what is named by operators of ONNX, or leave methods that need a file out",
             ) from error
     proto = program.model_proto
     _tidy(proto)
@@ -59,12 +66,15 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise Refused(
-            "the exported file passes onnx.checker", value=str(error).splitlines()[0], place="export"
+            "the exported file must pass onnx.checker",
+            value=str(error).splitlines()[0],
+            place="export",
+            fix="try another version of torch or onnx, and report the model",
         ) from error
     write_bytes(path, proto.SerializeToString())
 
 
-def _fix_strides(module: Any) -> None:
+def _fix_strides(module: fx.GraphModule) -> None:
     """Say that attention's result lies in memory in order.
 
     Its kernel on this machine may lay it out in another way than the operators that the exporter makes of it,
@@ -97,7 +107,7 @@ def _cause(error: Exception) -> str:
 _MODULE_KEYS = ("pkg.torch.onnx.name_scopes", "pkg.torch.onnx.class_hierarchy")
 
 
-def _tidy(proto: Any) -> None:
+def _tidy(proto: onnx.ModelProto) -> None:
     """Drop inferred shapes, which go stale when tools edit the file, and name the batch axis."""
     del proto.graph.value_info[:]
     symbols = {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from typing import Any
 
 import torch
 from torch import fx, nn
@@ -58,7 +57,7 @@ def operations(model: nn.Module, example: Arrays) -> Operations:
     )
 
 
-def _layer(node: Any, captured: Capture) -> str | None:
+def _layer(node: fx.Node, captured: Capture) -> str | None:
     """Return the layer whose weight a product multiplies with, None where both sides are activations."""
     for argument in node.args[:3]:
         # A weight may be transposed or cast on its way.
@@ -71,7 +70,7 @@ def _layer(node: Any, captured: Capture) -> str | None:
     return None
 
 
-def _multiply_adds(node: Any) -> int | None:
+def _multiply_adds(node: fx.Node) -> int | None:
     """Return the multiply-adds of a node for the captured batch; None where there is no formula."""
     name = operator_name(node.target)
     if name.startswith(("conv1d", "conv2d", "conv3d")):
@@ -90,7 +89,7 @@ def _multiply_adds(node: Any) -> int | None:
     return 0 if known(node.target) or name in _FREE else None
 
 
-def _einsum(node: Any) -> int | None:
+def _einsum(node: fx.Node) -> int | None:
     """Return the product of the sizes of all letters; None for an equation with an ellipsis."""
     words = node.args[0].replace(" ", "").split("->")[0].split(",")
     if any("." in word for word in words):
@@ -101,6 +100,6 @@ def _einsum(node: Any) -> int | None:
     return math.prod(lengths.values())
 
 
-def _shape(node: Any) -> tuple[int, ...]:
+def _shape(node: fx.Node) -> tuple[int, ...]:
     value = node.meta["val"]
     return sizes(value) if isinstance(value, torch.Tensor) else ()

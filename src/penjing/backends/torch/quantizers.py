@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from penjing.arrays.formats.coding import rounded
@@ -41,7 +41,11 @@ class Quantizer(nn.Module):  # type: ignore[misc]
     """
 
     def __init__(
-        self, format: NumberFormat, scale: Any, zero_point: Any | None = None, tensor_scale: Any | None = None
+        self,
+        format: NumberFormat,
+        scale: Tensor,
+        zero_point: Tensor | None = None,
+        tensor_scale: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.format = format
@@ -50,7 +54,7 @@ class Quantizer(nn.Module):  # type: ignore[misc]
         self.register_buffer("tensor_scale", tensor_scale)
         self.drop = 0.0
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Tensor) -> Tensor:
         """Return the rounded tensor, of the same shape."""
         if self.format.granularity == "token":
             y = _AsIf.apply(x, rounded(x.detach(), self.format))
@@ -72,7 +76,7 @@ class Quantizer(nn.Module):  # type: ignore[misc]
         self.scale.data = self.positive().detach().clone()
         self.scale.requires_grad_(learn)
 
-    def positive(self) -> Any:
+    def positive(self) -> Tensor:
         """Return the scale; one that training has moved across 0 counts with its magnitude."""
         return self.scale.abs().clamp(min=SMALLEST) if self.scale.requires_grad else self.scale
 
@@ -81,7 +85,7 @@ _SATURATION = {"nf4": 1.0, "fp8_e4m3": 448.0, "fp8_e5m2": 57344.0, "ternary": 1.
 """By kind, how many scales a value may have before it is cut off."""
 
 
-def _shrunk(x: Any, quantizer: Quantizer, largest: float) -> Any:
+def _shrunk(x: Tensor, quantizer: Quantizer, largest: float) -> Tensor:
     """Return the scale, for every value; its gradient is shrunk, its value the same to the bit."""
     scale = quantizer.positive()
     if scale.requires_grad:
@@ -90,7 +94,7 @@ def _shrunk(x: Any, quantizer: Quantizer, largest: float) -> Any:
     return spread(scale, quantizer.format, x.shape).expand(x.shape)
 
 
-def _values(x: Any, quantizer: Quantizer) -> Any:
+def _values(x: Tensor, quantizer: Quantizer) -> Tensor:
     format, scale = quantizer.format, quantizer.scale
     y = rounded(x.detach(), format, quantizer.positive().detach(), None, quantizer.tensor_scale)
     if not (scale.requires_grad and quantizer.learnable):
@@ -99,7 +103,7 @@ def _values(x: Any, quantizer: Quantizer) -> Any:
     return _Table.apply(x, _shrunk(x, quantizer, end), y, end, format.kind == "binary")
 
 
-def _integers(x: Any, quantizer: Quantizer) -> Any:
+def _integers(x: Tensor, quantizer: Quantizer) -> Tensor:
     by_rows = quantizer.format.granularity in ("channel", "group")
     if by_rows and not torch.is_grad_enabled() and x.numel() > PART:
         return _in_parts(x, quantizer)
@@ -109,7 +113,7 @@ def _integers(x: Any, quantizer: Quantizer) -> Any:
     return _StraightThrough.apply(x, scale, zero, quantizer.format.lowest, quantizer.format.highest)
 
 
-def _in_parts(x: Any, quantizer: Quantizer) -> Any:
+def _in_parts(x: Tensor, quantizer: Quantizer) -> Tensor:
     """Round some rows at a time, so that what lies between takes no memory of the size of the whole."""
     format, scale, zero = quantizer.format, quantizer.positive(), quantizer.zero_point
     y, step = torch.empty_like(x), max(1, PART * len(x) // x.numel())
@@ -124,7 +128,7 @@ def _in_parts(x: Any, quantizer: Quantizer) -> Any:
     return y
 
 
-def spread(values: Any, format: NumberFormat, shape: Any) -> Any:
+def spread(values: Tensor, format: NumberFormat, shape: tuple[int, ...]) -> Tensor:
     """Return scales (or zero points) so that they broadcast over a tensor of a shape."""
     if format.granularity == "channel":
         return values.reshape(-1, *[1] * (len(shape) - 1))
@@ -138,11 +142,11 @@ class _AsIf(torch.autograd.Function):  # type: ignore[misc]
     """The second argument, with gradients as if it were the first."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, y: Any) -> Any:
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
         return y
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> Any:
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
         return slopes[0], None
 
 
@@ -150,7 +154,7 @@ class _Table(torch.autograd.Function):  # type: ignore[misc]
     """Values of a table times a scale; straight through where nothing is cut off."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, scale: Any, y: Any, end: float, signs: bool) -> Any:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, y: Tensor, end: float, signs: bool) -> Tensor:
         steps, values = x / scale, y / scale
         inside = steps.abs() <= end
         # The value of a sign does not follow x.
@@ -158,7 +162,7 @@ class _Table(torch.autograd.Function):  # type: ignore[misc]
         return y
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> Any:
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
         inside, by_scale = ctx.saved_tensors
         (slope,) = slopes
         return slope * inside, slope * by_scale, None, None, None
@@ -168,7 +172,7 @@ class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
     """(clip(round(x / scale) + zero) - zero) * scale; half to even, as ONNX's QuantizeLinear rounds."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, scale: Any, zero: Any, lowest: int, highest: int) -> Any:
+    def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor, lowest: int, highest: int) -> Tensor:
         steps = x / scale
         codes = torch.round(steps) + zero
         inside = (codes >= lowest) & (codes <= highest)
@@ -180,7 +184,7 @@ class _StraightThrough(torch.autograd.Function):  # type: ignore[misc]
         return whole * scale
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Any) -> Any:
+    def backward(ctx: Any, *slopes: Tensor) -> Tensor:
         inside, *by_scale = ctx.saved_tensors
         (slope,) = slopes
         return slope * inside, slope * by_scale[0] if by_scale else None, None, None, None
@@ -192,21 +196,21 @@ class _Quantized(nn.Module):  # type: ignore[misc]
     input_quantizer: Quantizer | None
     weight_quantizer: Quantizer | None
 
-    def forward(self, x: Any) -> Any:
+    def forward(self, x: Tensor) -> Tensor:
         """Compute with rounded values."""
         if self.input_quantizer is not None:
             x = self.input_quantizer(x)
         weight = self.weight if self.weight_quantizer is None else self.weight_quantizer(self.weight)
         return self._compute(x, weight)
 
-    def _compute(self, x: Any, weight: Any) -> Any:
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return self._conv_forward(x, weight, self.bias)
 
 
 class QuantizedLinear(_Quantized, nn.Linear):  # type: ignore[misc]
     """`nn.Linear` on rounded values."""
 
-    def _compute(self, x: Any, weight: Any) -> Any:
+    def _compute(self, x: Tensor, weight: Tensor) -> Tensor:
         return functional.linear(x, weight, self.bias)
 
 
@@ -258,7 +262,7 @@ def refuse_simulated(model: nn.Module) -> None:
     for name, layer in quantized_layers(model):
         made = [str(q.format) for q in (layer.weight_quantizer, layer.input_quantizer) if q is not None]
         raise Refused(
-            "a delivered model is no simulation of number formats",
+            "a delivered model cannot be a simulation of number formats",
             value=f"{' by '.join(made)} in {name}",
             place="deliver",
             fix="its quality can be measured, not its speed; Int8Static or WeightOnly "

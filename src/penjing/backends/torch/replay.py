@@ -33,13 +33,16 @@ def replay(module: nn.Module, entries: list[Entry], example: Arrays) -> nn.Modul
     made = history(module)
     if entries[: len(made)] != made:
         raise Refused(
-            "the class was not cut in another way", value=f"{len(made)} steps", place="model()", fix=_FIX
+            "the class must not have been cut in another way",
+            value=f"{len(made)} steps",
+            place="model()",
+            fix=_FIX,
         )
     for entry in entries[len(made) :]:
         kind = next((kind for kind in _STEPS if isinstance(entry, dict) and kind in entry), None)
         if kind is None:
             raise Refused(
-                "the recorded step is of a known kind",
+                "the recorded step must be of a known kind",
                 value=repr(entry)[:80],
                 place="recipe",
                 fix="open the artefact with the version of Penjing that wrote it",
@@ -55,7 +58,10 @@ def _cut(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
     unknown = sorted(set(entry["keep"]) - {group.name for group in groups.groups})
     if unknown:
         raise Refused(
-            "the class has the groups that were cut", value=", ".join(unknown[:5]), place="model()", fix=_FIX
+            "the class must have the groups that were cut",
+            value=", ".join(unknown[:5]),
+            place="model()",
+            fix=_FIX,
         )
     kept = {name: np.asarray(units, dtype=np.int64) for name, units in entry["keep"].items()}
     result: nn.Module = backend.keep(module, groups, kept)
@@ -67,7 +73,7 @@ def _skip(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
     unknown = [name for name in entry["skip"] if name not in blocks.found]
     if unknown:
         raise Refused(
-            "the class has the blocks that were removed",
+            "the class must have the blocks that were removed",
             value=", ".join(unknown[:5]),
             place="model()",
             fix=_FIX,
@@ -80,7 +86,10 @@ def _normalize(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
     for name, count in entry["group_norm"].items():
         if name not in layers or layers[name].num_features % count:
             raise Refused(
-                "the class has the BatchNorm layers that were replaced", value=name, place="model()", fix=_FIX
+                "the class must have the BatchNorm layers that were replaced",
+                value=name,
+                place="model()",
+                fix=_FIX,
             )
     return with_group_norms(module, entry["group_norm"])
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.quantizers import Quantizer
 from penjing.core.backend import Arrays, Layer, Window
@@ -33,7 +33,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def to_numpy(tensor: Any) -> NDArray[Any]:
+def to_numpy(tensor: Tensor) -> NDArray[Any]:
     """Return a copy as an array; bfloat16, which NumPy lacks, as float32, which holds all its values."""
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
@@ -42,12 +42,12 @@ def to_numpy(tensor: Any) -> NDArray[Any]:
     return array
 
 
-def device_of(model: nn.Module) -> Any:
+def device_of(model: nn.Module) -> torch.device:
     """Return the device of a module's tensors, `cpu` for a module without any."""
     return next((t.device for t in tensors_of(model).values()), torch.device("cpu"))
 
 
-def to_inputs(model: nn.Module, arrays: Arrays) -> tuple[Any, ...]:
+def to_inputs(model: nn.Module, arrays: Arrays) -> tuple[Tensor, ...]:
     """Turn arrays into tensors on the model's device; floats take the model's float type."""
     device = device_of(model)
     float_type = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
@@ -72,14 +72,14 @@ def input_names(model: nn.Module, count: int) -> list[str]:
     return [named[i] if i < len(named) else f"input{i}" for i in range(count)]
 
 
-def tensors_of(model: nn.Module) -> dict[str, Any]:
+def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     """Return every parameter and buffer by name, tied ones under each of their names."""
     return dict(model.named_parameters(remove_duplicate=False)) | dict(
         model.named_buffers(remove_duplicate=False)
     )
 
 
-def own_tensors(module: nn.Module) -> dict[str, Any]:
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers that a module itself holds."""
     return dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
 
@@ -135,7 +135,7 @@ def layer_module(model: nn.Module, layer: str) -> nn.Module:
         return model.get_submodule(layer)
     except AttributeError as error:
         known = [name for name, _ in model.named_modules()]
-        raise Refused("the layer is in the model", value=repr(layer), fix=nearest(layer, known)) from error
+        raise Refused("must be a layer of the model", place=repr(layer), fix=nearest(layer, known)) from error
 
 
 def read(model: nn.Module, layer: str) -> dict[str, NDArray[Any]]:
@@ -153,21 +153,26 @@ def write(model: nn.Module, layer: str, tensors: Mapping[str, NDArray[Any]]) -> 
     for name, array in tensors.items():
         place = f"{layer}.{name}"
         if name not in own:
-            raise Refused("the tensor is in the layer", value=place, fix=nearest(name, own))
+            raise Refused("must be a tensor of the layer", place=place, fix=nearest(name, own))
         if tuple(own[name].shape) != array.shape:
             raise Refused(
-                "a written tensor keeps its shape",
+                "must keep its shape",
                 place=place,
                 value=f"{array.shape} for {tuple(own[name].shape)}",
+                fix="cut channels with `keep`, which fits everything that is joined to them",
             )
         if not np.isfinite(array).all():
-            raise Refused("a written tensor is finite", place=place)
+            raise Refused(
+                "must be written with finite values",
+                place=place,
+                fix="look for overflow or a division by zero in what was computed",
+            )
     with torch.no_grad():
         for name, array in tensors.items():
             own[name].copy_(torch.from_numpy(np.ascontiguousarray(array)))
 
 
-def select_output(output: Any, selector: Selector = None) -> Any:
+def select_output(output: Any, selector: Selector = None) -> Tensor:
     """Return the one tensor that counts of what a model returned.
 
     Args:
@@ -209,7 +214,7 @@ def _no_tensor(output: Any, selector: str) -> Refused:
             f"{kind} with attributes {', '.join(vars(output)) if hasattr(output, '__dict__') else 'unknown'}"
         )
     return Refused(
-        "the selected output of the model is a tensor",
+        "must select a tensor among the outputs of the model",
         place="task.output",
         value=f"{holds}; selector {selector}",
         fix="name the output that counts: task.output='logits' or =0",
@@ -225,6 +230,6 @@ class Selected(nn.Module):  # type: ignore[misc]
         self.selector = selector
         self.training = model.training
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Tensor) -> Tensor:
         """Run the model and return the selected tensor."""
         return select_output(self.model(*inputs), self.selector)

@@ -305,9 +305,9 @@ def test_wrong_units_are_refused(shortcut, images, units):
 def test_unequal_blocks_foreign_groups_and_names_are_refused(images, settled):
     model = settled(Flexible())
     groups = BACKEND.groups(model, images)
-    with pytest.raises(Refused, match="every block keeps equally many"):
+    with pytest.raises(Refused, match="every block must keep equally many"):
         BACKEND.keep(model, groups, {"mid": np.array([0, 1, 2, 3, 4, 8, 12])})
-    with pytest.raises(Refused, match="the group is the model's"):
+    with pytest.raises(Refused, match="the group must be one of the model's"):
         BACKEND.keep(model, groups, {"nose": np.array([0])})
     plain = __import__("penjing.core.backend", fromlist=["Groups"]).Groups(groups.groups)
     with pytest.raises(Refused, match="torch backend"):

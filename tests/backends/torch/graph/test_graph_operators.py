@@ -328,7 +328,7 @@ def test_a_model_without_weights_is_not_cut(settled):
     model = Outputs().to("meta")
     groups = BACKEND.groups(model, X)
     assert [g.name for g in groups.groups] == ["body"]
-    with pytest.raises(Refused, match="has its weights"):
+    with pytest.raises(Refused, match="must have its weights"):
         BACKEND.keep(model, groups, {"body": np.array([0])})
 
 

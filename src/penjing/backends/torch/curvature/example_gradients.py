@@ -14,7 +14,7 @@ from torch.nn import functional
 from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.tensors import evaluating
 
-Calls = dict[str, list[tuple[Any, Any]]]
+Calls = dict[str, list[tuple[Tensor, Tensor]]]
 
 
 def reason_against(module: nn.Module) -> str:
@@ -29,7 +29,7 @@ def recorded(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
     """Yield what fills with the inputs and outputs of modules, call by call, while the context lasts."""
     calls: Calls = defaultdict(list)
 
-    def record(name: str, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+    def record(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output if output.requires_grad else output.detach().requires_grad_(True)
         calls[name].append((inputs[0].detach(), output))
         # What follows gets an alias, so that an operator that works in place leaves the output alone.
@@ -42,9 +42,9 @@ def recorded(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
 def example_gradients(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
-    inputs: tuple[Any, ...],
-    scalar: Callable[[Any], Any],
-) -> dict[str, Any]:
+    inputs: tuple[Tensor, ...],
+    scalar: Callable[[Any], Tensor],
+) -> dict[str, Tensor]:
     """Return for every example of a batch the gradient of its own term by the weight of each module.
 
     In evaluation mode, where examples do not see each other: the gradient by a layer's output belongs to one
@@ -75,7 +75,7 @@ def example_gradients(
     return gradients
 
 
-def by_weight(module: nn.Module, x: Any, slope: Any) -> Any:
+def by_weight(module: nn.Module, x: Tensor, slope: Tensor) -> Tensor:
     """Return the gradient by a module's weight for each example, from its input and that by its output.
 
     Args:
@@ -96,7 +96,7 @@ def by_weight(module: nn.Module, x: Any, slope: Any) -> Any:
     return slope @ seen.transpose(2, 3)
 
 
-def unfolded(module: nn.Module, x: Any) -> Any:
+def unfolded(module: nn.Module, x: Tensor) -> Tensor:
     """Return what output positions of a convolution are computed from, `[examples, in * kernel, positions]`.
 
     Args:
@@ -113,7 +113,7 @@ def unfolded(module: nn.Module, x: Any) -> Any:
 _PAD = {"zeros": "constant"}
 
 
-def _geometry(module: Any) -> tuple[tuple[int, ...], ...]:
+def _geometry(module: nn.Module) -> tuple[tuple[int, ...], ...]:
     """Return kernel, stride, dilation, and the padding of both ends as `functional.pad` takes it."""
     return module.kernel_size, module.stride, module.dilation, tuple(module._reversed_padding_repeated_twice)
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from penjing.backends.torch.curvature.example_gradients import recorded, unfolded
@@ -32,8 +31,8 @@ POSITIONS = 4096
 
 @dataclass
 class _Sums:
-    inputs: Any = 0
-    slopes: Any = 0
+    inputs: Tensor | int = 0
+    slopes: Tensor | int = 0
     positions: int = 0
 
 
@@ -69,7 +68,9 @@ def kronecker_factors(model: nn.Module, layers: Sequence[str], sample: Sample) -
     }
 
 
-def _calls(model: nn.Module, modules: dict[str, nn.Module], sample: Sample) -> Iterator[tuple[Any, ...]]:
+def _calls(
+    model: nn.Module, modules: dict[str, nn.Module], sample: Sample
+) -> Iterator[tuple[int, str, Tensor, Tensor | None]]:
     """Yield how many new examples there are, a layer, its input and the gradient by its output."""
     function = loss_function(OwnLabels(sample.loss, sample.seed))
     for inputs, targets in itertools.islice(sample.split.batches(sample.size, sample.seed), sample.batches):
@@ -84,7 +85,7 @@ def _calls(model: nn.Module, modules: dict[str, nn.Module], sample: Sample) -> I
             count = 0
 
 
-def _add(sums: _Sums, module: nn.Module, call: tuple[Any, Any], generator: torch.Generator) -> None:
+def _add(sums: _Sums, module: nn.Module, call: tuple[Tensor, Tensor], generator: torch.Generator) -> None:
     x, slope = call
     rows = slope.movedim(1, -1) if isinstance(module, CONVOLUTIONS) else slope
     shape = rows.shape[:-1]
@@ -98,7 +99,7 @@ def _add(sums: _Sums, module: nn.Module, call: tuple[Any, Any], generator: torch
     sums.positions += len(seen)
 
 
-def _seen(module: nn.Module, x: Any, shape: Any, chosen: Any) -> Any:
+def _seen(module: nn.Module, x: Tensor, shape: tuple[int, ...], chosen: Tensor) -> Tensor:
     """Return what some output positions are computed from, `[chosen, columns]`."""
     if not isinstance(module, CONVOLUTIONS):
         return x.reshape(-1, x.shape[-1])[chosen]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.curvature.example_gradients import example_gradients, recorded
 from penjing.backends.torch.tensors import evaluating, select_output, to_inputs, to_numpy
@@ -16,7 +16,7 @@ from penjing.core.backend import Arrays
 from penjing.core.task import Batch
 
 
-def random_directions(output: Any, centred: bool, generator: Any) -> Any:
+def random_directions(output: Tensor, centred: bool, generator: torch.Generator) -> Tensor:
     """Return random signs of the output's shape; with `centred`, less their mean over the last axis.
 
     The squared product of a derivative with them is the sum of squares over all outputs, in the mean.
@@ -68,7 +68,7 @@ def output_slopes(
     return {name: total / max(examples, 1) for name, total in sums.items()}
 
 
-def _by_output(module: nn.Module, squares: Any) -> Any:
+def _by_output(module: nn.Module, squares: Tensor) -> Tensor:
     axis = squares.ndim - 1 if isinstance(module, nn.Linear) else 1
     return squares.sum([a for a in range(squares.ndim) if a != axis])
 
@@ -96,7 +96,7 @@ def directed_gradients(
     generator = torch.Generator().manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
     errors = []
 
-    def along(output: Any) -> Any:
+    def along(output: Any) -> Tensor:
         chosen = select_output(output)
         signs = random_directions(chosen, centred, generator)
         gap = chosen.detach() - torch.from_numpy(wanted).to(chosen)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 class OwnLabels:
@@ -15,12 +17,12 @@ class OwnLabels:
     model fits its training data.
     """
 
-    def __init__(self, loss: Any, seed: int) -> None:
+    def __init__(self, loss: str | Callable[..., Any], seed: int) -> None:
         self._classes = loss == "cross_entropy"
         self._seed = seed
-        self._generator: Any = None
+        self._generator: torch.Generator | None = None
 
-    def __call__(self, outputs: Any, targets: Any) -> Any:
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean over the batch.
 
         Args:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.curvature.example_gradients import recorded
 from penjing.backends.torch.tensors import evaluating, layer_module, select_output
@@ -18,7 +17,7 @@ CHUNK = 32
 
 
 def positions_that_count(
-    model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], seed: int
+    model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...], seed: int
 ) -> dict[str, NDArray[np.bool_]]:
     """Return for layers with several positions which of them move the model's output.
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.curvature.example_gradients import recorded
 from penjing.backends.torch.quantizers import Quantizer, set_quantizers
@@ -63,7 +62,7 @@ def rounding_losses(
     return {name: total / (2 * max(examples, 1)) for name, total in totals.items()}
 
 
-def _direction(output: Any, classes: bool, generator: torch.Generator) -> Any:
+def _direction(output: Tensor, classes: bool, generator: torch.Generator) -> Tensor:
     """Return random directions of an output whose covariance is the curvature of each example's loss.
 
     For cross-entropy of logits `[n, classes, ...]`, the mean over positions, it is diag(p) - p pᵀ.
@@ -84,13 +83,13 @@ def _rounding(module: nn.Module, weight: Quantizer | None, inputs: Quantizer | N
     return twin.eval()
 
 
-def _squared(layer: nn.Module, calls: Sequence[tuple[Any, Any, Any]], examples: int) -> float:
+def _squared(layer: nn.Module, calls: Sequence[tuple[Tensor, Tensor, Tensor]], examples: int) -> float:
     """Return the sum over examples of the squared first-order change of their output along its direction.
 
     Where the batch is not the first axis it is the square of the sum over examples: the same on average,
     since directions are independent with mean zero.
     """
-    total: Any = 0
+    total: Tensor | int = 0
     with torch.no_grad():
         for x, y, slope in calls:
             terms = ((layer(x) - y) * slope).double()

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from penjing.backends.torch.hooks import Before, hooked
-from penjing.backends.torch.observe.observe import by_layer, loss_function
+from penjing.backends.torch.observe.observe import LossFunction, by_layer, loss_function
 from penjing.backends.torch.tensors import (
     device_of,
     evaluating,
@@ -27,7 +27,7 @@ from penjing.core.backend import GateGradients, Sample
 from penjing.core.errors import Refused
 from penjing.core.task import Batch
 
-_Taken = dict[str, list[Any]]
+_Taken = dict[str, list[Tensor | None]]
 
 
 def gate_gradients(model: nn.Module, layers: Sequence[str], sample: Sample) -> Iterator[GateGradients]:
@@ -72,7 +72,7 @@ def _tap(taken: _Taken) -> Before:
     return hook
 
 
-def _reduced(modules: dict[str, nn.Module], taken: _Taken, value: Any, examples: int) -> GateGradients:
+def _reduced(modules: dict[str, nn.Module], taken: _Taken, value: Tensor, examples: int) -> GateGradients:
     taken = {name: calls for name, calls in taken.items() if calls and all(x is not None for x in calls)}
     inputs = [x for calls in taken.values() for x in calls]
     found = iter(torch.autograd.grad(value, inputs, allow_unused=True) if inputs else ())
@@ -87,7 +87,7 @@ def _reduced(modules: dict[str, nn.Module], taken: _Taken, value: Any, examples:
     return GateGradients(examples, sums, squares)
 
 
-def _by_channel(module: nn.Module, x: Any, gradient: Any, examples: int) -> Any:
+def _by_channel(module: nn.Module, x: Tensor, gradient: Tensor | None, examples: int) -> Tensor | None:
     """Return `x dL/dx` as [examples, positions, channels], None where the batch is not the first axis."""
     if not x.ndim or len(x) % examples:
         return None
@@ -126,22 +126,24 @@ def hessian_diagonals(model: nn.Module, sample: Sample) -> Iterator[dict[str, di
         yield by_layer(model, found)
 
 
-def _signed_products(value: Any, parameters: list[Any], rng: np.random.Generator) -> dict[int, Any]:
+def _signed_products(
+    value: Tensor, parameters: list[nn.Parameter], rng: np.random.Generator
+) -> dict[int, Tensor | None]:
     signs = [torch.from_numpy(rng.choice((-1.0, 1.0), tuple(p.shape))).to(p) for p in parameters]
     try:
         gradients = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
         curved = [(g, z) for g, z in zip(gradients, signs, strict=True) if g is not None and g.requires_grad]
-        products: Any = [None] * len(parameters)
+        products: Sequence[Tensor | None] = [None] * len(parameters)
         if curved:
             products = torch.autograd.grad(
                 [g for g, _ in curved], parameters, [z for _, z in curved], allow_unused=True
             )
     except RuntimeError as error:
         raise Refused(
-            "the loss can be differentiated twice",
+            "the loss must be twice differentiable",
             value=str(error).splitlines()[0][:200],
             place="score hessian",
-            fix="use another score",
+            fix="use another score, such as score='l2'",
         ) from error
     return {id(p): None if h is None else h * z for p, h, z in zip(parameters, products, signs, strict=True)}
 
@@ -150,7 +152,7 @@ def _batches(sample: Sample) -> Iterator[Batch]:
     return itertools.islice(sample.split.batches(sample.size, sample.seed), sample.batches)
 
 
-def _loss(model: nn.Module, function: Callable[[Any, Any], Any], batch: Batch) -> Any:
+def _loss(model: nn.Module, function: LossFunction, batch: Batch) -> Tensor:
     inputs, targets = batch
     # The fused attention kernels have no second derivative.
     with evaluating(model), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.cut.rewrite import exported_net
 from penjing.backends.torch.cut.verify import Proof
@@ -19,7 +18,7 @@ from penjing.backends.torch.masks import sliced as slice_masks
 from penjing.backends.torch.structure.history import record, trace
 from penjing.backends.torch.tensors import CONVOLUTIONS, device_of, tensors_of
 from penjing.core.backend import Group, Groups
-from penjing.core.errors import Refused
+from penjing.core.errors import Refused, nearest
 
 Kept = Mapping[str, NDArray[np.int64]]
 
@@ -40,10 +39,15 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
         Refused: wrong units or foreign groups, or neither way gives the masked model's output.
     """
     if not isinstance(groups, TorchGroups) or groups.flow is None:
-        raise Refused("groups come from the torch backend", value=type(groups).__name__, place="keep")
+        raise Refused(
+            "groups must come from the torch backend",
+            value=type(groups).__name__,
+            place="keep",
+            fix="pass what `groups(model, example)` returned for this model",
+        )
     if device_of(model).type == "meta":
         raise Refused(
-            "a model that is cut has its weights",
+            "a model that is cut must have its weights",
             value="tensors on the meta device",
             place="keep",
             fix="load the weights first",
@@ -59,7 +63,7 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
         second = proof.failure(result)
         if second:
             raise Refused(
-                "the shrunk model's output equals the masked model's",
+                "the shrunk model's output must equal the masked model's",
                 place="keep",
                 value=f"{failure}; {second}",
                 fix="prune fewer layers with only(...), and report the model",
@@ -70,20 +74,36 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
     return result
 
 
-def _check_units(by_name: Mapping[str, Group], name: str, chosen: Any) -> NDArray[np.int64]:
+def _check_units(by_name: Mapping[str, Group], name: str, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     if name not in by_name:
-        raise Refused("the group is the model's", value=repr(name), place="keep")
+        raise Refused(
+            "the group must be one of the model's",
+            value=repr(name),
+            place="keep",
+            fix=nearest(name, by_name),
+        )
     group, units = by_name[name], np.asarray(chosen)
     if units.ndim != 1 or not units.size or units.dtype.kind not in "iu":
-        raise Refused("at least one unit of a group stays", value=f"{units.tolist()} of {name}", place="keep")
+        raise Refused(
+            "at least one unit of a group must stay",
+            value=f"{units.tolist()} of {name}",
+            place="keep",
+            fix="keep one or more whole numbers of each group that is named",
+        )
     if (np.diff(units) <= 0).any() or units[0] < 0 or units[-1] >= group.size:
         raise Refused(
-            "kept units are sorted and in the group", value=f"{units.tolist()} of {name}", place="keep"
+            "kept units must be in the group, sorted, each once",
+            value=f"{units.tolist()} of {name}",
+            place="keep",
+            fix=f"choose sorted units from 0 to {group.size - 1}",
         )
     counts = np.bincount(group.blocks[units], minlength=int(group.blocks.max()) + 1)
     if len(set(counts.tolist())) > 1:
         raise Refused(
-            "every block keeps equally many units", value=f"{counts.tolist()} of {name}", place="keep"
+            "every block must keep equally many units",
+            value=f"{counts.tolist()} of {name}",
+            place="keep",
+            fix="choose as many units from each value of the group's `blocks`",
         )
     return units.astype(np.int64)
 
@@ -124,7 +144,7 @@ def _remaining(axes: Mapping[tuple[int, int], NDArray[np.bool_]]) -> dict[int, N
     return {axis: np.flatnonzero(mask).astype(np.int64) for (axis, _), mask in axes.items()}
 
 
-def _sliced(tensor: Any, axes: Mapping[tuple[int, int], NDArray[np.bool_]]) -> Any:
+def _sliced(tensor: Tensor, axes: Mapping[tuple[int, int], NDArray[np.bool_]]) -> Tensor:
     data = tensor.detach()
     ordinary = {axis: mask for (axis, length), mask in axes.items() if length == data.shape[axis]}
     grouped = next((mask for (axis, length), mask in axes.items() if length != data.shape[axis]), None)
@@ -138,7 +158,7 @@ def _sliced(tensor: Any, axes: Mapping[tuple[int, int], NDArray[np.bool_]]) -> A
     return data
 
 
-def _sliced_blocks(data: Any, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Any:
+def _sliced_blocks(data: Tensor, rows: NDArray[np.bool_], columns: NDArray[np.bool_]) -> Tensor:
     """Slice the weight of a grouped convolution: each block has its own rows and columns."""
     blocks = len(columns) // data.shape[1]
     parts = [
@@ -150,7 +170,7 @@ def _sliced_blocks(data: Any, rows: NDArray[np.bool_], columns: NDArray[np.bool_
     return torch.cat(parts)
 
 
-def _index(mask: NDArray[np.bool_], like: Any) -> Any:
+def _index(mask: NDArray[np.bool_], like: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask)).to(like.device)
 
 

@@ -36,10 +36,10 @@ class Code:
             self._function = names["forward"]
         return self._function(*arguments)
 
-    def __deepcopy__(self, memo: Any) -> Code:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Code:
         return Code(self.source)
 
-    def __reduce__(self) -> Any:
+    def __reduce__(self) -> tuple[type[Code], tuple[str]]:
         return (Code, (self.source,))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx
+from torch import Tensor, fx
 
 from penjing.backends.torch.graph.flow import Flow
 from penjing.backends.torch.graph.steps import Value, operator_name
@@ -69,7 +69,7 @@ class MaskedRun(fx.Interpreter):  # type: ignore[misc]
         super().__init__(flow.capture.program.graph_module, graph=flow.capture.graph)
         self._flow, self._stays = flow, stays
 
-    def run_node(self, n: Any) -> Any:
+    def run_node(self, n: fx.Node) -> Any:
         """Run one node; take what goes out of sums and statistics."""
         name = operator_name(n.target) if n.op == "call_function" else ""
         if name in _SUMS and n in self._flow.values:
@@ -78,13 +78,13 @@ class MaskedRun(fx.Interpreter):  # type: ignore[misc]
             return self._on_what_is_left(n, name)
         return super().run_node(n)
 
-    def _by_channel(self, n: Any, name: str) -> bool:
+    def _by_channel(self, n: fx.Node, name: str) -> bool:
         """Tell of a normalization whether it treats every channel by itself, with statistics that it has."""
         if name == "batch_norm":
             return n.args[5] is not True
         return name == "group_norm" and n.args[1] == self._flow.values[n.args[0]].shape[1]
 
-    def _gone(self, node: Any) -> list[tuple[int, Any]]:
+    def _gone(self, node: fx.Node) -> list[tuple[int, Tensor]]:
         """Return the axes of a node's value that lose channels, and which indices stay."""
         value = self._flow.values.get(node)
         if not isinstance(value, Value):
@@ -98,7 +98,7 @@ class MaskedRun(fx.Interpreter):  # type: ignore[misc]
                 found.append((axis, torch.from_numpy(np.resize(stays, length[axis]))))
         return found
 
-    def _with_zeros(self, n: Any, places: tuple[int, ...]) -> Any:
+    def _with_zeros(self, n: fx.Node, places: tuple[int, ...]) -> Any:
         nodes = [a for place in places for a in _nodes(n.args[place])]
         plain = {a: self.env[a] for a in nodes}
         try:
@@ -110,7 +110,7 @@ class MaskedRun(fx.Interpreter):  # type: ignore[misc]
         finally:
             self.env.update(plain)
 
-    def _on_what_is_left(self, n: Any, name: str) -> Any:
+    def _on_what_is_left(self, n: fx.Node, name: str) -> Any:
         plain = {a: self.env[a] for a in n.all_input_nodes}
         gone = {a: self._gone(a) for a in plain}
         if not any(gone.values()):
@@ -129,10 +129,10 @@ class MaskedRun(fx.Interpreter):  # type: ignore[misc]
             self.env.update(plain)
         return self._scattered(n, result, full)
 
-    def _result_shape(self, n: Any) -> list[int]:
+    def _result_shape(self, n: fx.Node) -> list[int]:
         return list(super().run_node(n).shape)
 
-    def _scattered(self, n: Any, result: Any, full: list[int]) -> Any:
+    def _scattered(self, n: fx.Node, result: Tensor, full: list[int]) -> Tensor:
         """Put results back to where they are at full width."""
         for axis, length in enumerate(full):
             if result.shape[axis] != length:
@@ -144,11 +144,11 @@ class MaskedRun(fx.Interpreter):  # type: ignore[misc]
         return result
 
 
-def _nodes(argument: Any) -> list[Any]:
-    found: list[Any] = []
+def _nodes(argument: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
     fx.node.map_arg(argument, found.append)
     return found
 
 
-def _indices(stays: Any, like: Any) -> Any:
+def _indices(stays: Tensor, like: Tensor) -> Tensor:
     return torch.nonzero(stays).reshape(-1).to(like.device)

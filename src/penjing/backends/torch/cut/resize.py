@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,12 @@ class Constant:
 class Scaled:
     """A size in the new graph: so many times the batch of this input, named by its placeholder."""
 
-    batch: Any
+    batch: fx.Node
     times: int
+
+
+Resized = Constant | tuple[Any, ...] | None
+"""A constant in the place of a node; or target, arguments and perhaps keywords; or None to leave the node."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +42,20 @@ class Cut:
     flow: Flow
     stays: NDArray[np.bool_]
 
-    def kept(self, node: Any, axis: int) -> NDArray[np.bool_]:
+    def kept(self, node: fx.Node, axis: int) -> NDArray[np.bool_]:
         """Return which indices along an axis of a node's value stay."""
         stays: NDArray[np.bool_] = self.stays[self.flow.labels(node, axis)]
         return stays
 
-    def width(self, node: Any, axis: int) -> int:
+    def width(self, node: fx.Node, axis: int) -> int:
         """Return the size of an axis of a node's value after the cut, for the captured batch."""
         return int(self.kept(node, axis).sum())
 
-    def rank(self, node: Any) -> int:
+    def rank(self, node: fx.Node) -> int:
         """Return the number of axes of a node's value."""
         return len(self.flow.values[node].shape)
 
-    def size(self, node: Any, axis: int, given: Any) -> Any:
+    def size(self, node: fx.Node, axis: int, given: Any) -> Any:
         """Return the new size of an axis; -1 and sizes that no cut concerns stay."""
         kept = self.kept(node, axis)
         if kept.all() or (isinstance(given, int) and given == -1):
@@ -64,27 +68,27 @@ class Cut:
         return Scaled(batch, int(kept.sum()) // BATCH)
 
 
-def _sizes(cut: Cut, node: Any, given: Any, offset: int = 0) -> list[Any]:
+def _sizes(cut: Cut, node: fx.Node, given: Sequence[Any], offset: int = 0) -> list[Any]:
     """Rewrite the numbers of a size argument."""
     return [cut.size(node, axis + offset, n) for axis, n in enumerate(given)]
 
 
-def _resize_first(cut: Cut, node: Any) -> Any:
+def _resize_first(cut: Cut, node: fx.Node) -> Resized:
     return node.target, (_sizes(cut, node, node.args[0]), *node.args[1:])
 
 
-def _resize_second(cut: Cut, node: Any) -> Any:
+def _resize_second(cut: Cut, node: fx.Node) -> Resized:
     if not isinstance(node.args[1], list | tuple):  # view as another type
         return None
     return node.target, (node.args[0], _sizes(cut, node, node.args[1]), *node.args[2:])
 
 
-def _resize_unflatten(cut: Cut, node: Any) -> Any:
+def _resize_unflatten(cut: Cut, node: fx.Node) -> Resized:
     x, axis, given = node.args[:3]
     return node.target, (x, axis, _sizes(cut, node, given, axis % cut.rank(x)))
 
 
-def _resize_slice(cut: Cut, node: Any) -> Any:
+def _resize_slice(cut: Cut, node: fx.Node) -> Resized:
     given: list[Any] = [*node.args, *[0, None, None, 1][len(node.args) - 1 :]]
     x, axis, start, stop, stride = given
     axis %= cut.rank(x)
@@ -99,7 +103,7 @@ def _resize_slice(cut: Cut, node: Any) -> Any:
     return node.target, (x, axis, before, before + int(kept[begin:end].sum()))
 
 
-def _resize_row(cut: Cut, node: Any) -> Any:
+def _resize_row(cut: Cut, node: fx.Node) -> Resized:
     """Numbers in a row have gaps after a cut: those that stay become a constant."""
     kept = cut.kept(node, 0)
     if kept.all():
@@ -109,13 +113,13 @@ def _resize_row(cut: Cut, node: Any) -> Any:
     return Constant(row.cpu().numpy()[kept])
 
 
-def _selection(x: Any, axis: int, kept: NDArray[np.bool_], chosen: NDArray[np.int64]) -> Any:
+def _selection(x: fx.Node, axis: int, kept: NDArray[np.bool_], chosen: NDArray[np.int64]) -> Resized:
     """Choose indices by their new numbers, leaving out what goes."""
     numbers = np.cumsum(kept) - 1
     return torch.ops.aten.index_select.default, (x, axis, Constant(numbers[chosen[kept[chosen]]]))
 
 
-def _resize_narrow(cut: Cut, node: Any) -> Any:
+def _resize_narrow(cut: Cut, node: fx.Node) -> Resized:
     x, axis, start, length = node.args
     axis %= cut.rank(x)
     kept = cut.kept(x, axis)
@@ -125,21 +129,21 @@ def _resize_narrow(cut: Cut, node: Any) -> Any:
     return node.target, (x, axis, int(kept[:start].sum()), int(kept[start : start + length].sum()))
 
 
-def _resize_select(cut: Cut, node: Any) -> Any:
+def _resize_select(cut: Cut, node: fx.Node) -> Resized:
     x, axis, index = node.args
     axis %= cut.rank(x)
     kept = cut.kept(x, axis)
     return None if kept.all() else (node.target, (x, axis, int(kept[: index % len(kept)].sum())))
 
 
-def _resize_index_select(cut: Cut, node: Any) -> Any:
+def _resize_index_select(cut: Cut, node: fx.Node) -> Resized:
     x, axis, index = node.args
     axis %= cut.rank(x)
     kept, data = cut.kept(x, axis), cut.flow.values[index].data
     return None if kept.all() else _selection(x, axis, kept, data.reshape(-1))
 
 
-def _resize_index(cut: Cut, node: Any) -> Any:
+def _resize_index(cut: Cut, node: fx.Node) -> Resized:
     x, indices = node.args
     used = [axis for axis, i in enumerate(indices) if i is not None]
     kept = cut.kept(x, used[0])
@@ -148,7 +152,7 @@ def _resize_index(cut: Cut, node: Any) -> Any:
     return _selection(x, used[0], kept, cut.flow.values[indices[used[0]]].data)
 
 
-def _resize_split(cut: Cut, node: Any) -> Any:
+def _resize_split(cut: Cut, node: fx.Node) -> Resized:
     x, axis = node.args[0], node.args[2] if len(node.args) > 2 else node.kwargs.get("dim", 0)
     parts = cut.flow.values[node]
     axis %= cut.rank(x)
@@ -158,7 +162,7 @@ def _resize_split(cut: Cut, node: Any) -> Any:
     return torch.ops.aten.split_with_sizes.default, (x, widths, axis)
 
 
-def _resize_pad(cut: Cut, node: Any) -> Any:
+def _resize_pad(cut: Cut, node: fx.Node) -> Resized:
     x, amounts = node.args[0], list(node.args[1])
     for number in range(len(amounts) // 2):
         left, right = amounts[2 * number : 2 * number + 2]
@@ -169,27 +173,27 @@ def _resize_pad(cut: Cut, node: Any) -> Any:
     return node.target, (x, amounts, *node.args[2:])
 
 
-def _resize_convolution(cut: Cut, node: Any) -> Any:
+def _resize_convolution(cut: Cut, node: fx.Node) -> Resized:
     x, groups = node.args[0], node.args[6] if len(node.args) > 6 else 1
     if groups == 1 or groups != cut.flow.values[x].shape[1]:
         return None
     return node.target, (*node.args[:6], cut.width(x, 1), *node.args[7:])
 
 
-def _resize_layer_norm(cut: Cut, node: Any) -> Any:
+def _resize_layer_norm(cut: Cut, node: fx.Node) -> Resized:
     x, shape = node.args[:2]
     first = cut.rank(x) - len(shape)
     return node.target, (x, [cut.width(x, first + i) for i in range(len(shape))], *node.args[2:])
 
 
-def _resize_group_norm(cut: Cut, node: Any) -> Any:
+def _resize_group_norm(cut: Cut, node: fx.Node) -> Resized:
     x, groups = node.args[:2]
     if groups != cut.flow.values[x].shape[1]:
         return None
     return node.target, (x, cut.width(x, 1), *node.args[2:])
 
 
-def _resize_attention(cut: Cut, node: Any) -> Any:
+def _resize_attention(cut: Cut, node: fx.Node) -> Resized:
     """Keep the scale of the width that the model was trained with."""
     q = node.args[0]
     kept = cut.kept(q, cut.rank(q) - 1)
@@ -198,7 +202,7 @@ def _resize_attention(cut: Cut, node: Any) -> Any:
     return node.target, node.args, {**node.kwargs, "scale": 1 / math.sqrt(len(kept))}
 
 
-RESIZE: dict[str, Callable[[Cut, Any], Any]] = {
+RESIZE: dict[str, Callable[[Cut, fx.Node], Resized]] = {
     **dict.fromkeys(("zeros", "ones", "full"), _resize_first),
     **dict.fromkeys(("arange", "linspace"), _resize_row),
     **dict.fromkeys(

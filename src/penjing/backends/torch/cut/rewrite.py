@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
 
 from penjing.backends.torch.cut.exported import NAMES, Code, ExportedNet
 from penjing.backends.torch.cut.resize import RESIZE, Constant, Cut, Scaled
@@ -20,7 +21,9 @@ from penjing.backends.torch.tensors import CONVOLUTIONS, device_of
 from penjing.core.errors import Refused
 
 
-def exported_net(model: nn.Module, sliced: nn.Module, flow: Flow, kept: Mapping[str, Any]) -> ExportedNet:
+def exported_net(
+    model: nn.Module, sliced: nn.Module, flow: Flow, kept: Mapping[str, NDArray[np.int64]]
+) -> ExportedNet:
     """Build the stand-in: the graph with its sizes rewritten, on a module whose tensors are sliced.
 
     Args:
@@ -39,7 +42,7 @@ def exported_net(model: nn.Module, sliced: nn.Module, flow: Flow, kept: Mapping[
     foreign = sorted(set(code.globals) - {*NAMES, "fx_pytree", "pytree"})
     if foreign:
         raise Refused(
-            "the graph can be written as code",
+            "the graph must be one that can be written as code",
             value=", ".join(foreign),
             place="model",
             fix="replace these functions in forward by torch operators",
@@ -54,10 +57,10 @@ class _Builder:
     def __init__(self, model: nn.Module, cut: Cut) -> None:
         self.model, self.cut, self.flow = model, cut, cut.flow
         self.graph = fx.Graph()
-        self.constants: dict[str, Any] = {}
-        self.new: dict[Any, Any] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.new: dict[fx.Node, fx.Node] = {}
 
-    def build(self) -> tuple[Any, dict[str, Any]]:
+    def build(self) -> tuple[fx.Graph, dict[str, Tensor]]:
         capture = self.flow.capture
         inputs = {name: self.graph.placeholder(f"input_{i}") for i, name in enumerate(capture.inputs)}
         for node in capture.graph.nodes:
@@ -70,7 +73,7 @@ class _Builder:
                 self.new[node] = self._call(node)
             elif node.op == "get_attr":
                 raise Refused(
-                    "the graph can be written as code",
+                    "the graph must be one that can be written as code",
                     value=str(node.target),
                     place="model",
                     fix="remove control flow and gradient modes from forward",
@@ -81,7 +84,7 @@ class _Builder:
         self.graph.eliminate_dead_code(is_impure_node=_is_impure)
         return self.graph, self.constants
 
-    def _tensor(self, node: Any) -> Any:
+    def _tensor(self, node: fx.Node) -> fx.Node:
         capture = self.flow.capture
         if node.name in capture.tensors:
             return self.graph.get_attr(capture.tensors[node.name])
@@ -94,7 +97,7 @@ class _Builder:
             tensor = tensor.index_select(axis, torch.from_numpy(np.flatnonzero(stays)).to(tensor.device))
         return self._constant(tensor)
 
-    def _constant(self, tensor: Any) -> Any:
+    def _constant(self, tensor: Tensor) -> fx.Node:
         names = (f"_penjing_constant_{number}" for number in itertools.count())
         constant = next(n for n in names if n not in self.constants and not hasattr(self.model, n))
         self.constants[constant] = tensor
@@ -106,7 +109,7 @@ class _Builder:
         except AttributeError:
             return False
 
-    def _call(self, node: Any) -> Any:
+    def _call(self, node: fx.Node) -> fx.Node:
         module = self._as_module(node)
         if module is not None:
             return self.graph.call_module(module, (self.new[node.args[0]],))
@@ -132,14 +135,14 @@ class _Builder:
             return self.graph.call_function(operator.mul, (batch, argument.times))
         return argument
 
-    def _with_mode(self, name: str, args: Any) -> Any:
+    def _with_mode(self, name: str, args: Sequence[Any]) -> tuple[Any, ...]:
         """Let functional dropout and BatchNorm, captured in evaluation mode, follow the module's mode."""
         position = {"dropout": 2, "feature_dropout": 2, "alpha_dropout": 2, "batch_norm": 5}.get(name)
         if position is None or args[position] is not False:
             return tuple(args)
         return (*args[:position], self.graph.get_attr("training"), *args[position + 1 :])
 
-    def _as_module(self, node: Any) -> str | None:
+    def _as_module(self, node: fx.Node) -> str | None:
         """Return the name of the module that does exactly what a node does."""
         name = operator_name(node.target)
         if name == "dropout":
@@ -165,7 +168,7 @@ class _Builder:
         bias_missing = getattr(module, "bias", None) is not None and len(used) < 2
         return owner if all(id(t) in held for t in used) and not bias_missing else None
 
-    def _dropout(self, node: Any) -> str | None:
+    def _dropout(self, node: fx.Node) -> str | None:
         stack = list((node.meta.get("nn_module_stack") or {}).values())
         name = stack[-1][0] if stack else ""
         try:
@@ -177,7 +180,7 @@ class _Builder:
         return name if module.p == node.args[1] else None
 
 
-def _does(module: nn.Module, node: Any, name: str) -> bool:
+def _does(module: nn.Module, node: fx.Node, name: str) -> bool:
     if name == "linear":
         return type(module) is nn.Linear
     if name == "batch_norm":
@@ -193,7 +196,7 @@ def _does(module: nn.Module, node: Any, name: str) -> bool:
     return bool(same_steps and same_padding and groups == module.groups)
 
 
-def _is_impure(node: Any) -> bool:
+def _is_impure(node: fx.Node) -> bool:
     """In-place operators matter though nobody reads their result; assertions on sizes do not."""
     if node.op in ("placeholder", "output"):
         return True

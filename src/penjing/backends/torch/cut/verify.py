@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from penjing.backends.torch.cut.masked import MaskedRun
@@ -48,7 +48,7 @@ class Proof:
         precise = np.isfinite(gap) and self._precisely_within(shrunk)
         return "" if precise else f"{type(shrunk).__name__} differs by {gap:.1e}"
 
-    def _masked(self, model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
+    def _masked(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             runner = MaskedRun(self._flow, self._stays)
@@ -80,14 +80,14 @@ def check_capture(model: nn.Module, captured: Capture) -> None:
     if not all(within(graph, output, slack=10) for output in outputs):
         gap = max(largest_gap(graph, output) for output in outputs)
         raise Refused(
-            "the captured graph computes what the model computes",
+            "the captured graph must compute what the model computes",
             place="model",
             value=f"relative difference {gap:.1e}",
             fix="remove state that changes from call to call from forward",
         )
 
 
-def probes(captured: Capture) -> tuple[Any, ...]:
+def probes(captured: Capture) -> tuple[Tensor, ...]:
     """Return a few inputs: the example, and for floats the example with seeded noise."""
     generator = torch.Generator().manual_seed(0)
     found = []
@@ -101,33 +101,33 @@ def probes(captured: Capture) -> tuple[Any, ...]:
     return tuple(found)
 
 
-def run_quietly(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def run_quietly(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     """Return a module's output in evaluation mode, seeded, without gradients."""
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return model(*[x.clone() for x in inputs])
 
 
-def tensors_in(output: Any) -> list[Any]:
+def tensors_in(output: Any) -> list[Tensor]:
     """Return every tensor that a model returned, in order."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
-def within(found: list[Any], expected: list[Any], slack: float = 1) -> bool:
+def within(found: list[Tensor], expected: list[Tensor], slack: float = 1) -> bool:
     """Tell whether every tensor is as close as its type allows."""
     return len(found) == len(expected) and all(
         difference(a, b) <= slack * TOLERANCE.get(a.dtype, 0.0) for a, b in zip(found, expected, strict=True)
     )
 
 
-def largest_gap(found: list[Any], expected: list[Any]) -> float:
+def largest_gap(found: list[Tensor], expected: list[Tensor]) -> float:
     """Return the largest `difference` of tensors at equal places; infinite for other numbers of them."""
     if len(found) != len(expected):
         return float("inf")
     return max((difference(a, b) for a, b in zip(found, expected, strict=True)), default=0.0)
 
 
-def difference(found: Any, expected: Any) -> float:
+def difference(found: Tensor, expected: Tensor) -> float:
     """Return the largest absolute difference over the largest expected value; infinite for other shapes."""
     if found.shape != expected.shape:
         return float("inf")

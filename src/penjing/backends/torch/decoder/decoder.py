@@ -158,10 +158,10 @@ class Decoder:
             self._run(ids, record)
         if order != list(range(len(self))) or any(not torch.equal(states[0], x) for x in states):
             raise Refused(
-                "blocks follow each other, each once, on what the one before gives",
+                "blocks must follow each other, each once, on what the one before gives",
                 value=f"{type(self.model).__name__}: {order}"[:200],
                 place=self.path,
-                fix="this architecture cannot be quantized block by block",
+                fix="quantize the whole model in memory, as a torch.nn.Module",
             )
         return states[0], calls
 
@@ -219,7 +219,7 @@ def open_decoder(folder: Path) -> Decoder:
             model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     except ValueError as error:
         raise Refused(
-            "the architecture is a causal language model",
+            "the architecture must be a causal language model",
             value=getattr(config, "model_type", config),
             place=str(folder / "config.json"),
             fix="choose a decoder, such as llama",
@@ -230,7 +230,7 @@ def open_decoder(folder: Path) -> Decoder:
 def _config(folder: Path) -> Any:
     if not (folder / "config.json").is_file():
         raise Refused(
-            "the checkpoint has a configuration",
+            "the checkpoint must have a configuration",
             value="no config.json",
             place=str(folder),
             fix="give the folder that save_pretrained wrote",
@@ -243,14 +243,14 @@ def _config(folder: Path) -> Any:
     except (ValueError, OSError, KeyError, TypeError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Refused(
-            "the transformers library knows the architecture",
+            "the architecture must be one that the transformers library knows",
             value=first[:200],
             place=str(folder / "config.json"),
-            fix="code that comes with a checkpoint is never run",
+            fix="update transformers, or choose another checkpoint: code that comes with one is never run",
         ) from error
     if getattr(config, "quantization_config", None) is not None:
         raise Refused(
-            "the model is not quantized yet",
+            "the model must not be quantized yet",
             value="config.json has quantization_config",
             place=str(folder),
             fix="start from the float model",
@@ -261,7 +261,7 @@ def _config(folder: Path) -> Any:
 def _block_list(model: nn.Module, folder: Path) -> str:
     """Return the name of the list of blocks."""
     count = getattr(model.config, "num_hidden_layers", None)
-    lists: dict[str, Any] = {n: x for n, x in model.named_modules() if isinstance(x, nn.ModuleList)}
+    lists: dict[str, nn.ModuleList] = {n: x for n, x in model.named_modules() if isinstance(x, nn.ModuleList)}
     found = [
         name for name, x in lists.items() if 0 < len(x) == count and all(_has_linear(block) for block in x)
     ]
@@ -269,10 +269,10 @@ def _block_list(model: nn.Module, folder: Path) -> str:
     if len(outer) != 1:
         seen = ", ".join(f"{name} of {len(x)}" for name, x in lists.items()) or "no lists"
         raise Refused(
-            f"one list holds the {count} decoder blocks of the configuration, each with linear layers",
+            f"one list must hold the {count} decoder blocks of the configuration, each with linear layers",
             value=f"{type(model).__name__} has {seen}",
             place=str(folder),
-            fix="this architecture cannot be quantized block by block",
+            fix="quantize the whole model in memory, as a torch.nn.Module",
         )
     return str(outer[0])
 
@@ -298,7 +298,7 @@ def _sources(model: nn.Module, shards: Shards) -> dict[str, Source]:
     if lacking:
         some = ", ".join(lacking[:3]) + (f" and {len(lacking) - 3} more" if len(lacking) > 3 else "")
         raise Refused(
-            "the files hold every tensor of the model",
+            "the files must hold every tensor of the model",
             value=f"no {some}",
             place=str(shards.folder),
             fix="the checkpoint is of another architecture, or its architecture is stored under "
@@ -310,10 +310,10 @@ def _sources(model: nn.Module, shards: Shards) -> dict[str, Source]:
         shape = shards.stored[stored].shape
         if shape != tuple(tensor.shape):
             raise Refused(
-                f"{name} has shape {tuple(tensor.shape)}, as the configuration says",
+                f"{name} must have shape {tuple(tensor.shape)}, as the configuration says",
                 value=shape,
                 place=str(shards.folder),
-                fix="the files and config.json do not belong together",
+                fix="copy config.json and the files again, from one checkpoint",
             )
         found[name] = Source(stored, turned and tensor.ndim == 2)
     return found

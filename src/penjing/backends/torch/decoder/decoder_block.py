@@ -52,7 +52,9 @@ class Block(nn.Module):  # type: ignore[misc]
         return output[0] if isinstance(output, tuple) else output
 
 
-def _beside(call: Call, module: nn.Module, given: Any, named: Any) -> tuple[Any, Any]:
+def _beside(
+    call: Call, module: nn.Module, given: tuple[Any, ...], named: Call
+) -> tuple[tuple[Any, ...], Call]:
     """Add what a block takes beside the hidden states, before it is called."""
     return given, call | named
 
@@ -88,7 +90,7 @@ def parent_of(model: nn.Module, name: str) -> nn.Module:
     return model.get_submodule(name.rpartition(".")[0])
 
 
-def tensor_at(model: nn.Module, name: str) -> Any:
+def tensor_at(model: nn.Module, name: str) -> torch.Tensor:
     """Return a tensor by its name in the model's state."""
     return getattr(parent_of(model, name), name.rpartition(".")[2])
 

@@ -75,7 +75,7 @@ class Shards:
         for name, file in wanted.items():
             if name not in self.stored or self.stored[name].file != file:
                 raise Refused(
-                    "a shard holds what the index says",
+                    "a shard must hold what the index says",
                     value=f"no {name} in {file}",
                     place=str(folder),
                     fix="copy the checkpoint again",
@@ -109,10 +109,10 @@ class Shards:
                     bad = tensor.is_floating_point() and int((~torch.isfinite(tensor)).sum())
                     if bad:
                         raise Refused(
-                            "weights are finite",
+                            "weights must be finite",
                             value=f"{bad} NaN or infinite values in {name}",
                             place=str(self.folder / shard),
-                            fix="look at the training",
+                            fix="load an earlier checkpoint, from before the training diverged",
                         )
 
     def _read_header(self, shard: str) -> None:
@@ -122,7 +122,7 @@ class Shards:
                 kind = part.get_dtype()
                 if kind not in TYPES:
                     raise Refused(
-                        "weights are float32, float16 or bfloat16, not quantized yet",
+                        "weights must be float32, float16 or bfloat16, not quantized yet",
                         value=f"{name} is {kind}",
                         place=str(self.folder / shard),
                         fix="start from the float model",
@@ -134,7 +134,7 @@ class Shards:
         path = self.folder / shard
         if not path.is_file():
             raise Refused(
-                "every shard of the checkpoint is there",
+                "every shard of the checkpoint must be there",
                 value=f"no file {shard}",
                 place=str(self.folder),
                 fix="copy the checkpoint again",
@@ -144,7 +144,7 @@ class Shards:
                 yield file
         except SafetensorError as error:
             raise Refused(
-                "a shard is a whole safetensors file",
+                "a shard must be a whole safetensors file",
                 value=error,
                 place=str(path),
                 fix="copy the checkpoint again",
@@ -159,7 +159,7 @@ def _wanted(folder: Path) -> dict[str, str]:
         good = isinstance(wanted, dict) and bool(wanted)
         if not good or not all(isinstance(x, str) and x == Path(x).name for x in wanted.values()):
             raise Refused(
-                "the index says which shard holds each tensor",
+                "the index must say which shard holds each tensor",
                 value=f"{wanted!r}"[:80],
                 place=str(folder / INDEX),
                 fix="copy the checkpoint again",
@@ -168,7 +168,7 @@ def _wanted(folder: Path) -> dict[str, str]:
     if not (folder / SINGLE).is_file():
         pickles = sorted(x.name for x in folder.glob("*") if x.suffix in (".bin", ".pt", ".pth", ".ckpt"))
         raise Refused(
-            "the checkpoint holds safetensors",
+            "the checkpoint must hold safetensors",
             place=str(folder),
             value=f"only {', '.join(pickles)}, which are never unpickled" if pickles else f"no {SINGLE}",
             fix="save the model again with save_pretrained, which writes safetensors",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
+import linecache
 import logging
 import re
 import traceback
@@ -16,7 +17,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
@@ -45,14 +47,14 @@ class Capture:
         dynamic: whether the graph takes any batch size.
     """
 
-    program: Any
-    graph: Any
-    outputs: tuple[Any, ...]
+    program: ExportedProgram
+    graph: fx.Graph
+    outputs: tuple[fx.Node, ...]
     tensors: dict[str, str]
-    constants: dict[str, tuple[str, Any]]
+    constants: dict[str, tuple[str, Tensor]]
     inputs: tuple[str, ...]
     names: tuple[str, ...]
-    examples: tuple[Any, ...]
+    examples: tuple[Tensor, ...]
     dynamic: bool
 
     @property
@@ -69,7 +71,7 @@ class Capture:
             return str(pytree.treespec_dumps(spec))
         except (NotImplementedError, TypeError, ValueError) as error:
             raise Refused(
-                "the outputs' containers can be written down",
+                "the outputs' containers must be plain tuples, lists and dictionaries",
                 value=error,
                 place="model",
                 fix="name the output that counts in task.output",
@@ -108,7 +110,7 @@ def _plain_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(enabled)
 
 
-def _shapes(model: nn.Module, examples: tuple[Any, ...]) -> Any:
+def _shapes(model: nn.Module, examples: tuple[Tensor, ...]) -> Any:
     specs = tuple({0: torch.export.Dim.AUTO} if x.ndim else None for x in examples)
     parameters = list(inspect.signature(model.forward).parameters.values())
     named = [p for p in parameters if p.kind is not inspect.Parameter.VAR_POSITIONAL]
@@ -116,7 +118,7 @@ def _shapes(model: nn.Module, examples: tuple[Any, ...]) -> Any:
     return (*specs[: len(named)], specs[len(named) :]) if takes_rest else specs
 
 
-def _read_signature(model: nn.Module, program: Any, examples: tuple[Any, ...]) -> Capture:
+def _read_signature(model: nn.Module, program: ExportedProgram, examples: tuple[Tensor, ...]) -> Capture:
     tensors, constants, inputs = {}, {}, []
     for spec in program.graph_signature.input_specs:
         name = spec.arg.name
@@ -141,19 +143,19 @@ def require_dynamic(captured: Capture) -> None:
     """Refuse a graph that takes one batch size only."""
     if not captured.dynamic:
         raise Refused(
-            "the model takes any batch size",
+            "the model must take any batch size",
             value="a batch size written into its code",
             place="model",
             fix="use x.shape[0] or -1 for the batch in view and reshape",
         )
 
 
-def varies(size: Any) -> bool:
+def varies(size: int | torch.SymInt) -> bool:
     """Tell whether a captured dimension follows the batch; code may have made a constant of it."""
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
-def sizes(value: Any) -> tuple[int, ...]:
+def sizes(value: Tensor) -> tuple[int, ...]:
     """Return the shape of a captured value, symbolic dimensions as in the captured batch.
 
     A dimension that depends on the data (`nonzero`) counts 1: nothing can be said of it.
@@ -161,7 +163,7 @@ def sizes(value: Any) -> tuple[int, ...]:
     return tuple(int(d.node.hint or 1) if isinstance(d, torch.SymInt) else int(d) for d in value.shape)
 
 
-def bind(captured: Capture, model: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
+def bind(captured: Capture, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Return what the graph's placeholders take, in order: the module's tensors, constants, inputs."""
     given = dict(zip(captured.inputs, inputs, strict=True))
     own = dict(model.named_parameters(remove_duplicate=False))
@@ -192,7 +194,7 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def where(node: Any) -> str:
+def where(node: fx.Node) -> str:
     """Return `operator at file:line` of a node, for people."""
     operator = getattr(node.target, "__name__", str(node.target))
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
@@ -200,16 +202,12 @@ def where(node: Any) -> str:
 
 
 def _uncapturable(error: Exception) -> Refused:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not _is_library(f.filename)]
-    caused = re.search(r"Caused by: \((.+?):(\d+) in", str(error))
-    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "model"
-    if caused and not frames:
-        place = f"{Path(caused[1]).name}:{caused[2]}"
+    place, source = _raised_at(error)
     line = next((part.strip() for part in str(error).splitlines() if part.strip()), "")
-    if frames and frames[-1].line:
-        line = f"`{frames[-1].line}`: {line}"
+    if source:
+        line = f"`{source}`: {line}"
     return Refused(
-        "torch.export can capture the model",
+        "the model must be one that torch.export can capture",
         value=f"{type(error).__name__}: {line[:200]}",
         place=place,
         fix="take control flow that depends on tensor values out of forward; masks (PruneMagnitude and its "
@@ -217,6 +215,20 @@ def _uncapturable(error: Exception) -> Refused:
     )
 
 
-def _is_library(filename: str) -> bool:
+def _raised_at(error: Exception) -> tuple[str, str]:
+    """Return where the user's code raised an error, and the line; code sent by value has lost its file."""
+    frames = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    own = [(code, line) for code, line in frames if not _is_library(code.co_filename)]
+    if not own:
+        caused = re.search(r"Caused by: \((.+?):(\d+) in", str(error))
+        return (f"{Path(caused[1]).name}:{caused[2]}" if caused else "model"), ""
+    code, number = own[-1]
+    file = code.co_filename
+    if file.startswith("<"):
+        return f"{code.co_qualname}, line {number}", ""
+    return f"{Path(file).name}:{number}", linecache.getline(file, number).strip()
+
+
+def _is_library(file: str) -> bool:
     library = str(Path(torch.__file__).parent)
-    return filename.startswith((library, "<")) or filename == __file__
+    return file.startswith((library, "<string>", "<eval", "<frozen")) or file == __file__

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import fx, nn
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
 
 from penjing.arrays.structure.coupling import Coupling
-from penjing.arrays.structure.labels import Labels, fixed, varying
+from penjing.arrays.structure.labels import Labels, Shape, fixed, varying
 from penjing.backends.torch.graph.capture import Capture, sizes, where
 from penjing.backends.torch.graph.rules import rule_for
 from penjing.backends.torch.graph.steps import Step, Value, axis_labels, values_in
@@ -29,9 +30,9 @@ class Flow:
     capture: Capture
     coupling: Coupling
     heads: Heads = "whole"
-    values: dict[Any, Any] = field(default_factory=dict)
+    values: dict[fx.Node, Any] = field(default_factory=dict)
 
-    def labels(self, node: Any, axis: int) -> Labels:
+    def labels(self, node: fx.Node, axis: int) -> Labels:
         """Return the labels along one axis of a node's value."""
         labels: Labels | None = self.values[node].along(axis)
         assert labels is not None, where(node)
@@ -107,7 +108,7 @@ class _Walker:
             else:
                 flow.values[node] = self._apply(node)
 
-    def _placeholder(self, node: Any) -> Value:
+    def _placeholder(self, node: fx.Node) -> Value:
         capture, shape = self._flow.capture, sizes(node.meta["val"])
         if node.name in capture.tensors:
             name = self._alias[capture.tensors[node.name]]
@@ -125,13 +126,15 @@ class _Walker:
             return self._own(node, shape, atoms, None, capture.constants[node.name][1])
         return Value(shape)
 
-    def _own(self, node: Any, shape: Any, atoms: Any, source: Any, tensor: Any) -> Value:
+    def _own(
+        self, node: fx.Node, shape: Shape, atoms: list[Labels], source: tuple[str, str] | None, tensor: Tensor
+    ) -> Value:
         """A tensor of the module itself: every axis is labelled with its own atoms."""
         step = Step(node, self._flow.coupling, (), {}, shape)
         factors = [f for axis, a in enumerate(atoms) for f in axis_labels(a, axis, len(shape))]
         return Value(shape, step.value(factors).factors, source, weight=True, data=_numbers(tensor))
 
-    def _apply(self, node: Any) -> Any:
+    def _apply(self, node: fx.Node) -> Any:
         def resolve(argument: Any) -> Any:
             return fx.node.map_arg(argument, lambda n: self._flow.values.get(n, n))
 
@@ -163,7 +166,7 @@ def _makers(model: nn.Module) -> dict[str, tuple[int, tuple[int, ...]]]:
     }
 
 
-def _numbers(tensor: Any) -> Any:
+def _numbers(tensor: Tensor) -> NDArray[np.int64] | None:
     whole = not tensor.is_floating_point() and not tensor.is_complex() and tensor.dtype != torch.bool
     readable = whole and tensor.device.type != "meta" and tensor.numel() <= _SMALL
     return tensor.detach().cpu().numpy().astype(np.int64) if readable else None
@@ -177,7 +180,7 @@ def _shape(value: Any) -> Any:
     return None
 
 
-def _check_shapes(node: Any, result: Any, shape: Any) -> None:
+def _check_shapes(node: fx.Node, result: Any, shape: Any) -> None:
     if isinstance(result, Value):
         assert result.shape == tuple(shape), (where(node), result.shape, shape)
         for factor in result.factors:

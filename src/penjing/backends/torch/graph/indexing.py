@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import NDArray
 
-from penjing.arrays.structure.labels import Labels, varying
+from penjing.arrays.structure.labels import Labels, Shape, varying
 from penjing.backends.torch.graph.steps import Rule, Step, Value, agree, part
 
 
-def _taken(step: Step, indices: Any, axis: int, shape: tuple[int, ...]) -> Value:
+def _taken(step: Step, indices: NDArray[np.int64], axis: int, shape: tuple[int, ...]) -> Value:
     """Take some indices of an axis; what is taken and what is left keep something of their own."""
     x = step.args[0]
     factors: list[Labels] = []
@@ -71,7 +70,9 @@ def _indexed(step: Step, x: Value, axis: int, index: int) -> tuple[Labels, ...]:
     return tuple(factors)
 
 
-def _dropped(step: Step, x: Value, axis: int, factors: tuple[Labels, ...], shape: Any = None) -> Value:
+def _dropped(
+    step: Step, x: Value, axis: int, factors: tuple[Labels, ...], shape: Shape | None = None
+) -> Value:
     shape = step.shape if shape is None else shape
     return step.value([f.squeeze(axis) for f in factors], shape, weight=x.weight)
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 
-def inlined(module: Any, parameters: set[str]) -> Any:
+def inlined(module: fx.GraphModule, parameters: set[str]) -> fx.Graph:
     """Return a copy of a captured module's graph with its harmless nested graphs written out.
 
     Args:
@@ -23,7 +23,7 @@ def inlined(module: Any, parameters: set[str]) -> Any:
         parameters: names of placeholders that are trained. A region without gradients that depends on one of
             them stays as it is: written out, it would train.
     """
-    trained: set[Any] = set()
+    trained: set[fx.Node] = set()
     for node in module.graph.nodes:
         if node.name in parameters or any(source in trained for source in node.all_input_nodes):
             trained.add(node)
@@ -33,7 +33,7 @@ def inlined(module: Any, parameters: set[str]) -> Any:
     return writer.graph
 
 
-def _body(node: Any) -> tuple[Any, tuple[Any, ...]] | None:
+def _body(node: fx.Node) -> tuple[fx.Node, tuple[Any, ...]] | None:
     """Return the node of a nested graph and its arguments, where only the surroundings are special."""
     name = getattr(node.target, "__name__", "")
     if node.op != "call_function":
@@ -46,11 +46,11 @@ def _body(node: Any) -> tuple[Any, tuple[Any, ...]] | None:
 
 
 class _Writer:
-    def __init__(self, trained: set[Any]) -> None:
+    def __init__(self, trained: set[fx.Node]) -> None:
         self.graph = fx.Graph()
         self._trained = trained
 
-    def copy(self, module: Any, known: dict[Any, Any]) -> Any:
+    def copy(self, module: fx.GraphModule, known: dict[fx.Node, Any]) -> Any:
         """Copy the nodes of a module and return what it returns; `known` is what its placeholders are."""
         new = dict(known)
 
@@ -78,6 +78,6 @@ class _Writer:
                     new[node].target = torch.ops.aten.reshape.default
         return None
 
-    def _trains(self, node: Any) -> bool:
+    def _trains(self, node: fx.Node) -> bool:
         grads = node.target.__name__ == "wrap_with_set_grad_enabled" and node.args[0] is False
         return grads and any(source in self._trained for source in node.all_input_nodes)

@@ -8,6 +8,7 @@ with its name and source line.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from penjing.backends.torch.graph.steps import (
 )
 
 
-def rule_for(target: Any) -> Rule:
+def rule_for(target: Callable[..., Any]) -> Rule:
     """Return the rule of an operator: its own, that of pointwise operators, or `unknown`."""
     if not isinstance(target, torch._ops.OpOverload):
         return nothing if getattr(target, "__module__", "") in ("_operator", "math") else unknown
@@ -41,7 +42,7 @@ def rule_for(target: Any) -> Rule:
     return unknown
 
 
-def known(target: Any) -> bool:
+def known(target: Callable[..., Any]) -> bool:
     """Tell whether an operator has a rule, so that its cost is known too."""
     return rule_for(target) is not unknown
 
@@ -233,7 +234,7 @@ def _reduced(step: Step, name: str, rank: int) -> set[int]:
     return set(range(rank)) if everything else set(_axes(given, rank))
 
 
-def _without(step: Step, factors: list[Any], axes: set[int], rank: int, shape: tuple[int, ...]) -> Value:
+def _without(step: Step, factors: list[Labels], axes: set[int], rank: int, shape: tuple[int, ...]) -> Value:
     if len(shape) != rank:
         kept = [axis for axis in range(rank) if axis not in axes]
         factors = [f.reshape([f.shape[axis] for axis in kept]) for f in factors]

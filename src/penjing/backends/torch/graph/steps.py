@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import fx
 
 from penjing.arrays.structure.coupling import Coupling
 from penjing.arrays.structure.labels import Labels, Shape, aligned, fixed, on_axis, varying
@@ -53,7 +54,7 @@ class Step:
     `shape` is of the output, of each output where there are several, None where it is no tensor.
     """
 
-    node: Any
+    node: fx.Node
     coupling: Coupling
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -211,7 +212,7 @@ def axis_labels(labels: Labels, axis: int, rank: int) -> tuple[Labels, ...]:
     return (on_axis(labels, axis, rank),) if len(labels) > 1 and (labels >= 0).any() else ()
 
 
-def operator_name(target: Any) -> str:
+def operator_name(target: Callable[..., Any]) -> str:
     """Return the plain name of an operator: `add` for `aten.add_.Tensor`."""
     if isinstance(target, torch._ops.OpOverload) and target.namespace == "aten":
         name: str = target._schema.name.split("::")[1]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import torch
 
 from penjing.arrays.structure.labels import Labels, joined, on_axis, reshaped, varying
 from penjing.backends.torch.graph.capture import varies
@@ -124,9 +123,9 @@ def expand(step: Step) -> Value:
     return step.value([*(f.reshape(new + f.shape) for f in x.factors), *copies], weight=x.weight)
 
 
-def _is_batch(size: Any) -> bool:
+def _is_batch(size: int | torch.SymInt) -> bool:
     """Tell whether a size is that of the batch itself, no multiple of it (batch and heads in one axis)."""
-    return varies(size) and bool(size.node.expr.is_symbol)
+    return isinstance(size, torch.SymInt) and varies(size) and bool(size.node.expr.is_symbol)
 
 
 def repeat(step: Step) -> Value:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
@@ -25,22 +25,23 @@ class Attention:
         mask: `[n, heads, tokens, tokens]`, False where a query does not see a key; None where there is none.
     """
 
-    query: Any
-    key: Any
-    value: Any
+    query: Tensor
+    key: Tensor
+    value: Tensor
     heads: int
     scale: float
-    mask: Any
+    mask: Tensor | None
 
     @property
-    def seen(self) -> Any:
+    def seen(self) -> Tensor | None:
         """Return `[n, tokens]`, False for keys that no query sees; None where there is no mask."""
         return None if self.mask is None else self.mask.any(dim=2).any(dim=1)
 
     @property
-    def pairs(self) -> Any:
+    def pairs(self) -> Tensor | None:
         """Return `[n, heads, tokens, tokens]`, True where a token that is seen sees a key; None: all do."""
-        return None if self.mask is None else self.mask & self.seen[:, None, :, None]
+        seen = self.seen
+        return None if self.mask is None or seen is None else self.mask & seen[:, None, :, None]
 
 
 class AttentionCalls(TorchFunctionMode):  # type: ignore[misc]
@@ -50,7 +51,9 @@ class AttentionCalls(TorchFunctionMode):  # type: ignore[misc]
         super().__init__()
         self.calls: list[Attention] = []
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Tensor | None:
         """Note the arguments of attention and go on."""
         kwargs = kwargs or {}
         if function is scaled_dot_product_attention:
@@ -59,10 +62,10 @@ class AttentionCalls(TorchFunctionMode):  # type: ignore[misc]
 
     def _note(
         self,
-        query: Any,
-        key: Any,
-        value: Any,
-        attn_mask: Any = None,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         scale: float | None = None,
@@ -76,7 +79,7 @@ class AttentionCalls(TorchFunctionMode):  # type: ignore[misc]
         self.calls.append(Attention(q, k, v, query.shape[1], factor, mask))
 
 
-def _mask(given: Any, query: Any, causal: bool) -> Any:
+def _mask(given: Tensor | None, query: Tensor, causal: bool) -> Tensor | None:
     n, heads, tokens, _ = query.shape
     if given is not None:
         shows = given if given.dtype == torch.bool else given > HIDDEN
@@ -95,7 +98,7 @@ class Attending(nn.Module):  # type: ignore[misc]
         self.student = student
         self.calls: list[Attention] = []
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any) -> Tensor | None:
         """Return the network's outputs."""
         with AttentionCalls() as watch:
             outputs = self.student(*inputs)

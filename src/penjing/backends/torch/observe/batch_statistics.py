@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.tensors import to_inputs
@@ -54,18 +54,18 @@ class Pooled:
     """Count, sum and sum of squares of every channel, in double precision."""
 
     count: int = 0
-    total: Any = 0.0
-    squares: Any = 0.0
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    squares: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, x: torch.Tensor) -> None:
         """Add a batch `[n, channels, ...]`."""
         axes = [a for a in range(x.ndim) if a != 1]
         x = x.detach().double()
         self.count += x.numel() // x.shape[1]
-        self.total = self.total + x.sum(axes)
-        self.squares = self.squares + x.square().sum(axes)
+        self.total = self.total.to(x) + x.sum(axes)
+        self.squares = self.squares.to(x) + x.square().sum(axes)
 
-    def mean_and_variance(self) -> tuple[Any, Any]:
+    def mean_and_variance(self) -> tuple[Tensor, Tensor]:
         """Return the mean and the unbiased variance, as torch's running statistics hold it."""
         mean = self.total / self.count
         variance = (self.squares / self.count - mean.square()).clamp(min=0)
@@ -105,7 +105,7 @@ def reestimate(model: nn.Module, layers: dict[str, nn.Module], batches: Iterable
     return {name: _set(layers[name], found) for name, found in sums.items() if found.count}
 
 
-def _set(module: Any, found: Pooled) -> Moved:
+def _set(module: nn.Module, found: Pooled) -> Moved:
     mean, variance = found.mean_and_variance()
     shift = (mean - module.running_mean).abs() / (module.running_var + module.eps).sqrt()
     moved = Moved(found.count, float(shift.mean()))

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.hooks import EndOfPass, hooked
 from penjing.backends.torch.tensors import evaluating
@@ -16,7 +16,7 @@ RUN = 64
 """Examples that run at once."""
 
 
-def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], largest: int) -> list[str]:
+def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...], largest: int) -> list[str]:
     """Return names of modules that hold all given layers between them, in the order in which they end.
 
     Modules as large as possible with at most `largest` of the layers, each called once, on one tensor and
@@ -33,18 +33,18 @@ def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], 
     return sorted(found, key=order.index)
 
 
-def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[str], set[str]]:
+def _calls(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], set[str]]:
     """Return modules in the order in which they end, and those called once, from one tensor to one."""
     ends: list[str] = []
     alone: set[str] = set()
     plain: set[str] = set()
 
     # As the caller gives it, before hooks of the module's own add to it.
-    def before(name: str, given: Any, named: Any) -> None:
+    def before(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         if len(given) == 1 and isinstance(given[0], torch.Tensor) and not named:
             alone.add(name)
 
-    def behind(name: str, given: Any, output: Any) -> None:
+    def behind(name: str, given: tuple[Any, ...], output: Any) -> None:
         ends.append(name)
         if name in alone and isinstance(output, torch.Tensor):
             plain.add(name)
@@ -58,11 +58,11 @@ def _calls(model: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[str], set[st
     return ends, {name for name in plain if ends.count(name) == 1}
 
 
-def seen(model: nn.Module, name: str, inputs: tuple[Any, ...]) -> tuple[Any, Any]:
+def seen(model: nn.Module, name: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
     """Return a block's input and output over all examples, in evaluation mode; nothing behind it runs."""
     given, made = [], []
 
-    def record(name: str, arguments: Any, output: Any) -> None:
+    def record(name: str, arguments: tuple[Any, ...], output: Tensor) -> None:
         given.append(arguments[0].detach())
         made.append(output.detach())
         raise EndOfPass
@@ -74,7 +74,7 @@ def seen(model: nn.Module, name: str, inputs: tuple[Any, ...]) -> tuple[Any, Any
     return torch.cat(given), torch.cat(made)
 
 
-def relative_error(block: nn.Module, given: Any, wanted: Any) -> float:
+def relative_error(block: nn.Module, given: Tensor, wanted: Tensor) -> float:
     """Return the squared error of a block's outputs over the square of the wanted ones."""
     gap = total = 0.0
     with evaluating(block), torch.no_grad():

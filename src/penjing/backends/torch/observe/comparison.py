@@ -5,12 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.observe.lockstep import Call, calls
 from penjing.backends.torch.structure.history import lineage
@@ -40,7 +39,7 @@ class Comparison:
     kept: Mapping[str, NDArray[np.int64]]
     batchnorm: Mapping[str, str]
     reasons: Mapping[str, str]
-    inputs: tuple[Any, ...]
+    inputs: tuple[Tensor, ...]
     original: nn.Module
 
 
@@ -59,7 +58,7 @@ def compare(model: nn.Module, layers: Sequence[str], examples: int, context: Con
     arrays = next(context.task.train.batches(examples, context.seed))[0]
     if len(arrays[0]) < LEAST_EXAMPLES:
         raise Refused(
-            f"repair has at least {LEAST_EXAMPLES} training examples",
+            f"repair needs at least {LEAST_EXAMPLES} training examples",
             value=len(arrays[0]),
             place="task.train",
             fix="give more training data, labels do not matter, or leave the step out",
@@ -96,7 +95,7 @@ def random_of(context: Context, layer: str) -> np.random.Generator:
     return np.random.default_rng([context.seed, zlib.crc32(layer.encode())])
 
 
-def renew_statistics(batchnorm: nn.Module, x: Any) -> None:
+def renew_statistics(batchnorm: nn.Module, x: Tensor) -> None:
     """Set the running statistics of a BatchNorm layer to mean and unbiased variance of its input `x`."""
     variance, mean = torch.var_mean(x.double(), [axis for axis in range(x.ndim) if axis != 1])
     batchnorm.running_mean.copy_(mean)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.hooks import EndOfPass, hooked
 from penjing.backends.torch.tensors import evaluating, select_output
@@ -33,14 +33,14 @@ class Call:
     alike: str = ""
 
 
-def calls(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...]) -> dict[str, Call]:
+def calls(model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...]) -> dict[str, Call]:
     """Return by name how one forward pass in evaluation mode calls each of some layers."""
     found = {name: Call() for name in layers}
     # The tensors are kept, so that no other gets their address.
-    outputs: dict[int, tuple[str, Any]] = {}
-    inputs_seen: dict[int, tuple[str, Any]] = {}
+    outputs: dict[int, tuple[str, Tensor]] = {}
+    inputs_seen: dict[int, tuple[str, Tensor]] = {}
 
-    def made(name: str, given: Any, output: Any) -> None:
+    def made(name: str, given: tuple[Any, ...], output: Any) -> None:
         tensor = select_output(output)
         found[name].times += 1
         first, _ = inputs_seen.setdefault(id(given[0]), (name, given[0])) if given else (name, None)
@@ -48,7 +48,7 @@ def calls(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...]) -> d
         found[name].bytes = max(found[name].bytes, tensor.numel() * tensor.element_size())
         outputs[id(tensor)] = (name, tensor)
 
-    def taken(name: str, given: Any, named: Any) -> None:
+    def taken(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         source, tensor = outputs.get(id(given[0]), ("", None)) if given else ("", None)
         if given and tensor is given[0]:
             found[source].batchnorm = name
@@ -69,9 +69,9 @@ def calls(model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...]) -> d
 
 def run_hooked(
     model: nn.Module,
-    before: Mapping[str, Callable[[nn.Module, Any], None]],
-    inputs: tuple[Any, ...],
-    after: Mapping[str, Callable[[nn.Module, Any], Any]] | None = None,
+    before: Mapping[str, Callable[[nn.Module, Tensor], None]],
+    inputs: tuple[Tensor, ...],
+    after: Mapping[str, Callable[[nn.Module, Tensor], Any]] | None = None,
 ) -> None:
     """Run a forward pass in evaluation mode that calls functions at layers, without gradients.
 
@@ -104,7 +104,7 @@ class Pass:
     Runs in a thread of its own, but never at the same time as the one that asks. Use as a context manager.
     """
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...]) -> None:
+    def __init__(self, model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...]) -> None:
         self._model, self._layers, self._inputs = model, layers, inputs
         self._go = threading.Semaphore(0)
         self._found: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
@@ -120,7 +120,7 @@ class Pass:
         self._go.release()
         self._thread.join()
 
-    def output(self, layer: str) -> Any:
+    def output(self, layer: str) -> Tensor | None:
         """Run on to a layer and return its output, or None where the pass ends without it.
 
         Raises:
@@ -152,7 +152,7 @@ class Pass:
             failure = error
         self._found.put(("", failure))
 
-    def _pause(self, name: str, given: Any, output: Any) -> None:
+    def _pause(self, name: str, given: tuple[Any, ...], output: Any) -> None:
         if threading.current_thread() is not self._thread:
             return
         self._found.put((name, select_output(output)))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.arrays.patches import windows
 from penjing.backends.torch.tensors import CONVOLUTIONS, to_numpy
@@ -36,8 +36,8 @@ def inputs_of(module: nn.Module) -> int:
 
 def observations(
     module: nn.Module,
-    x: Any,
-    y: Any,
+    x: Tensor,
+    y: Tensor,
     kept: NDArray[np.int64],
     limit: int,
     rng: np.random.Generator,
@@ -93,6 +93,6 @@ def _seen(module: nn.Module, x: NDArray[Any]) -> NDArray[Any]:
     return windows(x, kernel, module.stride, padding, dilation, _MODES[module.padding_mode])
 
 
-def _made(module: nn.Module, y: Any) -> NDArray[Any]:
+def _made(module: nn.Module, y: Tensor) -> NDArray[Any]:
     array = to_numpy(y)
     return np.moveaxis(array, 1, -1) if isinstance(module, CONVOLUTIONS) else array

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.hooks import After, hooked
 from penjing.backends.torch.tensors import (
@@ -23,6 +23,9 @@ from penjing.backends.torch.tensors import (
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.task import Batch, Split
+
+LossFunction = Callable[[Tensor, Tensor], Tensor]
+"""From outputs and targets to the mean over the batch."""
 
 Observed = dict[str, tuple[NDArray[Any], NDArray[Any]]]
 
@@ -47,23 +50,23 @@ def observe(model: nn.Module, layers: Sequence[str], batches: Iterator[Batch]) -
     """
     modules = {name: layer_module(model, name) for name in layers}
     for inputs, _ in batches:
-        seen: dict[str, list[tuple[Any, Any]]] = {name: [] for name in layers}
+        seen: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {name: [] for name in layers}
         with hooked(modules, after=_recorder(seen)):
             run(model, inputs)
         yield {name: _joined(name, calls) for name, calls in seen.items()}
 
 
-def _recorder(calls: Mapping[str, list[tuple[Any, Any]]]) -> After:
+def _recorder(calls: Mapping[str, list[tuple[NDArray[Any], NDArray[Any]]]]) -> After:
     def record(name: str, inputs: tuple[Any, ...], output: Any) -> None:
         calls[name].append((to_numpy(inputs[0]), to_numpy(select_output(output))))
 
     return record
 
 
-def _joined(name: str, calls: list[tuple[Any, Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _joined(name: str, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> tuple[NDArray[Any], NDArray[Any]]:
     if not calls:
         raise Refused(
-            "an observed layer is called as a module",
+            "an observed layer must be called as a module",
             value=name,
             place="observe",
             fix="leave the layer out with only(...)",
@@ -71,7 +74,7 @@ def _joined(name: str, calls: list[tuple[Any, Any]]) -> tuple[NDArray[Any], NDAr
     shapes = {x.shape[1:] for x, _ in calls}
     if len(shapes) > 1:
         raise Refused(
-            "the calls of an observed layer have inputs of one shape",
+            "the calls of an observed layer must have inputs of one shape",
             place=name,
             value=sorted(shapes),
             fix="leave the layer out with only(...)",
@@ -81,7 +84,7 @@ def _joined(name: str, calls: list[tuple[Any, Any]]) -> tuple[NDArray[Any], NDAr
     return np.concatenate([x for x, _ in calls]), np.concatenate([y for _, y in calls])
 
 
-def loss_function(loss: Any) -> Callable[[Any, Any], Any]:
+def loss_function(loss: str | LossFunction) -> LossFunction:
     """Return the loss as a function of (outputs, targets) in torch: mean over the batch.
 
     Raises:
@@ -90,15 +93,19 @@ def loss_function(loss: Any) -> Callable[[Any, Any], Any]:
     if loss == "cross_entropy":
         loss = torch.nn.functional.cross_entropy
     if callable(loss):
-        function: Callable[[Any, Any], Any] = loss
+        function: LossFunction = loss
         return function
     raise Refused(
-        "the loss is cross_entropy or a function", value=repr(loss), place="task.loss", code=Exit.USAGE
+        "the loss must be cross_entropy or a function",
+        value=repr(loss),
+        place="task.loss",
+        code=Exit.USAGE,
+        fix="pass loss='cross_entropy', or a function of (outputs, targets) that returns a mean",
     )
 
 
 def gradients(
-    model: nn.Module, split: Split, loss: Any, batches: int, size: int, seed: int
+    model: nn.Module, split: Split, loss: str | LossFunction, batches: int, size: int, seed: int
 ) -> Iterator[dict[str, dict[str, NDArray[Any]]]]:
     """Yield, batch by batch, the gradient of the mean loss for every parameter of every layer.
 
@@ -119,7 +126,9 @@ def gradients(
         yield by_layer(model, _gradient(model, function, inputs, targets))
 
 
-def _gradient(model: nn.Module, function: Any, inputs: Arrays, targets: NDArray[Any]) -> dict[int, Any]:
+def _gradient(
+    model: nn.Module, function: LossFunction, inputs: Arrays, targets: NDArray[Any]
+) -> dict[int, Tensor | None]:
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     flags = [p.requires_grad for p in parameters]
     with evaluating(model), torch.enable_grad():
@@ -135,7 +144,7 @@ def _gradient(model: nn.Module, function: Any, inputs: Arrays, targets: NDArray[
     return {id(p): g for p, g in zip(parameters, found, strict=True)}
 
 
-def by_layer(model: nn.Module, gradient: dict[int, Any]) -> dict[str, dict[str, NDArray[Any]]]:
+def by_layer(model: nn.Module, gradient: dict[int, Tensor | None]) -> dict[str, dict[str, NDArray[Any]]]:
     """Arrange what was found for parameters (by id, None for nothing) by layer and tensor name."""
     result: dict[str, dict[str, NDArray[Any]]] = {}
     for name, module in model.named_modules():

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.arrays.distillation import uniform_mapping
 from penjing.backends.torch.hooks import hooked
@@ -17,7 +17,7 @@ from penjing.backends.torch.tensors import evaluating, layer_module, to_inputs
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
 
-Seen = dict[str, Any]
+Seen = dict[str, Tensor]
 """The last output of each tapped layer, with its gradient's history where the pass has one."""
 
 
@@ -31,14 +31,16 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[Seen]:
     modules = {name: layer_module(model, name) for name in names}
     seen: Seen = {}
 
-    def tap(name: str, given: Any, output: Any) -> None:
+    def tap(name: str, given: tuple[Any, ...], output: Any) -> None:
         seen[name] = main_output(output)
 
     with hooked(modules, after=tap):
         yield seen
 
 
-def shapes_of(model: nn.Module, names: Sequence[str], example: Arrays, whose: str) -> dict[str, Any]:
+def shapes_of(
+    model: nn.Module, names: Sequence[str], example: Arrays, whose: str
+) -> dict[str, tuple[int, ...]]:
     """Return the shapes of layers' outputs for an example, without the axis of examples.
 
     Raises:
@@ -51,7 +53,7 @@ def shapes_of(model: nn.Module, names: Sequence[str], example: Arrays, whose: st
         if not isinstance(found, torch.Tensor) or not found.is_floating_point() or found.ndim < 2:
             kind = type(found).__name__ if found is not None else "nothing: it is not called as a module"
             raise Refused(
-                "a paired layer gives a tensor of floating-point numbers",
+                "must give a tensor of floating-point numbers",
                 value=kind,
                 place=f"{whose}.{name}",
                 fix="name a layer that does",
@@ -77,7 +79,7 @@ def pairs_between(student: nn.Module, teacher: nn.Module, example: Arrays) -> li
     m, n = len(rows[0]), len(rows[1])
     if not m or not n:
         raise Refused(
-            "layers that belong together are found",
+            "needs layers that belong together",
             place="pairs",
             value="no feature maps of one size, and no blocks in a row",
             fix='name them: pairs={"layer of the student": "layer of the teacher"}',
@@ -89,7 +91,7 @@ def _stage_ends(model: nn.Module, example: Arrays) -> dict[tuple[int, ...], str]
     """Return the last layer of each size of feature maps, in the order in which the sizes first appear."""
     found: dict[tuple[int, ...], str] = {}
 
-    def tap(name: str, given: Any, output: Any) -> None:
+    def tap(name: str, given: tuple[Any, ...], output: Any) -> None:
         output = main_output(output)
         if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2:].numel() > 1:
             found[tuple(output.shape[2:])] = name
@@ -108,17 +110,17 @@ class Guided(nn.Module):  # type: ignore[misc]
         self.student = student
         self.projections = nn.ModuleDict({str(number): module for number, module in projections.items()})
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Tensor) -> Any:
         """Return the student's outputs."""
         return self.student(*inputs)
 
-    def projected(self, number: int, features: Any) -> Any:
+    def projected(self, number: int, features: Tensor) -> Tensor:
         """Return features of the student as the teacher has them."""
         key = str(number)
         return self.projections[key](features) if key in self.projections else features
 
 
-def projection(student: tuple[int, ...], teacher: tuple[int, ...], like: Any) -> nn.Module:
+def projection(student: tuple[int, ...], teacher: tuple[int, ...], like: nn.Parameter) -> nn.Module:
     """Return a layer that gives one shape of features from another: a 1x1 convolution, or a linear layer.
 
     Args:

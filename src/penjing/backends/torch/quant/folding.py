@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.observe.lockstep import calls
 from penjing.backends.torch.tensors import CONVOLUTIONS, evaluating, select_output, to_inputs
@@ -61,7 +60,7 @@ def _can_take(module: nn.Module) -> bool:
     return type(module) in (nn.Linear, *CONVOLUTIONS)
 
 
-def _output(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def _output(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     with evaluating(model), torch.no_grad():
         return select_output(model(*inputs)).double()
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.observe.blockwise import partition, relative_error, seen
 from penjing.backends.torch.quantizers import Quantizer, quantized_layers, spread
@@ -53,7 +52,7 @@ class LearnedRounding(nn.Module):  # type: ignore[misc]
     itself, ends at the two codes around it.
     """
 
-    def __init__(self, weight: Any, quantizer: Quantizer) -> None:
+    def __init__(self, weight: Tensor, quantizer: Quantizer) -> None:
         super().__init__()
         self._format = quantizer.format
         scale = spread(quantizer.scale.detach(), quantizer.format, weight.shape)
@@ -65,23 +64,23 @@ class LearnedRounding(nn.Module):  # type: ignore[misc]
         share = ((steps - self._floor) - GAMMA) / (ZETA - GAMMA)
         self.up = nn.Parameter(torch.logit(share))
 
-    def share(self) -> Any:
+    def share(self) -> Tensor:
         """Return how far each value is rounded up, from 0 to 1."""
         return (torch.sigmoid(self.up) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
-    def forward(self, weight: Any) -> Any:
+    def forward(self, weight: Tensor) -> Tensor:
         """Return the weight between the codes around it."""
         return self._value(self.share())
 
-    def final(self) -> Any:
+    def final(self) -> Tensor:
         """Return the weight on the codes that were chosen."""
         return self._value((self.share() >= 0.5).to(self._floor.dtype)).detach()
 
-    def pressure(self, beta: float) -> Any:
+    def pressure(self, beta: float) -> Tensor:
         """Return how far the choices are from being made: 0 where all are."""
         return (1 - (2 * self.share() - 1).abs().pow(beta)).sum()
 
-    def _value(self, share: Any) -> Any:
+    def _value(self, share: Tensor) -> Tensor:
         codes = (self._floor + share + self._zero).clamp(self._format.lowest, self._format.highest)
         return (codes - self._zero) * self._scale
 
@@ -96,7 +95,7 @@ class Reconstructed:
     after: float
 
 
-Learn = Callable[[nn.Module, tuple[Any, Any, Any]], list[str]]
+Learn = Callable[[nn.Module, tuple[Tensor, Tensor, Tensor]], list[str]]
 """From a block and its data (what the quantized model gives it, what the float model gives it, and the float
 output) to the names of its layers, which have learned."""
 
@@ -139,7 +138,7 @@ def reconstruct(
 
 
 def learn_up_or_down(
-    block: nn.Module, data: tuple[Any, Any, Any], learning: Learning, learned: set[Quantizer]
+    block: nn.Module, data: tuple[Tensor, Tensor, Tensor], learning: Learning, learned: set[Quantizer]
 ) -> list[str]:
     """Learn, then write the weights that were chosen; return the layers' names within the block.
 
@@ -214,7 +213,7 @@ def _can_learn(quantizer: Quantizer | None) -> bool:
     )
 
 
-def _pressure(roundings: Sequence[LearnedRounding], progress: float) -> Any:
+def _pressure(roundings: Sequence[LearnedRounding], progress: float) -> Tensor | float:
     if progress < WARM_UP:
         return 0.0
     left = (progress - WARM_UP) / (1 - WARM_UP)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.tensors import evaluating, select_output
@@ -31,7 +31,11 @@ class Feed:
 
 
 def feeds(
-    model: nn.Module, layers: Sequence[str], inputs: tuple[Any, ...], seed: int, covers: Callable[[str], bool]
+    model: nn.Module,
+    layers: Sequence[str],
+    inputs: tuple[Tensor, ...],
+    seed: int,
+    covers: Callable[[str], bool],
 ) -> list[Feed]:
     """Return which linear layers share their input, and what that can be scaled by.
 
@@ -68,7 +72,7 @@ def feeds(
     return found
 
 
-def scale(model: nn.Module, feed: Feed, factors: Any) -> None:
+def scale(model: nn.Module, feed: Feed, factors: Tensor) -> None:
     """Multiply weights by factors of their inputs `[in]`, in place, and divide what makes these."""
     with torch.no_grad():
         producer = model.get_submodule(feed.producer)
@@ -79,11 +83,11 @@ def scale(model: nn.Module, feed: Feed, factors: Any) -> None:
             weight.mul_(factors.to(weight))
 
 
-def _watch(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, tuple[Any, Any]]:
+def _watch(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, tuple[Tensor, Tensor]]:
     """Return input and output of modules called once with a tensor, in the order in which they end."""
-    seen: dict[str, list[tuple[Any, Any]]] = {}
+    seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
-    def watch(name: str, given: Any, output: Any) -> None:
+    def watch(name: str, given: tuple[Any, ...], output: Any) -> None:
         if given and isinstance(given[0], torch.Tensor) and isinstance(output, torch.Tensor):
             seen.setdefault(name, []).append((given[0], output))
 
@@ -93,7 +97,7 @@ def _watch(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, tuple[Any, An
 
 
 def _candidates(
-    model: nn.Module, watched: dict[str, tuple[Any, Any]], consumers: Sequence[str]
+    model: nn.Module, watched: dict[str, tuple[Tensor, Tensor]], consumers: Sequence[str]
 ) -> Iterator[str]:
     """Yield what may make the input of layers: what returned it, then linear layers before, nearest first."""
     given, width = watched[consumers[0]][0], model.get_submodule(consumers[0]).in_features
@@ -113,7 +117,7 @@ def _can_divide(module: nn.Module, width: int) -> bool:
     return bool(own) and whole and (linear or all(tensor.ndim == 1 for tensor in own))
 
 
-def _same(model: nn.Module, feed: Feed, factors: Any, inputs: tuple[Any, ...], before: Any) -> bool:
+def _same(model: nn.Module, feed: Feed, factors: Tensor, inputs: tuple[Tensor, ...], before: Tensor) -> bool:
     modules = [model.get_submodule(name) for name in (feed.producer, *feed.consumers)]
     tensors = [tensor for module in modules for tensor in module.parameters(recurse=False)]
     old = [tensor.detach().clone() for tensor in tensors]
@@ -125,6 +129,6 @@ def _same(model: nn.Module, feed: Feed, factors: Any, inputs: tuple[Any, ...], b
     return gap <= TOLERANCE * float(before.abs().max().clamp(min=1e-30))
 
 
-def _output(model: nn.Module, inputs: tuple[Any, ...]) -> Any:
+def _output(model: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     with evaluating(model), torch.no_grad():
         return select_output(model(*inputs)).double()

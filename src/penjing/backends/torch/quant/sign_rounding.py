@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.observe.blockwise import relative_error
 from penjing.backends.torch.quantizers import Quantizer, quantized_layers, spread
@@ -38,7 +37,7 @@ class SignRounding(nn.Module):  # type: ignore[misc]
     equations 3 and 4. Starts on nearest rounding under the quantizer's scales. Integers only.
     """
 
-    def __init__(self, weight: Any, quantizer: Quantizer) -> None:
+    def __init__(self, weight: Tensor, quantizer: Quantizer) -> None:
         super().__init__()
         self.format, scale = quantizer.format, quantizer.scale.detach()
         zero = scale.new_zeros(()) if quantizer.zero_point is None else quantizer.zero_point
@@ -47,7 +46,7 @@ class SignRounding(nn.Module):  # type: ignore[misc]
         self.offset = nn.Parameter(torch.zeros_like(weight))
         self.ends = nn.Parameter(scale.new_ones((2, *scale.shape)))
 
-    def range(self) -> tuple[Any, Any]:
+    def range(self) -> tuple[Tensor, Tensor]:
         """Return scale and zero point, of the format's `scale_shape`; the zero point is 0 where symmetric."""
         low, high = self._low * self.ends[0], self._high * self.ends[1]
         if self.format.symmetric:
@@ -56,7 +55,7 @@ class SignRounding(nn.Module):  # type: ignore[misc]
         zero = _round(-low / scale) + self.format.lowest
         return scale, zero.clamp(self.format.lowest, self.format.highest)
 
-    def forward(self, weight: Any) -> Any:
+    def forward(self, weight: Tensor) -> Tensor:
         """Return the rounded weight."""
         scale, zero = (spread(part, self.format, weight.shape) for part in self.range())
         codes = _round(weight / scale + self.offset) + zero
@@ -69,11 +68,11 @@ class SignRounding(nn.Module):  # type: ignore[misc]
                 tensor.sub_(rate * tensor.grad.sign()).clamp_(low, high)
                 tensor.grad = None
 
-    def state(self) -> list[Any]:
+    def state(self) -> list[Tensor]:
         """Return copies of what is learned."""
         return [self.offset.detach().clone(), self.ends.detach().clone()]
 
-    def final(self, weight: Any, state: list[Any]) -> tuple[Any, Quantizer]:
+    def final(self, weight: Tensor, state: list[Tensor]) -> tuple[Tensor, Quantizer]:
         """Return the weight on its codes and the quantizer that leaves it there, for what `state` gave."""
         with torch.no_grad():
             self.offset.copy_(state[0])
@@ -83,12 +82,14 @@ class SignRounding(nn.Module):  # type: ignore[misc]
             return self(weight), made
 
 
-def _round(x: Any) -> Any:
+def _round(x: Tensor) -> Tensor:
     """Round half to even; gradients pass straight through."""
     return x + (torch.round(x) - x).detach()
 
 
-def learn_by_signs(block: nn.Module, data: tuple[Any, Any, Any], learning: SignLearning) -> list[str]:
+def learn_by_signs(
+    block: nn.Module, data: tuple[Tensor, Tensor, Tensor], learning: SignLearning
+) -> list[str]:
     """Learn on one block, in place; return the names of its layers.
 
     The best of the start and `CHECKS` moments is kept, by the error on all examples.

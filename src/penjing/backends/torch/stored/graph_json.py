@@ -15,6 +15,9 @@ from penjing.core.errors import Refused
 FORMAT = 1
 """Version of `graph.json`."""
 
+WRITE_AGAIN = "save the model again with this version of Penjing; the file is damaged or not one of its own"
+"""What to do about a file that cannot be read."""
+
 _PYTHON: dict[str, Callable[..., Any]] = {
     **{
         f"operator.{name}": getattr(operator, name)
@@ -97,11 +100,16 @@ def check_name(name: Any, what: str) -> str:
         Refused: anything else, or a part with two underscores in front.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or f".{name}".count(".__"):
-        raise Refused(f"{what} is a plain dotted name", value=repr(name)[:80], place="graph.json")
+        raise Refused(
+            f"{what} must be a plain dotted name",
+            value=repr(name)[:80],
+            place="graph.json",
+            fix=WRITE_AGAIN,
+        )
     return name
 
 
-def name_of(target: Any) -> str:
+def name_of(target: Callable[..., Any]) -> str:
     """Return the name under which an operator is written.
 
     Raises:
@@ -113,11 +121,11 @@ def name_of(target: Any) -> str:
         written = f"{namespace}.{_ALIASES.get(name, name)}.{overload}"
     else:
         written = next((name for name, f in _PYTHON.items() if f is target), str(target))
-    operator_named(written)
+    operator_named(written, fix="replace it in forward by operators of torch")
     return written
 
 
-def operator_named(name: Any) -> Callable[..., Any]:
+def operator_named(name: Any, fix: str = WRITE_AGAIN) -> Callable[..., Any]:
     """Look an operator up: an overload of the namespace aten, or one of a few functions of sizes.
 
     Operators that open files, or take storages, streams or generators, are not among them.
@@ -137,28 +145,34 @@ def operator_named(name: Any) -> Callable[..., Any]:
             if _is_harmless(found):
                 return found
     raise Refused(
-        "a stored graph consists of known operators of aten", value=repr(name)[:80], place="graph.json"
+        "a stored graph must consist of known operators of aten",
+        value=repr(name)[:80],
+        place="graph.json",
+        fix=fix,
     )
 
 
-def _is_harmless(overload: Any) -> bool:
+def _is_harmless(overload: torch._ops.OpOverload) -> bool:
     arguments = overload._schema.arguments
     if overload._schema.name in ("aten::set_", "aten::resize_", "aten::resize_as_"):
         return False
     return not any("file" in a.name or any(word in str(a.type) for word in _HANDLES) for a in arguments)
 
 
-def check_keywords(target: Any, keywords: Any) -> None:
+def check_keywords(target: Callable[..., Any], keywords: Any) -> None:
     """Refuse keyword arguments that an operator does not have."""
     schema = getattr(target, "_schema", None)
     known = {argument.name for argument in schema.arguments} if schema is not None else set()
     if not isinstance(keywords, dict) or set(keywords) - known:
         raise Refused(
-            "an operator has its own keyword arguments", value=repr(keywords)[:80], place="graph.json"
+            "an operator must have its own keyword arguments",
+            value=repr(keywords)[:80],
+            place="graph.json",
+            fix=WRITE_AGAIN,
         )
 
 
-def encode(value: Any, reference: Callable[[Any], Any]) -> Any:
+def encode(value: Any, reference: Callable[[fx.Node], Any]) -> Any:
     """Return an argument as plain data; `reference` writes the nodes in it.
 
     Raises:
@@ -180,9 +194,10 @@ def encode(value: Any, reference: Callable[[Any], Any]) -> Any:
     if isinstance(value, list | tuple):
         return [encode(item, reference) for item in value]
     raise Refused(
-        "arguments of operators are numbers, texts, types and lists",
+        "arguments of operators must be numbers, texts, types and lists",
         value=type(value).__name__,
         place="graph",
+        fix="take what is none of them out of forward, or save the model with its class",
     )
 
 
@@ -204,20 +219,30 @@ def decode(data: Any, reference: Callable[[str, Any], Any]) -> Any:
             return reference(kind, value)
         if isinstance(value, str) and value in _TABLES[kind]:
             return _TABLES[kind][value]
-    raise Refused("a stored argument is of a known kind", value=repr(data)[:80], place="graph.json")
+    raise Refused(
+        "a stored argument must be of a known kind",
+        value=repr(data)[:80],
+        place="graph.json",
+        fix=WRITE_AGAIN,
+    )
 
 
-def dtype_named(name: Any) -> Any:
+def dtype_named(name: Any) -> torch.dtype:
     """Return a torch type by its name, `float32`.
 
     Raises:
         Refused: there is none of this name.
     """
     if not isinstance(name, str) or name not in _DTYPES:
-        raise Refused("a tensor has a known type", value=repr(name)[:80], place="graph.json")
+        raise Refused(
+            "a tensor must have a known type",
+            value=repr(name)[:80],
+            place="graph.json",
+            fix=WRITE_AGAIN,
+        )
     return _DTYPES[name]
 
 
-def dtype_name(dtype: Any) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     """Return the name of a torch type, without `torch.`."""
     return str(dtype).removeprefix("torch.")

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from penjing.backends.torch.cut.exported import NAMES, Code, ExportedNet
 from penjing.backends.torch.stored.graph_json import (
     FORMAT,
+    WRITE_AGAIN,
     check_keywords,
     check_name,
     decode,
@@ -23,7 +24,7 @@ from penjing.core.errors import Refused
 MOST_NODES = 1_000_000
 
 
-def net_of(data: Any, constants: Mapping[str, Any]) -> ExportedNet:
+def net_of(data: Any, constants: Mapping[str, Tensor]) -> ExportedNet:
     """Make the module that a stored graph describes; parameters and persistent buffers are zeros.
 
     Convolutions, linear layers, BatchNorm, LayerNorm and embeddings are modules under their old names: the
@@ -49,15 +50,18 @@ def net_of(data: Any, constants: Mapping[str, Any]) -> ExportedNet:
     ) as error:
         line = (str(error).strip().splitlines() or [""])[0][:200]
         raise Refused(
-            "graph.json describes a graph", value=f"{type(error).__name__}: {line}", place="graph.json"
+            "must describe a graph",
+            value=f"{type(error).__name__}: {line}",
+            place="graph.json",
+            fix=WRITE_AGAIN,
         ) from error
 
 
 class _Reader:
-    def __init__(self, data: Any, constants: Mapping[str, Any]) -> None:
+    def __init__(self, data: Any, constants: Mapping[str, Tensor]) -> None:
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise Refused(
-                "graph.json has a known format",
+                "must have a known format",
                 place="graph.json",
                 value=repr(data.get("format") if isinstance(data, dict) else data)[:40],
                 fix="open the artefact with the version of Penjing that wrote it",
@@ -68,13 +72,16 @@ class _Reader:
         self._tensors = self._make_tensors(data["tensors"], constants)
         self._names = tuple(check_name(name, "an input") for name in data["inputs"])
         self._inputs = [self._graph.placeholder(f"input_{i}") for i in range(len(self._names))]
-        self._nodes: list[Any] = []
+        self._nodes: list[fx.Node] = []
         self._placed: dict[str, LayerCall] = {}
 
     def net(self) -> ExportedNet:
         if len(self._data["nodes"]) > MOST_NODES:
             raise Refused(
-                "a stored graph is of a sensible length", value=len(self._data["nodes"]), place="graph.json"
+                "a stored graph must have at most a million nodes",
+                value=len(self._data["nodes"]),
+                place="graph.json",
+                fix=WRITE_AGAIN,
             )
         for entry in self._data["nodes"]:
             self._nodes.append(self._call(entry))
@@ -86,8 +93,8 @@ class _Reader:
         )
         return ExportedNet(self._root, Code(code.src), self._names)
 
-    def _make_tensors(self, described: Any, constants: Mapping[str, Any]) -> dict[str, Any]:
-        made: dict[str, Any] = {}
+    def _make_tensors(self, described: Any, constants: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        made: dict[str, Tensor] = {}
         for name, entry in described.items():
             check_name(name, "a tensor")
             role, shape, dtype = entry["role"], [int(n) for n in entry["shape"]], dtype_named(entry["dtype"])
@@ -99,36 +106,47 @@ class _Reader:
                 made[name] = torch.zeros(shape, dtype=dtype)
             if list(made[name].shape) != shape or made[name].dtype != dtype:
                 raise Refused(
-                    "a stored tensor has the described shape and type",
+                    "a stored tensor must have the described shape and type",
                     place="graph.json",
                     value=f"{name}: {list(made[name].shape)}",
+                    fix=WRITE_AGAIN,
                 )
             if role == "parameter":
                 made[name] = nn.Parameter(made[name], requires_grad=dtype.is_floating_point)
             self._register(name, made[name], persistent=role != "constant")
         return made
 
-    def _register(self, name: str, tensor: Any, persistent: bool) -> None:
+    def _register(self, name: str, tensor: Tensor, persistent: bool) -> None:
         owner, _, local = name.rpartition(".")
         place = self._owner(owner)
         if hasattr(place, local):
-            raise Refused("names of stored tensors are free", value=name, place="graph.json")
+            raise Refused(
+                "names of stored tensors must be free",
+                value=name,
+                place="graph.json",
+                fix=WRITE_AGAIN,
+            )
         if isinstance(tensor, nn.Parameter):
             place.register_parameter(local, tensor)
         else:
             place.register_buffer(local, tensor, persistent=persistent)
 
-    def _owner(self, path: str) -> Any:
+    def _owner(self, path: str) -> nn.Module:
         place = self._root
         for part in path.split(".") if path else ():
             if part not in place._modules:
                 if hasattr(place, part):
-                    raise Refused("names of stored modules are free", value=path, place="graph.json")
+                    raise Refused(
+                        "names of stored modules must be free",
+                        value=path,
+                        place="graph.json",
+                        fix=WRITE_AGAIN,
+                    )
                 place.add_module(part, nn.Module())
             place = place._modules[part]
         return place
 
-    def _call(self, entry: Any) -> Any:
+    def _call(self, entry: Any) -> fx.Node:
         target = operator_named(entry["op"])
         keywords = entry.get("kwargs", {})
         check_keywords(target, keywords)
@@ -161,7 +179,7 @@ class _Reader:
         self._placed[layer.name] = layer
         return True
 
-    def _resolve(self, kind: str, value: Any) -> Any:
+    def _resolve(self, kind: str, value: Any) -> fx.Node:
         if kind == "node" and type(value) is int and 0 <= value < len(self._nodes):
             return self._nodes[value]
         if kind == "input" and type(value) is int and 0 <= value < len(self._inputs):
@@ -171,5 +189,8 @@ class _Reader:
         if kind == "training" and value is True:
             return self._graph.get_attr("training")
         raise Refused(
-            "a stored argument is of a known kind", value=repr({kind: value})[:80], place="graph.json"
+            "a stored argument must be of a known kind",
+            value=repr({kind: value})[:80],
+            place="graph.json",
+            fix=WRITE_AGAIN,
         )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from penjing.backends.torch.graph.capture import Capture, require_dynamic
 from penjing.backends.torch.stored.graph_json import FORMAT, dtype_name, encode, name_of
@@ -25,7 +26,7 @@ _DROPPED = ("_assert", "sym_constrain_range")
 """Operators without a result, which check what the capture assumed."""
 
 
-def describe(model: nn.Module, captured: Capture) -> tuple[dict[str, Any], dict[str, Any]]:
+def describe(model: nn.Module, captured: Capture) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a module's graph as JSON data, and the tensors that its state dict does not hold.
 
     The data: `inputs` (names), `tensors` (shape, type and role of every tensor by name), `nodes` (operator,
@@ -50,7 +51,12 @@ def describe(model: nn.Module, captured: Capture) -> tuple[dict[str, Any], dict[
         "outputs": encode(list(output), writer.reference),
     }
     if not all(isinstance(entry, dict) for entry in data["outputs"]):
-        raise Refused("every output is computed", value=repr(data["outputs"])[:80], place="model")
+        raise Refused(
+            "every output must be computed",
+            value=repr(data["outputs"])[:80],
+            place="model",
+            fix="return tensors from forward, no constants or None",
+        )
     return data, writer.constants
 
 
@@ -58,10 +64,10 @@ class _Writer:
     def __init__(self, model: nn.Module, captured: Capture) -> None:
         self._captured = captured
         self.nodes: list[dict[str, Any]] = []
-        self.constants: dict[str, Any] = {}
+        self.constants: dict[str, Tensor] = {}
         self.tensors: dict[str, dict[str, Any]] = {}
         self._named = tensors_of(model)
-        self._values: dict[Any, Any] = {}
+        self._values: dict[fx.Node, Any] = {}
         first: dict[int, str] = {}
         saved = model.state_dict(keep_vars=True)
         for name, tensor in self._named.items():
@@ -72,34 +78,34 @@ class _Writer:
                 self._add(name, tensor, "parameter" if isinstance(tensor, nn.Parameter) else "buffer")
         self._first = first
 
-    def _add(self, name: str, tensor: Any, role: str) -> None:
+    def _add(self, name: str, tensor: Tensor, role: str) -> None:
         self.tensors[name] = {"shape": list(tensor.shape), "dtype": dtype_name(tensor.dtype), "role": role}
 
-    def _constant(self, name: str, tensor: Any) -> dict[str, str]:
+    def _constant(self, name: str, tensor: Tensor) -> dict[str, str]:
         """Take a tensor along that the state dict does not hold."""
         if name not in self.tensors:
             self._add(name, tensor, "constant")
             self.constants[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
 
-    def walk(self, graph: Any, owner: Any) -> None:
+    def walk(self, graph: fx.Graph, owner: fx.GraphModule) -> None:
         for node in graph.nodes:
             if node.op == "placeholder" and node not in self._values:
                 self._values[node] = self._placeholder(node)
             elif node.op == "call_function":
                 self._call(node, owner)
 
-    def reference(self, node: Any) -> Any:
+    def reference(self, node: fx.Node) -> Any:
         if node not in self._values:
             raise Refused(
-                "a stored graph consists of known operators of aten",
+                "a stored graph must consist of known operators of aten",
                 value=str(node.target),
                 place="model",
                 fix="take control flow out of forward",
             )
         return self._values[node]
 
-    def _placeholder(self, node: Any) -> Any:
+    def _placeholder(self, node: fx.Node) -> Any:
         captured = self._captured
         if node.name in captured.inputs:
             return {"input": captured.inputs.index(node.name)}
@@ -109,7 +115,7 @@ class _Writer:
             return {"tensor": name} if name in self.tensors else self._constant(name, tensor)
         return self._constant(f"{CONSTANT}{len(self.constants)}", captured.constants[node.name][1])
 
-    def _call(self, node: Any, owner: Any) -> None:
+    def _call(self, node: fx.Node, owner: fx.GraphModule) -> None:
         if _name(node.target).startswith(_DROPPED) and not node.users:
             return
         if isinstance(node.target, torch._ops.HigherOrderOperator):
@@ -131,7 +137,7 @@ class _Writer:
         self._values[node] = {"node": len(self.nodes)}
         self.nodes.append(entry)
 
-    def _inline(self, node: Any, owner: Any) -> list[Any]:
+    def _inline(self, node: fx.Node, owner: fx.GraphModule) -> list[Any]:
         """Write the inside of a block without gradients (or with autocast off); return its outputs."""
         modes = [a for a in node.args if not isinstance(a, fx.Node)]
         inner = next((a for a in node.args if isinstance(a, fx.Node) and a.op == "get_attr"), None)
@@ -140,7 +146,7 @@ class _Writer:
         )
         if inner is None or not harmless:
             raise Refused(
-                "a stored graph consists of known operators of aten",
+                "a stored graph must consist of known operators of aten",
                 value=_name(node.target),
                 place="model",
                 fix="take control flow and autocast out of forward",
@@ -155,5 +161,5 @@ class _Writer:
         return [encode(value, self.reference) for value in outputs]
 
 
-def _name(target: Any) -> str:
+def _name(target: Callable[..., Any]) -> str:
     return str(getattr(target, "__name__", target)).rpartition("::")[2]

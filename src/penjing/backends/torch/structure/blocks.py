@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.check import copied
 from penjing.backends.torch.hooks import Call, watched
@@ -79,14 +79,24 @@ def take_out(model: nn.Module, blocks: Blocks, names: list[str], example: Arrays
     unknown = [name for name in names if name not in blocks.found]
     if unknown:
         reasons = [f"{name}: {blocks.kept.get(name, 'no block of this name')}" for name in unknown[:5]]
-        raise Refused("the blocks can go", value="; ".join(reasons), place="blocks")
+        raise Refused(
+            "needs blocks that can go",
+            value="; ".join(reasons),
+            place="blocks",
+            fix="choose among the blocks that `pj.RemoveBlocks` reports, or leave the names out",
+        )
     result = copied(model)
     gone = {name: blocks.found[name] for name in names}
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         inputs = to_inputs(model, example)
         failure = _fails_without(result, gone, inputs, _shapes(model(*inputs)))
     if failure:
-        raise Refused("the model runs without the blocks", value=failure, place=", ".join(names))
+        raise Refused(
+            "the model must run without the blocks",
+            value=failure,
+            place=", ".join(names),
+            fix="take fewer of them out",
+        )
     for name, stand_in in gone.items():
         put(result, name, stand_in)
     record(result, model, {"skip": [name for name in blocks.found if name in gone]})
@@ -151,7 +161,7 @@ def _plain_attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _matrices(module: nn.Module) -> list[Any]:
+def _matrices(module: nn.Module) -> list[nn.Parameter]:
     return [p for p in module.parameters() if p.ndim > 1]
 
 
@@ -185,7 +195,10 @@ def _without_nested(
 
 
 def _fails_without(
-    model: nn.Module, gone: Mapping[str, PassThrough], inputs: tuple[Any, ...], wanted: list[Any]
+    model: nn.Module,
+    gone: Mapping[str, PassThrough],
+    inputs: tuple[Tensor, ...],
+    wanted: list[tuple[int, ...]],
 ) -> str:
     with without(model, gone), evaluating(model), torch.no_grad():
         try:
@@ -196,7 +209,7 @@ def _fails_without(
     return "" if shapes == wanted else "without it the model returns other shapes"
 
 
-def _shapes(output: Any) -> list[Any]:
+def _shapes(output: Any) -> list[tuple[int, ...]]:
     if isinstance(output, torch.Tensor):
         return [tuple(output.shape)]
     if isinstance(output, Mapping):
@@ -205,7 +218,7 @@ def _shapes(output: Any) -> list[Any]:
 
 
 def _kept(
-    found: Mapping[str, Any], why: Mapping[str, str], members: Mapping[str, nn.Module]
+    found: Mapping[str, PassThrough], why: Mapping[str, str], members: Mapping[str, nn.Module]
 ) -> dict[str, str]:
     """Say why the neighbours of blocks stay; where there are no blocks, why all that could be one is none."""
     places = {name.rpartition(".")[0] for name in found}

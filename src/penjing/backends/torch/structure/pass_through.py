@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.hooks import Call
 
@@ -61,7 +61,7 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
     model.get_submodule(place)._modules[key] = module
 
 
-def main_input(call: Call) -> tuple[int | str, Any] | None:
+def main_input(call: Call) -> tuple[int | str, Tensor] | None:
     """Return key and value of a block's first argument that is a tensor of floating-point numbers."""
     for key, value in call.arguments.items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from penjing.backends.onnx.graph import Graph, WeightNode, attribute
+from penjing.backends.onnx.graph.index import Graph, get_attribute
+from penjing.backends.onnx.graph.layers import WeightNode
+
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
 ARITHMETIC = frozenset({"Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu"})
 """Operators that ONNX Runtime fuses with the Q/DQ around them into an integer kernel of their own."""
@@ -36,7 +40,7 @@ class Placement:
     arithmetic: set[str] = field(default_factory=set)
     moves: set[str] = field(default_factory=set)
     clips: set[str] = field(default_factory=set)
-    absorbed: dict[str, Any] = field(default_factory=dict)
+    absorbed: dict[str, NodeProto] = field(default_factory=dict)
     grids: list[str] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -58,7 +62,7 @@ class Placement:
         node = graph.producer.get(tensor)
         if node is None or not any(absorbed is node for absorbed in self.absorbed.values()):
             return True
-        bounds, half_a_step = clip_bounds(graph, node), (high - low) / 510
+        bounds, half_a_step = read_clip_bounds(graph, node), (high - low) / 510
         return bounds is not None and bounds[0] - half_a_step <= low and high <= bounds[1] + half_a_step
 
     def integer_nodes(self) -> set[str]:
@@ -67,7 +71,7 @@ class Placement:
         return set(self.compute) | self.arithmetic | self.moves | self.clips | absorbed
 
 
-def unsupported(graph: Graph, entry: WeightNode) -> str | None:
+def find_obstacle(graph: Graph, entry: WeightNode) -> str | None:
     """Return why a layer cannot run on integers in ONNX Runtime on CPU, or None if it can."""
     node = entry.node
     if entry.kind == "embedding":
@@ -80,9 +84,9 @@ def unsupported(graph: Graph, entry: WeightNode) -> str | None:
         return f"the weight is {weight.dtype}, not float32"
     if node.op_type == "MatMul" and weight.ndim != 2:
         return "the weight is a stack of matrices"
-    if node.op_type == "Gemm" and (attribute(node, "alpha", 1.0) != 1 or attribute(node, "beta", 1.0) != 1):
+    if node.op_type == "Gemm" and any(get_attribute(node, key, 1.0) != 1 for key in ("alpha", "beta")):
         return "alpha and beta are not 1"
-    if node.op_type == "Gemm" and attribute(node, "transA", 0):
+    if node.op_type == "Gemm" and get_attribute(node, "transA", 0):
         return "the input is transposed"
     if len(node.input) > 2 and node.input[2]:
         bias = graph.array(node.input[2])
@@ -91,7 +95,7 @@ def unsupported(graph: Graph, entry: WeightNode) -> str | None:
     return None
 
 
-def place(graph: Graph, layers: Collection[WeightNode]) -> Placement:
+def place_quantizers(graph: Graph, layers: Collection[WeightNode]) -> Placement:
     """Choose what runs on integers: the given layers, and what lies between them and can follow.
 
     A convolution hands integers on; a matrix product gives floats, unless a layer behind it wants
@@ -99,7 +103,7 @@ def place(graph: Graph, layers: Collection[WeightNode]) -> Placement:
     """
     result = Placement()
     for entry in layers:
-        reason = unsupported(graph, entry)
+        reason = find_obstacle(graph, entry)
         if reason is None:
             result.compute[entry.node.output[0]] = entry
         else:
@@ -118,7 +122,7 @@ def place(graph: Graph, layers: Collection[WeightNode]) -> Placement:
 
 
 def _place_node(
-    graph: Graph, node: Any, result: Placement, wanted: set[str], made: set[str], grids: dict[str, None]
+    graph: Graph, node: NodeProto, result: Placement, wanted: set[str], made: set[str], grids: dict[str, None]
 ) -> None:
     out = node.output[0]
     if out in made or any(absorbed is node for absorbed in result.absorbed.values()):
@@ -137,7 +141,7 @@ def _place_node(
     elif node.op_type in MOVES and flowing[0] in made and _moves_integers(graph, node):
         result.moves.add(out)
         made.update(name for name in node.output if name)
-    elif node.op_type in ("Relu", "Clip") and flowing[0] in made and clip_bounds(graph, node) is not None:
+    elif flowing[:1] and flowing[0] in made and _saturates(graph, node):
         result.clips.add(out)
         made.add(out)
 
@@ -150,13 +154,18 @@ def _hand_on(tensor: str, made: set[str], grids: dict[str, None]) -> None:
 def _absorb(graph: Graph, tensor: str, result: Placement, must: bool, wanted: set[str]) -> None:
     """Let the grid behind a Relu or Clip do its work: a grid saturates at the ends of its range."""
     after = graph.only_consumer(tensor)
-    if after is None or after.op_type not in ("Relu", "Clip") or clip_bounds(graph, after) is None:
+    if after is None or not _saturates(graph, after):
         return
     if must or after.output[0] in wanted:
         result.absorbed[tensor] = after
 
 
-def clip_bounds(graph: Graph, node: Any) -> tuple[float, float] | None:
+def _saturates(graph: Graph, node: NodeProto) -> bool:
+    """Tell whether a node is a Relu or Clip whose bounds the ends of a grid can stand for."""
+    return node.op_type in ("Relu", "Clip") and read_clip_bounds(graph, node) is not None
+
+
+def read_clip_bounds(graph: Graph, node: NodeProto) -> tuple[float, float] | None:
     """Return the constant bounds of a Relu or Clip that hold 0 between them, or None."""
     if node.op_type == "Relu":
         return 0.0, float("inf")
@@ -170,10 +179,10 @@ def clip_bounds(graph: Graph, node: Any) -> tuple[float, float] | None:
     return (bounds[0], bounds[1]) if bounds[0] <= 0 <= bounds[1] else None
 
 
-def _moves_integers(graph: Graph, node: Any) -> bool:
+def _moves_integers(graph: Graph, node: NodeProto) -> bool:
     if node.op_type == "MaxPool":
         return len([name for name in node.output if name]) == 1
     if node.op_type != "Pad":
         return True
     fill = graph.array(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-    return attribute(node, "mode", "constant") != "constant" or (fill is not None and not fill.any())
+    return get_attribute(node, "mode", "constant") != "constant" or (fill is not None and not fill.any())

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penjing.arrays.equalization import Factors, Pair, scaled_inputs
-from penjing.backends.onnx.graph import Graph, WeightNode, attribute, replace_constants, shapes_and_types
-from penjing.backends.onnx.model import copy_proto
-from penjing.backends.onnx.placement import clip_bounds
+from penjing.backends.onnx.graph.edit import copy_proto, replace_constants
+from penjing.backends.onnx.graph.index import Graph, get_attribute
+from penjing.backends.onnx.graph.layers import WeightNode
+from penjing.backends.onnx.graph.shapes import infer_types
+from penjing.backends.onnx.integers.placement import read_clip_bounds
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 THROUGH = frozenset(
     {"Relu", "LeakyRelu", "PRelu", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"}
@@ -23,7 +29,7 @@ class Stop(Exception):
     """Why a scale cannot move behind a layer."""
 
 
-def pairs_of(graph: Graph, layers: Mapping[str, WeightNode]) -> tuple[list[Pair], dict[str, str]]:
+def find_pairs(graph: Graph, layers: Mapping[str, WeightNode]) -> tuple[list[Pair], dict[str, str]]:
     """Return the layers whose output can be scaled, in the order of the graph, and why others cannot.
 
     Args:
@@ -31,11 +37,11 @@ def pairs_of(graph: Graph, layers: Mapping[str, WeightNode]) -> tuple[list[Pair]
         layers: by name, those that may change.
     """
     by_node = {entry.node.output[0]: entry for entry in layers.values()}
-    shapes = {name: shape for name, (_, shape) in shapes_and_types(graph.proto).items()}
+    shapes = {name: shape for name, (_, shape) in infer_types(graph.proto).items()}
     pairs, why = [], {}
     for name, entry in layers.items():
         try:
-            channels = len(weight_of(graph, entry))
+            channels = len(read_weight(graph, entry))
             found = _consumers(
                 _Walk(graph, by_node, shapes, channels), entry.node.output[0], entry.output_axis
             )
@@ -63,7 +69,7 @@ def _consumers(walk: _Walk, tensor: str, axis: int) -> list[str]:
     for node in walk.graph.consumers.get(tensor, []):
         entry = walk.layers.get(node.output[0])
         if entry is not None and node.input[0] == tensor:
-            if entry.output_axis != axis or input_channels(walk.graph, entry) != walk.channels:
+            if entry.output_axis != axis or count_input_channels(walk.graph, entry) != walk.channels:
                 raise Stop(f"{entry.name} does not take its channels as they are")
             found.append(entry.name)
         elif node.input[0] == tensor and _passes(walk.graph, node):
@@ -83,13 +89,13 @@ def _is_row(walk: _Walk, tensor: str) -> bool:
     return shape is not None and len(shape) == 2 and shape[1] == walk.channels
 
 
-def _passes(graph: Graph, node: Any) -> bool:
+def _passes(graph: Graph, node: NodeProto) -> bool:
     """Tell whether a node gives the same channels, scaled alike."""
     if node.op_type in THROUGH:
         return True
     if node.op_type != "Pad":
         return False
-    if attribute(node, "mode", "constant") != "constant":
+    if get_attribute(node, "mode", "constant") != "constant":
         return True
     if len(node.input) < 3 or not node.input[2]:
         return True
@@ -97,38 +103,38 @@ def _passes(graph: Graph, node: Any) -> bool:
     return value is not None and not value.any()
 
 
-def _obstacle(walk: _Walk, node: Any) -> str:
-    bounds = clip_bounds(walk.graph, node)
+def _obstacle(walk: _Walk, node: NodeProto) -> str:
+    bounds = read_clip_bounds(walk.graph, node)
     if node.op_type == "Clip" and bounds is not None:
         return f"behind it values are cut off at {bounds[1]:g} (ReLU6), which a scale moves"
     return f"its output goes to {node.op_type}, which a scale does not pass"
 
 
-def weight_of(graph: Graph, entry: WeightNode) -> Any:
+def read_weight(graph: Graph, entry: WeightNode) -> NDArray[Any]:
     """Return a layer's weight, `[out, in / groups, *kernel]`."""
     array = graph.array(entry.node.input[1])
     assert array is not None
     return entry.canonical("weight", array)
 
 
-def groups_of(entry: WeightNode) -> int:
+def count_groups(entry: WeightNode) -> int:
     """Return the groups of a convolution; 1 for a linear layer."""
-    return int(attribute(entry.node, "group", 1))
+    return int(get_attribute(entry.node, "group", 1))
 
 
-def input_channels(graph: Graph, entry: WeightNode) -> int:
+def count_input_channels(graph: Graph, entry: WeightNode) -> int:
     """Return how many channels a layer takes."""
-    return int(weight_of(graph, entry).shape[1]) * groups_of(entry)
+    return int(read_weight(graph, entry).shape[1]) * count_groups(entry)
 
 
-def own_constants(graph: Graph, entry: WeightNode) -> bool:
+def owns_constants(graph: Graph, entry: WeightNode) -> bool:
     """Tell whether weight and bias are constants of the graph that no other node uses."""
     names = [name for name in entry.node.input[1:] if name]
     return all(name in graph.constants and graph.only_consumer(name) is not None for name in names)
 
 
-def rescaled(
-    proto: Any, pairs: list[Pair], layers: Mapping[str, WeightNode], factors: Mapping[str, Factors]
+def rescale_layers(
+    proto: ModelProto, pairs: list[Pair], layers: Mapping[str, WeightNode], factors: Mapping[str, Factors]
 ) -> Any:
     """Return a copy of a graph whose layers are divided by the factors of their outputs, others multiplied.
 
@@ -140,7 +146,7 @@ def rescaled(
     fresh = copy_proto(proto)
     graph = Graph(fresh)
     weights = {
-        name: weight_of(graph, layers[name]).astype(np.float64)
+        name: read_weight(graph, layers[name]).astype(np.float64)
         for pair in pairs
         for name in (pair.producer, *pair.consumers)
     }
@@ -154,7 +160,7 @@ def rescaled(
             assert bias is not None
             arrays[entry.tensors["bias"]] = (bias / factor.reshape(bias.shape)).astype(bias.dtype)
         for name in pair.consumers:
-            weights[name] = scaled_inputs(weights[name], factor, groups_of(layers[name]))
+            weights[name] = scaled_inputs(weights[name], factor, count_groups(layers[name]))
     for name, weight in weights.items():
         arrays[layers[name].tensors["weight"]] = layers[name].native("weight", weight).astype(np.float32)
     replace_constants(fresh, arrays)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.arrays.quantization import relative_error
-from penjing.backends.onnx.backend import is_quantized
-from penjing.backends.onnx.calibrate import batch_limit, calibration_batches
+from penjing.backends.onnx.graph.index import find_integer_operator
+from penjing.backends.onnx.integers.calibrate import iterate_calibration, limit_batch
 from penjing.backends.onnx.model import OnnxModel
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -24,11 +24,11 @@ def refuse_quantized(model: OnnxModel) -> None:
     Raises:
         Refused: with the first such operator.
     """
-    found = is_quantized(model.proto)
+    found = find_integer_operator(model.proto)
     if found is not None:
         raise Refused(
-            "the model is not quantized yet",
-            value=f"it has {found}",
+            "must be in float",
+            value=f"an integer operator, {found}",
             place="model",
             fix="leave this step out, or start from the float model",
         )
@@ -45,8 +45,8 @@ def compare_outputs(
         Refused: the new outputs are not finite, or constant where the old ones vary.
     """
     old, new = [], []
-    size = batch_limit(before.proto, 32)
-    for inputs in calibration_batches(context.task.train, examples, size, context.seed):
+    size = limit_batch(before.proto, 32)
+    for inputs in iterate_calibration(context.task.train, examples, size, context.seed):
         old.append(_rows(before.run(inputs)[0]))
         new.append(_rows(after.run(inputs)[0]))
     x, y = np.concatenate(old), np.concatenate(new)
@@ -54,10 +54,10 @@ def compare_outputs(
     if not finite or np.ptp(y, axis=0).max(initial=0) == 0 < np.ptp(x, axis=0).max(initial=0):
         value = "the same for every example" if finite else "NaN or infinite"
         raise Refused(
-            "the quantized model's outputs vary and are finite",
+            "the outputs of the quantized model must be finite and vary",
             value=value,
             place=method,
-            fix="calibrate on more and real examples, or leave layers float",
+            fix="calibrate on more and real examples, or leave layers float with skip=",
         )
     norm = float(np.linalg.norm(x) * np.linalg.norm(y))
     cosine = float(x.ravel() @ y.ravel()) / norm if norm else 1.0
@@ -75,6 +75,6 @@ def _rows(output: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(output, np.float64).reshape(len(output) if output.ndim else 1, -1)
 
 
-def first_of_each(changes: list[Change]) -> list[Change]:
+def keep_first_changes(changes: list[Change]) -> list[Change]:
     """Keep the first change of every layer: a layer that is used twice is reported once."""
     return list({change.layer: change for change in reversed(changes)}.values())[::-1]

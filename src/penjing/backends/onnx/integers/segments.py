@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from numpy.typing import NDArray
 from onnx import helper
 
-from penjing.backends.onnx.graph import Graph, shapes_and_types
+from penjing.backends.onnx.graph.index import Graph
+from penjing.backends.onnx.graph.shapes import infer_types
 from penjing.backends.onnx.model import open_session, run_session
 
-Live = dict[str, Any]
+if TYPE_CHECKING:
+    import onnxruntime as ort
+    from onnx import ModelProto
+
+Live = dict[str, NDArray[Any]]
 """Tensors of one batch that later pieces need, by name."""
 
 
@@ -25,23 +31,22 @@ class Segments:
         ends: first outputs of the nodes that end a piece.
     """
 
-    def __init__(self, proto: Any, ends: Sequence[str]) -> None:
+    def __init__(self, proto: ModelProto, ends: Sequence[str]) -> None:
         self._proto, self._graph = proto, Graph(proto)
-        self._types = {name: kind for name, (kind, _) in shapes_and_types(proto).items()}
+        self._types = {name: kind for name, (kind, _) in infer_types(proto).items()}
         position = {name: i for i, node in enumerate(self._graph.nodes) for name in node.output}
         self.ends = sorted(ends, key=lambda name: position[name])
         self._stops = [position[name] + 1 for name in self.ends]
         self._last_use = {name: i for i, node in enumerate(self._graph.nodes) for name in node.input}
-        self._sessions: list[Any] = [None] * len(self.ends)
+        self._sessions: list[ort.InferenceSession | None] = [None] * len(self.ends)
 
     def run(self, index: int, live: Live) -> Live:
         """Run one piece on the tensors of one batch and return those that are needed from then on.
 
         The end of the piece is always among them; the caller may change it before the next piece.
         """
-        if self._sessions[index] is None:
-            self._sessions[index] = self._open(index)
-        session = self._sessions[index]
+        session = self._sessions[index] or self._open(index)
+        self._sessions[index] = session
         names = [value.name for value in session.get_outputs()]
         feed = {value.name: live[value.name] for value in session.get_inputs()}
         made = dict(zip(names, run_session(session, names, feed), strict=True))
@@ -61,7 +66,7 @@ class Segments:
             peak = max(peak, sum(value.nbytes for value in live.values()))
         return peak
 
-    def _open(self, index: int) -> Any:
+    def _open(self, index: int) -> ort.InferenceSession:
         stop = self._stops[index]
         nodes = self._graph.nodes[self._stops[index - 1] if index else 0 : stop]
         made = {name for node in nodes for name in node.output if name}

@@ -1,0 +1,1 @@
+"""An ONNX graph as something to read and edit."""

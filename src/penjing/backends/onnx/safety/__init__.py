@@ -1,0 +1,1 @@
+"""What is checked of an ONNX file that nobody vouches for, before a runtime sees it."""
