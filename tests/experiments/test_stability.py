@@ -58,13 +58,13 @@ def bent(task, seed):
 
 def diverging(task, seed):
     if seed == 1:
-        raise pj.Refused("the loss stays finite in training", value="loss nan at step 7")
+        raise pj.Refused("the loss stays finite in training", value="loss nan at step 7", fix="lower the rate")
     return with_weights(1.0, seed)
 
 
 def breaking(task, seed):
     if seed == 1:
-        raise pj.Refused("a training step fits in memory", code=Exit.ENVIRONMENT)
+        raise pj.Refused("a training step fits in memory", fix="free memory", code=Exit.ENVIRONMENT)
     return with_weights(1.0, seed)
 
 
