@@ -58,7 +58,7 @@ def bent(task, seed):
 
 def diverging(task, seed):
     if seed == 1:
-        raise pj.Refused("the loss stays finite in training", value="loss nan at step 7", fix="lower the rate")
+        raise pj.Refused("the loss must stay finite", value="loss nan at step 7", fix="lower the rate")
     return with_weights(1.0, seed)
 
 
