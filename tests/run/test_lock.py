@@ -134,7 +134,7 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(module.fcntl, "flock", refuse)
-    with pytest.raises(Refused, match="needs a file system that can lock files.*local disk") as caught:
+    with pytest.raises(Refused, match=r"needs a file system that can lock files.*local disk") as caught:
         DriverLock(tmp_path / "lock").__enter__()
     assert caught.value.code == Exit.ENVIRONMENT
     assert find_owner(tmp_path / "lock") is None

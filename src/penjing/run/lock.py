@@ -5,8 +5,8 @@ it: not a listener that reads the folder, not a backup. POSIX record locks are f
 the file is closed.
 
 On NFS, Linux turns `flock` into a lock at the server, which excludes drivers on other machines if the server
-keeps locks (NFSv4, or v3 with lockd; not with the mount option `nolock`). Where it does not, each machine sees
-its own locks only: keep run directories on a local disk then.
+keeps locks (NFSv4, or v3 with lockd; not with the mount option `nolock`). Where it does not, each machine
+sees its own locks only: keep run directories on a local disk then.
 """
 
 from __future__ import annotations
