@@ -222,7 +222,7 @@ def test_a_share_of_latency_is_measured_beside_the_uncut_model(net, task, monkey
     left = BACKEND.operations(applied.model, EXAMPLE).multiply_adds
     assert 0.33 < left / BACKEND.operations(net, EXAMPLE).multiply_adds <= 0.4
     assert 2 <= len(seen) <= 8
-    assert "of the latency before, onnxruntime, 7 pairs of processes" in applied.notes["pruning"][0]
+    assert "of the latency before, onnxruntime, 7 interleaved rounds" in applied.notes["pruning"][0]
     with pytest.raises(pj.Refused, match=r"at most 0\.4"):
         cut(net, task, 0.7, of="latency", target=target)
 

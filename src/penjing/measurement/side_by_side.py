@@ -90,7 +90,7 @@ def ratios(
         reference: of which the latency counts as 1; it must run.
         target: where all run.
         inputs: examples that the timed batch is made of.
-        seconds: of timing, all together, the opening of processes included; three sittings of six rounds are
+        seconds: of timing, all together, the opening of processes included; one sitting of six rounds is
             made in any case.
 
     Returns:

@@ -4,9 +4,9 @@ The lock is `flock`'s. It belongs to the opened file, so that nothing else in th
 it: not a listener that reads the folder, not a backup. POSIX record locks are freed when *any* descriptor of
 the file is closed.
 
-On NFS, Linux turns `flock` into a lock at the server, which excludes drivers on other machines if the server
-keeps locks (NFSv4, or v3 with lockd; not with the mount option `nolock`). Where it does not, each machine
-sees its own locks only: keep run directories on a local disk then.
+On NFS, Linux turns `flock` into a lock at the server, which excludes drivers on other machines if the
+server keeps locks (NFSv4, or v3 with lockd; not with the mount option `nolock`). Where it does not, each
+machine sees its own locks only: keep run directories on a local disk then.
 """
 
 from __future__ import annotations

@@ -225,7 +225,7 @@ def _clock(
             ratio = ratio_of(candidate)
             return ratio.value, (
                 f"{ratio.value:.3f} ({ratio.low:.3f} to {ratio.high:.3f}) of the latency before, "
-                f"{method.target.label}, {ratio.n} pairs of processes"
+                f"{method.target.label}, {ratio.n} interleaved rounds"
             )
 
         yield latency
