@@ -131,7 +131,7 @@ def test_kill_while_a_ledger_is_made(tmp_path):
     """A process that dies while it makes the file leaves none, and the next one makes it."""
     script = (
         "import os, sys; from penjing.run import ledger, ledger_file\n"
-        "ledger_file.os.replace = lambda *a: os._exit(9)\n"
+        "ledger_file.os.link = lambda *a: os._exit(9)\n"
         "ledger.Ledger(sys.argv[1])"
     )
     path = tmp_path / "ledger.sqlite"

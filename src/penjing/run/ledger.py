@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator
@@ -16,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-
-from filelock import FileLock
 
 from penjing.core.errors import Refused
 from penjing.core.files import refusing
@@ -35,7 +34,6 @@ from penjing.run.ledger_file import (
 )
 from penjing.run.ledger_rows import DamagedRow, digest_arrays, digest_row, pack_record, unpack_record
 
-_WAIT_S = 60.0
 _ATTEMPT = "attempt"
 _TAKEN_BACK = "attempt taken back"
 
@@ -169,8 +167,7 @@ class Ledger(LedgerReader):
         self._guard, self._version = threading.RLock(), len(MIGRATIONS)
         with refusing(self.path):
             self.path.parent.stat()
-        with refusing(self.path), FileLock(f"{self.path}.lock", timeout=_WAIT_S):
-            if not self.path.exists():
+            if not os.path.lexists(self.path):
                 if not create:
                     raise Refused(
                         "must exist",

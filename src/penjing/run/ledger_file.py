@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import os
+import secrets
 import shlex
 import shutil
 import sqlite3
@@ -39,6 +41,7 @@ RESULTS = (
 )
 EVENTS = "SELECT seq, key, kind, data, sha256 FROM events"
 
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _UNDO = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 """What SQLite says where it would first have to undo a transaction in a file that it may not write."""
 _APPLICATION = 0x50656E6A  # "Penj", where SQLite keeps the kind of its file
@@ -46,17 +49,31 @@ _WAIT_S = 60.0
 
 
 def make_file(path: Path) -> None:
-    """Make an empty ledger under a temporary name: SQLite itself would leave an empty file for a while."""
-    temporary = path.parent / f".penjing-{path.name}.tmp"
-    temporary.unlink(missing_ok=True)
+    """Make an empty ledger where there is none, whole at once: SQLite would leave an empty file for a while.
+
+    Several processes may; the first one makes it.
+    """
+    temporary = path.parent / f".penjing-{secrets.token_hex(8)}.tmp"
     try:
         with contextlib.closing(_connect(str(temporary))) as db:
             db.execute(f"PRAGMA application_id = {_APPLICATION}")
-            _migrate(db, 0)
-        os.replace(temporary, path)
+            _migrate(db)
+        _publish(temporary, path)
     except sqlite3.Error as error:
-        temporary.unlink(missing_ok=True)
         raise refusal_of(error, path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        os.rename(temporary, path)  # a file system without hard links: the last one wins, all are empty
 
 
 def open_to_write(path: Path) -> sqlite3.Connection:
@@ -68,11 +85,11 @@ def open_to_write(path: Path) -> sqlite3.Connection:
     db = None
     try:
         db = _connect(str(path))
-        version = check_kind(db, path)
+        check_kind(db, path)
         found = [row[0] for row in db.execute("PRAGMA integrity_check")]
         if found != ["ok"]:
             raise sqlite3.DatabaseError(str(found[0]))
-        _migrate(db, version)
+        _migrate(db)
         _check_rows(db)
         return db
     except BaseException as error:
@@ -143,7 +160,8 @@ class DamagedRows:
             found = set(_tables(self._db))
             version = next((n for n, own in enumerate(known, 1) if found <= own), None)
             if version is not None:  # else a table could be a view, and do anything
-                _migrate(self._db, version)
+                self._db.execute(f"PRAGMA user_version = {version}")
+                _migrate(self._db)
                 # No row takes less than its hash; a hostile file could name any number.
                 self._most = path.stat().st_size // 64
 
@@ -206,7 +224,7 @@ def check_kind(db: sqlite3.Connection, path: Path) -> int:
             place=str(path),
             fix=how_to_repair(path),
         )
-    version = int(db.execute("PRAGMA user_version").fetchone()[0])
+    version = _schema(db)
     if version > len(MIGRATIONS):
         from penjing import __version__
 
@@ -259,9 +277,23 @@ def _connect(place: str) -> sqlite3.Connection:
     return db
 
 
-def _migrate(db: sqlite3.Connection, version: int) -> None:
-    for number in range(version, len(MIGRATIONS)):
-        db.executescript(f"BEGIN IMMEDIATE; {MIGRATIONS[number]}; PRAGMA user_version = {number + 1}; COMMIT")
+def _migrate(db: sqlite3.Connection) -> None:
+    """Bring the tables up to date, all at once; another process may have done so meanwhile."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        for number in range(_schema(db), len(MIGRATIONS)):
+            for statement in MIGRATIONS[number].split(";"):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {number + 1}")
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+
+
+def _schema(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
 
 
 def _tables(db: sqlite3.Connection) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from typing import Any
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import read_json, refusing, remove_leftovers
 from penjing.core.value import Value
-from penjing.run.folder import RunFolder
+from penjing.run.folder import RunFolder, refuse_links
 from penjing.run.ledger import Ledger
 from penjing.run.ledger_file import DamagedRows, locate_journal, set_aside
 from penjing.run.lock import DriverLock
@@ -58,6 +58,7 @@ def repair_run(path: Path | str) -> dict[str, Any]:
             fix="give the folder that `penjing optimize` named",
             code=Exit.USAGE,
         )
+    refuse_links(run)
     with DriverLock(run.lock):
         remove_leftovers(run.path)
         repaired = [
