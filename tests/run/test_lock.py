@@ -66,9 +66,8 @@ def test_dead_drivers_lock_is_recovered(tmp_path):
 
 
 def test_once_in_a_process_and_again_after_leaving(tmp_path):
-    with DriverLock(tmp_path / "lock"):
-        with pytest.raises(Refused, match=str(os.getpid())):
-            DriverLock(tmp_path / "lock").__enter__()
+    with DriverLock(tmp_path / "lock"), pytest.raises(Refused, match=str(os.getpid())):
+        DriverLock(tmp_path / "lock").__enter__()
     assert find_owner(tmp_path / "lock") is None
     with DriverLock(tmp_path / "lock"):
         pass

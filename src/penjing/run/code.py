@@ -42,9 +42,9 @@ def locate_task_file(run: RunFolder, recorded: str | None, verb: str) -> Path:
             fix="name one with --task TASK.py, or call pj.optimize again with the same arguments and out=",
             code=Exit.USAGE,
         )
-    path = Path(recorded)
+    path = Path(recorded.replace("\0", ""))
     resolved = Path(os.path.realpath(path))
-    if not path.is_absolute() or resolved != path:
+    if not path.is_absolute() or str(resolved) != recorded:
         raise _unsafe("must be a whole path without links and ..", recorded, place, run, verb, resolved)
     for folder, words in ((run.path, "the run directory"), (Path.cwd(), "the current directory")):
         if _lies_in(resolved, folder):
