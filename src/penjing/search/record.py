@@ -108,6 +108,7 @@ def _place(session: Session, chosen: Trial) -> ArtefactPlace:
 def _notes(session: Session, ending: Ending) -> list[str]:
     return [
         *session.task.notes,
+        *session.notes,
         *ending.runtimes.notes,
         *ending.recipes.notes,
         *ending.forecast.warnings,

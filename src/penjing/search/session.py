@@ -39,6 +39,7 @@ class Session:
         identity: digest of model, data, target, budget, seed, options and version; part of every key.
         target: where candidates run; the one that was chosen, once it is.
         reference: where the float model runs that they are compared with.
+        notes: on what the identity could not read.
         before: seconds that earlier sessions of this run have spent.
         say: receives one line of progress at a time.
     """
@@ -54,6 +55,7 @@ class Session:
     seed: int
     options: Bisection
     identity: str
+    notes: tuple[str, ...]
     before: float
     say: Say
     started: float = field(default_factory=time.monotonic)
