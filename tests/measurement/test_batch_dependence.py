@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 X = RNG.standard_normal((300, 6)).astype(np.float32) + 3
 WEIGHT = RNG.standard_normal((6, 4)).astype(np.float32)
 Y = ((X - 3) @ WEIGHT).argmax(1)
-TASK = pj.Task(train=(X[:60], Y[:60]), valid=(X[60:], Y[60:]), test=(X[:60], Y[:60][::-1]), batch_size=64)
+TASK = pj.Task(train=(X[:30], Y[:30]), valid=(X[60:], Y[60:]), test=(X[30:60], Y[30:60]), batch_size=64)
 
 
 def batched(function):

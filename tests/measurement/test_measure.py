@@ -141,7 +141,8 @@ def test_an_unknown_split_is_refused(folders):
 
 
 def test_an_artefact_that_does_not_fit_the_data_is_refused(folders):
-    task = Task(train=(X[:, :5], Y), valid=(X[:9, :5], Y[:9]), test=(X[9:, :5], Y[9:]))
+    parts = [(X[a:b, :5], Y[a:b]) for a, b in ((0, 30), (30, 60), (60, 90))]
+    task = Task(train=parts[0], valid=parts[1], test=parts[2])
     with pytest.raises(Refused, match="input 'x'"):
         measure_all({"plain": (folders["plain"], Target(), None)}, task, "valid", "plain")
 
