@@ -29,6 +29,7 @@ from penjing.backends.torch import BACKEND
 from penjing.backends.torch.cut.shortened import Shortened
 from penjing.backends.torch.structure.blocks import find_blocks
 from penjing.measurement.measure import measure_all
+from penjing.measurement.sittings import Effort
 
 COUNTS = {20: (1, 2, 3), 56: (5, 10)}
 EXAMPLES = {20: (128, 128), 56: (128,)}
@@ -112,7 +113,9 @@ def measured(model: Any, task: pj.Task, found: list[Choice], refit: bool) -> dic
             entries[name] = (place, pj.Target(), None)
         return {
             name: one.measurement
-            for name, one in measure_all(entries, task, "valid", WHOLE, operations, seconds=SECONDS).items()
+            for name, one in measure_all(
+                entries, task, "valid", WHOLE, operations, effort=Effort(SECONDS)
+            ).items()
         }
 
 
