@@ -116,7 +116,7 @@ def test_bad_arguments_are_refused_before_anything_is_made(tmp_path):
     out = tmp_path / "new"
     fields = FIELDS | {"out": out}
     for wrong, rule in (
-        ({"goal": "accuracy > 3"}, "goal must be a metric"),
+        ({"goal": "accuracy > 3"}, "goal must read as metric"),
         ({"goal": "f1_macro >= 0.9"}, "must be of the task's metric"),
         ({"time": "12"}, "must have a unit"),
         ({"optimizers": ["sdg"]}, "must name known optimizers"),
