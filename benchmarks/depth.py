@@ -81,13 +81,13 @@ def choices(model: Any, task: pj.Task, depth: int, counts: list[int]) -> list[Ch
 def plans(choice: Choice, refit: bool) -> dict[str, pj.Method | tuple[pj.Method, ...]]:
     """Return what is done with a choice, by the column that shows it."""
     remove = pj.only("|".join(choice.names), pj.RemoveBlocks(count=choice.count, score="influence"))
-    statistics = pj.ReestimateBatchNorm(batches=6)
+    statistics = pj.ReestimateBatchNorm(examples=768)
     if choice.how != "joint":
         return {"bn": pj.chain(remove, statistics)}
     found = {
         "cut": pj.chain(remove),
         "bn": pj.chain(remove, statistics),
-        "int8": pj.chain(remove, statistics, pj.Int8Static(calibration=256)),
+        "int8": pj.chain(remove, statistics, pj.Int8Static(examples=256)),
     }
     if refit:
         found["ls"] = pj.chain(remove, pj.LeastSquares(examples=512), statistics)
@@ -96,7 +96,7 @@ def plans(choice: Choice, refit: bool) -> dict[str, pj.Method | tuple[pj.Method,
 
 def measured(model: Any, task: pj.Task, found: list[Choice], refit: bool) -> dict[str, Any]:
     """Return the measurements of all networks, and the whole one's in float and in integers."""
-    wanted = {WHOLE: (), f"{WHOLE} int8": pj.chain(pj.Int8Static(calibration=256))}
+    wanted = {WHOLE: (), f"{WHOLE} int8": pj.chain(pj.Int8Static(examples=256))}
     for choice in found:
         for column, plan in plans(choice, refit).items():
             wanted[f"{short(choice.names)} {column}"] = plan
@@ -108,7 +108,7 @@ def measured(model: Any, task: pj.Task, found: list[Choice], refit: bool) -> dic
             if isinstance(result, torch.nn.Module):
                 operations[name] = BACKEND.operations(result, example)
             place = Path(folder) / str(next(numbers))
-            pj.deliver(result, plan, pj.Target(), place, example=example)
+            pj.deliver(result, pj.Target(), place, example=example)
             entries[name] = (place, pj.Target(), None)
         return {
             name: one.measurement

@@ -101,11 +101,11 @@ def nncf(net: Any, task: pj.Task, folder: Path) -> OnnxModel:
     return pj.load_onnx(folder / "nncf.onnx")
 
 
-static = pj.Int8Static(calibration=CALIBRATION)
+static = pj.Int8Static(examples=CALIBRATION)
 smoothed = (
-    pj.SmoothActivations(calibration=CALIBRATION),
-    pj.Int8Static(observer="minmax", calibration=CALIBRATION),
-    pj.CorrectBias(calibration=CALIBRATION),
+    pj.SmoothActivations(examples=CALIBRATION),
+    pj.Int8Static(observer="minmax", examples=CALIBRATION),
+    pj.CorrectBias(examples=CALIBRATION),
 )
 ROWS: dict[str, Callable[[Any, pj.Task, Path], Any]] = {
     "float32": lambda net, task, folder: net,
@@ -139,7 +139,7 @@ ONLY = {
 def artefacts(net: Any, task: pj.Task, rows: list[str], folder: Path) -> dict[str, tuple[Artefact, Target]]:
     """Return by label what could be made and delivered; the rest is printed with its reason."""
     example = task.valid.example()
-    path = pj.deliver(net, (), Target(), folder / "first", example=example).path
+    path = pj.deliver(net, Target(), folder / "first", example=example).path
     (folder / FLOAT).write_bytes((path / "model.onnx").read_bytes())
     found = {}
     for name in rows:
@@ -153,7 +153,7 @@ def artefacts(net: Any, task: pj.Task, rows: list[str], folder: Path) -> dict[st
                 continue
             label = f"{runtime} {name}"
             try:
-                made = pj.deliver(model, (), target, folder / label.replace(" ", "_"), example=example)
+                made = pj.deliver(model, target, folder / label.replace(" ", "_"), example=example)
                 found[label] = open_artefact(made.path), target
             except pj.Refused as reason:
                 print(f"{label}: not delivered: {reason}", flush=True)

@@ -69,7 +69,7 @@ def deliver(width: int, depth: int, folder: Path) -> tuple[Path, pj.Task]:
     x = rng.standard_normal((96, width)).astype(np.float32)
     y = rng.integers(0, CLASSES, 96)
     task = pj.Task(train=(x[:32], y[:32]), valid=(x[32:64], y[32:64]), test=(x[64:], y[64:])).prepare()
-    return pj.deliver(model, (), pj.Target(), folder, example=(x[:1],)).path, task
+    return pj.deliver(model, pj.Target(), folder, example=(x[:1],)).path, task
 
 
 def compare(folder: Path, task: pj.Task, seconds: float) -> dict[str, float]:

@@ -39,22 +39,22 @@ ROWS: Table = {
     "magnitude": lambda s, n: (pj.PruneMagnitude(s),),
     "magnitude + BatchNorm": lambda s, n: (pj.PruneMagnitude(s), _batchnorm(n)),
     "magnitude + least squares": lambda s, n: (pj.PruneMagnitude(s), pj.LeastSquares(examples=n)),
-    "OBC": lambda s, n: (pj.PruneOBC(s, calibration=n),),
-    "OBC + BatchNorm": lambda s, n: (pj.PruneOBC(s, calibration=n), _batchnorm(n)),
-    "OBC global": lambda s, n: (pj.PruneOBC(s, calibration=n, allocation="global"),),
-    "ALPS": lambda s, n: (pj.PruneALPS(s, calibration=n),),
-    "ALPS + BatchNorm": lambda s, n: (pj.PruneALPS(s, calibration=n), _batchnorm(n)),
+    "OBC": lambda s, n: (pj.PruneOBC(s, examples=n),),
+    "OBC + BatchNorm": lambda s, n: (pj.PruneOBC(s, examples=n), _batchnorm(n)),
+    "OBC global": lambda s, n: (pj.PruneOBC(s, examples=n, allocation="global"),),
+    "ALPS": lambda s, n: (pj.PruneALPS(s, examples=n),),
+    "ALPS + BatchNorm": lambda s, n: (pj.PruneALPS(s, examples=n), _batchnorm(n)),
     "ALPS global, compensated": lambda s, n: (
-        pj.PruneALPS(s, calibration=n, allocation="global", compensate=True),
+        pj.PruneALPS(s, examples=n, allocation="global", compensate=True),
     ),
     "second order": lambda s, n: (pj.PruneSecondOrder(s, examples=min(n, 1000)),),
-    "K-FAC": lambda s, n: (pj.PruneKFAC(s, calibration=n, sequential=False, compensate=False),),
+    "K-FAC": lambda s, n: (pj.PruneKFAC(s, examples=n, sequential=False, compensate=False),),
     "K-FAC + BatchNorm": lambda s, n: (
-        pj.PruneKFAC(s, calibration=n, sequential=False, compensate=False),
+        pj.PruneKFAC(s, examples=n, sequential=False, compensate=False),
         _batchnorm(n),
     ),
     "ours": lambda s, n: (
-        pj.PruneKFAC(s, calibration=n, sequential=False, compensate=False),
+        pj.PruneKFAC(s, examples=n, sequential=False, compensate=False),
         pj.LeastSquares(examples=n),
     ),
 }
@@ -85,7 +85,7 @@ def _task(data: dict[str, NDArray], test_x: NDArray[np.uint8], test_y: NDArray[n
     batches = list(islice(cifar10.Augmented(data["train_x"], data["train_y"]), TRAINING // 128))
     train = tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
     test = cifar10.normalised(test_x), test_y
-    return pj.Task(train=train, valid=(test[0][:BATCH], test[1][:BATCH]), test=test)
+    return pj.Task(train=train, valid=(test[0][:BATCH], test[1][:BATCH]), test=test, max_overlap=1)
 
 
 def right(model: torch.nn.Module, task: pj.Task, count: int) -> NDArray[np.bool_]:

@@ -21,7 +21,7 @@ from penjing.backends.torch import BACKEND
 from penjing.backends.torch.cut.exported import ExportedNet
 from penjing.backends.torch.tensors import evaluating, input_names, tensors_of, to_inputs
 from penjing.core.artefact import deliver, load
-from penjing.core.data import Split
+from penjing.core.data.split import Split
 from penjing.core.errors import Refused
 
 MATCHED, EXPORTED = 1e-5, 1e-4
@@ -261,7 +261,7 @@ def _reload(architecture: Architecture, small: Any, example: Any, folder: Path) 
     def made() -> Any:
         return BACKEND.select(architecture.build(), architecture.output)
 
-    artefact = deliver(small, (), pj.Target("torch"), folder / "torch", example=example)
+    artefact = deliver(small, pj.Target("torch"), folder / "torch", example=example)
     gap = _gap([load(artefact.path, made)(*example)], outputs(small, example)[:1])
     if gap > 1e-6:
         raise Wrong(f"reloaded differs by {gap:.1e}")

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import penjing as pj
-from penjing.backends.torch.observe.taps import pairs_between, tapped
+from penjing.backends.torch.observe.taps import pair_layers, tapped
 
 BETA = {"features": 3.0, "attention": 100.0, "relational": 1.0}
 
@@ -124,8 +124,8 @@ def test_blocks_of_transformers_are_mapped_in_order(task, tiny_transformer):
     deep, shallow = tiny_transformer(), tiny_transformer(width=16, head_width=4)
     del shallow.body[1]
     example = task.valid.example()
-    assert pairs_between(shallow, deep, example) == [("body.0", "body.1")]
-    assert pairs_between(deep, deep, example) == [("body.0", "body.0"), ("body.1", "body.1")]
+    assert pair_layers(shallow, deep, example) == [("body.0", "body.1")]
+    assert pair_layers(deep, deep, example) == [("body.0", "body.0"), ("body.1", "body.1")]
     found = pj.distill(shallow, deep, task, pj.DistillFeatures(epochs=0.3, batch_size=32))
     assert found.changes[0].detail["pairs"] == "body.0 to body.1"
 

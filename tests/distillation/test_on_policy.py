@@ -45,7 +45,7 @@ def task():
 
     names = ("train", "valid", "test")
     splits = {name: split(name, 64 if seed else 256, seed) for seed, name in enumerate(names)}
-    return Task(**splits, loss=loss, metric=right, direction="maximize").prepare()
+    return Task(**splits, loss=loss, metric=right, direction="maximize", max_overlap=1).prepare()
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,7 @@ def linear(torch, bias=True):
 def test_a_file_that_takes_its_statistics_from_the_batch_is_judged_as_it_is_timed(torch, tmp_path):
     net = torch.nn.Sequential(torch.nn.BatchNorm1d(6, track_running_stats=False), linear(torch)).eval()
     target = pj.Target("torch", batch=4)
-    folder = deliver(net, (), target, tmp_path / "artefact", example=(X[:1],)).path
+    folder = deliver(net, target, tmp_path / "artefact", example=(X[:1],)).path
     entries = {"net": (folder, target, lambda: net)}
     found = measure_all(entries, TASK, "valid", "net", seconds=0.0)["net"]
     with torch.no_grad():

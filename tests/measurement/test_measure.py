@@ -63,8 +63,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     parent = tmp_path_factory.mktemp("artefacts")
     models = {"plain": classifier(), "heavy": classifier(work=40), "fixed": classifier(batch=1)}
     return {
-        name: deliver(model, (), Target(), parent / name, example=(X[:1],)).path
-        for name, model in models.items()
+        name: deliver(model, Target(), parent / name, example=(X[:1],)).path for name, model in models.items()
     }
 
 
@@ -75,7 +74,7 @@ def test_artefacts_are_measured_side_by_side(folders):
         linear.weight.copy_(torch.from_numpy(WEIGHT.T))
     eager = Target("torch")
     folder = folders["plain"].parent / "eager"
-    deliver(linear, (), eager, folder, example=(X[:1],))
+    deliver(linear, eager, folder, example=(X[:1],))
     entries = {
         "plain": (folders["plain"], Target(), None),
         "heavy": (folders["heavy"], Target(), None),

@@ -43,7 +43,7 @@ def expected(rows: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("onnx") / "artefact"
-    return deliver(onnx_net(), (), Target(), folder, example=(ROWS[:1],)).path
+    return deliver(onnx_net(), Target(), folder, example=(ROWS[:1],)).path
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def process(artefact):
 
 def torch_artefact(folder: Path, net, target: Target) -> Path:
     """Deliver a net to torch eager and return its folder."""
-    return deliver(net, (), target, folder, example=(ROWS[:1],)).path
+    return deliver(net, target, folder, example=(ROWS[:1],)).path
 
 
 def test_outputs_are_those_of_the_file_for_every_batch_size(process, tmp_path):
@@ -86,7 +86,7 @@ def test_a_refusal_in_the_process_keeps_it_alive(process, tmp_path):
 
 
 def test_a_fixed_batch_is_filled_up_and_cut(tmp_path):
-    folder = deliver(onnx_net(batch=4), (), Target(), tmp_path / "fixed", example=(ROWS[:4],)).path
+    folder = deliver(onnx_net(batch=4), Target(), tmp_path / "fixed", example=(ROWS[:4],)).path
     with RuntimeProcess(folder, Target()) as running:
         outputs = running.outputs(save_arrays(tmp_path, (ROWS,), "inputs"), 128, tmp_path / "outputs.npy")
     np.testing.assert_allclose(outputs, expected(ROWS), rtol=1e-6)
@@ -292,7 +292,7 @@ def hungry_net() -> OnnxModel:
 
 
 def test_memory_beyond_the_limit_is_not_granted(tmp_path):
-    folder = deliver(hungry_net(), (), Target(), tmp_path / "hungry", example=(np.zeros((1, 4), "f4"),)).path
+    folder = deliver(hungry_net(), Target(), tmp_path / "hungry", example=(np.zeros((1, 4), "f4"),)).path
     limits = Limits(seconds=60, memory_bytes=300_000_000)
     modest, greedy = np.full((2, 4), 1e-6, np.float32), np.full((2, 4), 8, np.float32)
     with RuntimeProcess(folder, Target(), limits=limits) as running:

@@ -23,7 +23,7 @@ TARGET = pj.Target("torch")
 def folder(tmp_path_factory):
     torch = pytest.importorskip("torch")
     path = tmp_path_factory.mktemp("stage") / "artefact"
-    return deliver(torch.nn.Linear(4, 2), (), TARGET, path, example=(X[:1],)).path
+    return deliver(torch.nn.Linear(4, 2), TARGET, path, example=(X[:1],)).path
 
 
 def well():

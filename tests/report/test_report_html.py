@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from penjing.core.errors import Exit, Refused
-from penjing.report.charts import script_json
+from penjing.report.charts import dump_script_json
 from penjing.report.html import render as render_record
 from penjing.report.html import write_report
 from penjing.report.record import Record, check_schema
@@ -175,7 +175,7 @@ def test_hostile_strings_are_only_text(record: dict[str, Any], text: str) -> Non
 
 def test_script_json_survives_the_parser() -> None:
     data = {"</script>": "<!-- & \u2028 \u2029 ]]>", "nan": float("nan"), "deep": [{"x": (1, 2.5, None)}]}
-    text = script_json(data)
+    text = dump_script_json(data)
     assert not set("<>&\u2028\u2029") & set(text)
     assert json.loads(text) == {"</script>": "<!-- & ]]>", "nan": None, "deep": [{"x": [1, 2.5, None]}]}
 

@@ -5,7 +5,7 @@ import pytest
 from penjing.core.measurement import Estimate
 from penjing.planners.candidates import Probed
 from penjing.report.html import write_report
-from penjing.report.recipes import probed_recipes, recipe_rows
+from penjing.report.recipes import describe_recipes, list_recipe_rows
 from penjing.report.record import RecipeRows, Record
 from penjing.report.terminal import plain_table
 
@@ -22,13 +22,13 @@ def probed(record):
 
 
 def test_the_fastest_recipe_is_told_and_all_are_listed(probed, tmp_path):
-    said = probed_recipes(probed.recipes)
+    said = describe_recipes(probed.recipes)
     assert said == (
         "The fastest precision recipe, static, takes 0.50 times the latency of float before any pruning; "
         "1 of 2 recipes do not pay."
     )
     assert said in plain_table(probed, width=1000)
-    assert recipe_rows(probed.recipes) == [
+    assert list_recipe_rows(probed.recipes) == [
         ("static", "0.50", "0.49 to 0.51", "1 of 3: head"),
         ("packed", "1.20", "1.19 to 1.21", "none"),
         ("late", "not measured", "no <time>", "none"),
@@ -42,7 +42,7 @@ def test_the_fastest_recipe_is_told_and_all_are_listed(probed, tmp_path):
 
 def test_without_a_probe_nothing_is_said(record, tmp_path):
     record = Record.model_validate(record)
-    assert probed_recipes(record.recipes) == ""
-    assert recipe_rows(record.recipes) == []
+    assert describe_recipes(record.recipes) == ""
+    assert list_recipe_rows(record.recipes) == []
     write_report(record, tmp_path / "report.html")
     assert "Precision recipes" not in (tmp_path / "report.html").read_text(encoding="utf-8")

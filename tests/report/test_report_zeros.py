@@ -6,7 +6,7 @@ import pytest
 
 from penjing.report.html import write_report
 from penjing.report.record import Record
-from penjing.report.sparsity import zeros_sentence
+from penjing.report.sparsity import describe_zeros
 from penjing.report.terminal import plain_table
 
 
@@ -30,7 +30,7 @@ def masked(record):
 
 def test_zeros_are_told_with_bytes_and_without_time(masked, tmp_path):
     record = Record.model_validate(masked)
-    said = zeros_sentence(record)
+    said = describe_zeros(record)
     assert said.startswith("80% of the parameters are zero.")
     assert "as zip they have 30 kB, those of the float model 90 kB." in said
     assert said.endswith("they save none.")
@@ -42,7 +42,7 @@ def test_zeros_are_told_with_bytes_and_without_time(masked, tmp_path):
 
 def test_older_records_have_no_compressed_size(masked):
     masked["result"]["compressed_bytes"] = None
-    assert "where the files are compressed." in zeros_sentence(Record.model_validate(masked))
+    assert "where the files are compressed." in describe_zeros(Record.model_validate(masked))
 
 
 @pytest.mark.parametrize("part", ["changes", "zeros", "operations"])
@@ -53,4 +53,4 @@ def test_without_masks_nothing_is_said(masked, part):
         masked["result"]["operations"]["zeros"] = 0
     else:
         masked["result"]["operations"] = None
-    assert zeros_sentence(Record.model_validate(masked)) == ""
+    assert describe_zeros(Record.model_validate(masked)) == ""

@@ -18,12 +18,12 @@ from penjing.core.measurement import Estimate
 from penjing.core.plan import chain, digest, plan_to_json
 from penjing.core.target import Target
 from penjing.measurement.side_by_side import ratios
-from penjing.planners.candidates import candidates
-from penjing.report.recipes import probed_recipes, recipe_rows
+from penjing.planners.candidates import list_recipes
+from penjing.report.recipes import describe_recipes, list_recipe_rows
 from penjing.search import recipes
 from penjing.search.open_session import open_session
-from penjing.search.recipes import choose_recipes, too_little
-from penjing.search.recipes_job import EXAMPLES, NO_TIME, deliver_recipes, quick
+from penjing.search.recipes import choose_recipes, explain_no_probe
+from penjing.search.recipes_job import EXAMPLES, NO_TIME, deliver_recipes, shorten_calibration
 from penjing.search.values import LayerFacts, Survey
 from penjing.targets.graph_shape import digest_graph
 
@@ -31,8 +31,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 FLOAT = SimpleNamespace(latency_ms=0.1, folder="float")
-SMALLER = chain(pj.Int8Static(skip=("head", "conv1")), pj.CorrectBias())
-WITHOUT_HEAD = chain(pj.Int8Static(skip=("head",)), pj.CorrectBias())
+SMALLER = chain(pj.only("!head | !conv1", pj.Int8Static()), pj.CorrectBias())
+WITHOUT_HEAD = chain(pj.only("!head", pj.Int8Static()), pj.CorrectBias())
 STATIC, DYNAMIC = chain(pj.Int8Static(), pj.CorrectBias()), chain(pj.Int8Dynamic())
 
 
@@ -61,7 +61,7 @@ def nets(parts, tmp_path_factory):
     narrow.conv2, narrow.head = torch.nn.Conv2d(32, 40, 3, 2, 1), torch.nn.Linear(40, 10)
     found = {}
     for name, net in {"digits": model, "tuned": tuned, "narrow": narrow}.items():
-        deliver(net, (), Target(), folder / name, example=task.valid.example())
+        deliver(net, Target(), folder / name, example=task.valid.example())
         found[name] = pj.load_onnx(folder / name / "model.onnx")
     return found
 
@@ -108,7 +108,7 @@ def run(tmp_path):
         with open_session(model, task, limits, target, folder, 0, options) as session:
             said.clear()
             if target.runtime != "torch":
-                deliver(model, (), target, folder / "float" / "target", example=task.valid.example())
+                deliver(model, target, folder / "float" / "target", example=task.valid.example())
             if not apart:
                 session = replace(session, executor=Here(session.model, session.task))
             return choose_recipes(session, facts_of(model, task), FLOAT), said
@@ -205,12 +205,12 @@ def test_where_lower_precision_does_not_pay_float_is_kept_and_it_is_said(digits,
     assert small.plans[0] == STATIC
     assert "lower precision does not pay here: 1.08 times float; tried for its size alone" in said
     record = found.found.recorded()
-    assert probed_recipes(record) == (
+    assert describe_recipes(record) == (
         "Lower precision does not pay here: the fastest recipe, static int8, takes 1.08 times the latency of "
         "float."
     )
-    assert recipe_rows(record)[0] == ("static int8", "1.08", "1.06 to 1.10", "none")
-    assert recipe_rows(record)[1][3] == "1 of 3: head"
+    assert list_recipe_rows(record)[0] == ("static int8", "1.08", "1.06 to 1.10", "none")
+    assert list_recipe_rows(record)[1][3] == "1 of 3: head"
 
 
 def test_a_recipe_that_cannot_be_timed_is_named_and_the_rest_counts(digits, run, timed):
@@ -219,7 +219,7 @@ def test_a_recipe_that_cannot_be_timed_is_named_and_the_rest_counts(digits, run,
     found, said = run(model, task)
     assert "static int8 was not measured: it crashed" in said
     assert found.plans == (WITHOUT_HEAD,)
-    assert recipe_rows(found.found.recorded())[-1][1:3] == ("not measured", "it crashed")
+    assert list_recipe_rows(found.found.recorded())[-1][1:3] == ("not measured", "it crashed")
 
 
 def test_rules_decide_where_nothing_could_be_timed(digits, run, timed, monkeypatch):
@@ -227,7 +227,7 @@ def test_rules_decide_where_nothing_could_be_timed(digits, run, timed, monkeypat
     found, said = run(model, task)
     assert (found.plans, found.measured) == ((STATIC,), False)
     assert "precision recipes go by rules, not measured: none could be timed" in said
-    assert probed_recipes(found.found.recorded()) == ""
+    assert describe_recipes(found.found.recorded()) == ""
 
     def broken(*_):
         raise Refused("the artefact answers in time", value="no answer", place="float")
@@ -241,12 +241,12 @@ def test_rules_decide_where_time_or_memory_is_short(digits, run, timed, monkeypa
     found, said = run(model, task, time="60s")
     assert (found.plans, timed.asked) == ((STATIC,), [])
     assert "precision recipes go by rules, not measured: a probe may take 15 s" in said[-1]
-    assert too_little(0.0, 1.0, 0)
-    assert too_little(1e-9, 1.0, 0)
-    assert too_little(None, None, 0) == "the latency of the float model was not measured"
-    assert too_little(200.0, 2000.0, 0) == "a call takes 2e+03 ms, too long for a short probe"
-    assert "GB of memory" in too_little(None, 1.0, 10**15)
-    assert too_little(None, 1.0, 0) == too_little(150.0, 1.0, 0) == ""
+    assert explain_no_probe(0.0, 1.0, 0)
+    assert explain_no_probe(1e-9, 1.0, 0)
+    assert explain_no_probe(None, None, 0) == "the latency of the float model was not measured"
+    assert explain_no_probe(200.0, 2000.0, 0) == "a call takes 2e+03 ms, too long for a short probe"
+    assert "GB of memory" in explain_no_probe(None, 1.0, 10**15)
+    assert explain_no_probe(None, 1.0, 0) == explain_no_probe(150.0, 1.0, 0) == ""
 
 
 def test_a_target_without_an_integer_graph_has_no_recipe(parts, run, timed):
@@ -260,7 +260,7 @@ def test_a_transformer_is_written_under_every_recipe_and_really_timed(tiny_trans
     x, y = rng.standard_normal((64, 1, 8, 8)).astype(np.float32), np.arange(64) % 10
     task = pj.Task(train=(x[:32], y[:32]), valid=(x[32:48], y[32:48]), test=(x[48:], y[48:])).prepare()
     facts = facts_of(model, task)
-    legal = candidates(facts.kinds, facts.operations.by_layer, Target())
+    legal = list_recipes(facts.kinds, facts.operations.by_layer, Target())
     plans = {f"recipe{i}": plan_to_json(c.plan) for i, c in enumerate(legal)}
     found = deliver_recipes(
         (model, task), lambda line: None, plans, Target(), tmp_path, 0, 100.0, tmp_path / "none.onnx"
@@ -272,7 +272,7 @@ def test_a_transformer_is_written_under_every_recipe_and_really_timed(tiny_trans
     assert small == {"embed", "fc"}
     assert left.pop("static int8 but for the smallest layers (10% of the work)") > small
     assert {"fc", "body.0.up"}.isdisjoint(set.union(*left.values()))
-    reference = deliver(model, (), Target(), tmp_path / "float", example=task.valid.example()).path
+    reference = deliver(model, Target(), tmp_path / "float", example=task.valid.example()).path
     folders = {"float": reference, "dynamic": tmp_path / "recipe1", "none": tmp_path / "absent"}
     measured, failures = ratios(folders, "float", Target(), (x,), 0.0)
     assert measured.keys() == {"dynamic"}
@@ -283,12 +283,12 @@ def test_a_transformer_is_written_under_every_recipe_and_really_timed(tiny_trans
 
 
 def test_only_what_corrects_errors_is_left_out_of_a_quick_recipe():
-    plan = chain(pj.SmoothActivations(), pj.Int8Static(skip=("a",)), pj.CorrectBias())
-    assert quick(plan) == (
-        pj.SmoothActivations(calibration=EXAMPLES),
-        pj.Int8Static(skip=("a",), observer="minmax", calibration=EXAMPLES),
+    plan = chain(pj.SmoothActivations(), pj.only("!a", pj.Int8Static()), pj.CorrectBias())
+    assert shorten_calibration(plan) == (
+        pj.SmoothActivations(examples=EXAMPLES),
+        pj.only("!a", pj.Int8Static(observer="minmax", examples=EXAMPLES)),
     )
-    assert quick(DYNAMIC) == DYNAMIC
+    assert shorten_calibration(DYNAMIC) == DYNAMIC
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
@@ -297,7 +297,7 @@ def test_weights_do_not_enter_the_shape_and_widths_do(nets, parts, tmp_path, run
         pytest.importorskip("openvino", reason="the extra openvino is not installed")
     shapes = []
     for name, net in nets.items():
-        path = deliver(net, (), Target(runtime), tmp_path / name, example=parts[1].valid.example()).path
+        path = deliver(net, Target(runtime), tmp_path / name, example=parts[1].valid.example()).path
         shapes.append(digest_graph(path))
     assert shapes[0] == shapes[1] != shapes[2]
     assert digest_graph(tmp_path) is None

@@ -48,7 +48,7 @@ def test_zeros_stay_zero(net, split, kind, optimizer):
     handler(model, kind(epochs=1, optimizer=optimizer), context)
     assert_zeros_are_those_of_the_masks(model, masks)
     assert all(not torch.equal(model.state_dict()[name], before[name]) for name in masks)
-    reestimate_batchnorm(model, ReestimateBatchNorm(batches=2), context)
+    reestimate_batchnorm(model, ReestimateBatchNorm(examples=256), context)
     assert_zeros_are_those_of_the_masks(model, masks)
 
 

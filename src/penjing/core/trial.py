@@ -59,7 +59,7 @@ class Trial(Value):
         return m.latency.p50_ms.value if m is not None and isinstance(m.latency, Latency) else None
 
 
-def cost_of(measurement: Measurement, name: str) -> float | None:
+def get_cost(measurement: Measurement, name: str) -> float | None:
     """Return the value of a cost (`latency` in ms, `size` and `memory` in bytes, `operations`), or None."""
     if name == "latency":
         return measurement.latency.p50_ms.value if isinstance(measurement.latency, Latency) else None
@@ -75,7 +75,7 @@ ROUNDING = 1e-9
 """Relative excess over a limit that the subtraction of two floats can make; it breaks no limit."""
 
 
-def broken(
+def find_broken_limits(
     budget: Budget, measurement: Measurement, baseline: Measurement, drop: float | None
 ) -> dict[str, float]:
     """Return the limits that the point estimates break, each with measured value over limit.
@@ -85,7 +85,7 @@ def broken(
     """
     ratios: dict[str, float] = {}
     for name, limit in budget.costs.items():
-        value, base = cost_of(measurement, name), cost_of(baseline, name)
+        value, base = get_cost(measurement, name), get_cost(baseline, name)
         if value is None or (limit.relative and not base):
             ratios[name] = 1e9
             continue

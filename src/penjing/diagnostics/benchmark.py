@@ -16,7 +16,7 @@ from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.measurement.measure import measure_all
 from penjing.measurement.process import factory_of
-from penjing.search.runtimes import openvino_modes
+from penjing.search.runtimes import list_openvino_modes
 
 
 def benchmark(
@@ -45,7 +45,7 @@ def benchmark(
         entries: dict[str, Any] = {}
         for target in _targets(backend.name, threads, batch):
             folder = temporary / target.label.replace(" ", "-")
-            deliver(model, (), target, folder, example=example)
+            deliver(model, target, folder, example=example)
             entries[f"float, {target.label}"] = (folder, target, factory)
         counts = dict.fromkeys(entries, backend.operations(model, example))
         for path in artefacts:
@@ -63,7 +63,7 @@ def benchmark(
 def _targets(backend: str, threads: int, batch: int) -> list[Target]:
     common = {"threads": threads, "batch": batch}
     targets = [] if missing("onnx") else [Target("onnxruntime", **common)]
-    targets += [Target("openvino", mode=mode, **common) for mode in openvino_modes()]
+    targets += [Target("openvino", mode=mode, **common) for mode in list_openvino_modes()]
     if backend == "torch":
         targets += [Target("torch", mode=mode, **common) for mode in ("eager", "compiled")]
     return targets

@@ -87,11 +87,11 @@ def distill_features(model: nn.Module, method: DistillFeatures, context: Context
     """
     import torch
 
-    from penjing.backends.torch.observe.taps import pairs_between, tapped
+    from penjing.backends.torch.observe.taps import pair_layers, tapped
 
     refuse_several_teachers(context)
     example = context.task.valid.example()
-    pairs = list(method.pairs) or pairs_between(model, context.original, example)
+    pairs = list(method.pairs) or pair_layers(model, context.original, example)
     if not method.pairs and method.relation == "relational":
         pairs = pairs[-1:]
     with ExitStack() as stack:
@@ -149,11 +149,11 @@ def _guided(
     model: nn.Module, method: DistillFeatures, context: Context, pairs: list[tuple[str, str]]
 ) -> Guided:
     """Return the student with the projections of its pairs, after their shapes were checked."""
-    from penjing.backends.torch.observe.taps import Guided, projection, shapes_of
+    from penjing.backends.torch.observe.taps import Guided, make_projection, read_output_shapes
 
     example = context.task.valid.example()
-    mine = shapes_of(model, [name for name, _ in pairs], example, "student")
-    its = shapes_of(context.original, [name for _, name in pairs], example, "teacher")
+    mine = read_output_shapes(model, [name for name, _ in pairs], example, "student")
+    its = read_output_shapes(context.original, [name for _, name in pairs], example, "teacher")
     projections = {}
     for number, (student, teacher) in enumerate(pairs):
         shapes = mine[student], its[teacher]
@@ -169,7 +169,7 @@ def _guided(
                 place=place,
                 fix=f"projection='auto' puts {_fitting(*shapes)} between them",
             )
-        projections[number] = projection(*shapes, next(iter(model.parameters())))
+        projections[number] = make_projection(*shapes, next(iter(model.parameters())))
     return Guided(model, projections)
 
 

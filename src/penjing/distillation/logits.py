@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from pydantic import Field, model_validator
 
-from penjing.calibration.synthetic import TrainingData, to_train_on
+from penjing.calibration.synthetic import TrainingData, with_synthetic_training
 from penjing.core.context import Context
 from penjing.core.method import Outcome
 from penjing.core.registry import handles
@@ -135,7 +135,8 @@ def distill_torch(model: nn.Module, method: Distill, context: Context) -> Outcom
     """
     progress, labelled = TrainingShare(), method.data == "train"
     if not labelled:
-        context = to_train_on(context.original, context, method.examples or EXAMPLES, method.data)
-    hooks = Hooks(after_step=progress.update)
+        context = with_synthetic_training(context.original, context, method.examples or EXAMPLES, method.data)
     with prepare_distillation(context, method.config, progress) as (split, objective):
-        return train_by_method(model, method, context, objective, split, hooks, labelled)
+        return train_by_method(
+            model, method, context, objective, split, Hooks(after_step=progress.update), labelled
+        )

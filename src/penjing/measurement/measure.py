@@ -64,7 +64,7 @@ def measure(
         target: where to measure; by default the artefact's own, or ONNX Runtime.
         split: `train`, `valid` or `test`.
         factory: makes the user's class, for a folder in the runtime torch.
-        seconds: for latency, the opening of fresh processes included; three sittings are made in any case.
+        seconds: for latency, the opening of fresh processes included; one sitting is made in any case.
         limits: of the process: seconds of a request, bytes; None for `usual_limits`.
 
     >>> measure("runs/net/artefact", task, split="test").latency.p50_ms.value  # doctest: +SKIP
@@ -86,7 +86,7 @@ def measure(
     example = task.valid.example()
     backend.check(model, example)
     with scratch() as parent:
-        folder = deliver(model, (), target, parent / "artefact", example=example).path
+        folder = deliver(model, target, parent / "artefact", example=example).path
         operations = {name: backend.operations(model, example)}
         entries = {name: (folder, target, factory or factory_of(model))}
         found = measure_all(entries, task, split, name, operations, seconds, limits)[name]
@@ -117,8 +117,8 @@ def measure_all(
         split_name: `train`, `valid` or `test`.
         reference: the candidate that latency ratios are taken with.
         operations: parameters and multiply-adds where they were counted.
-        seconds: for latency, all candidates together, the opening of fresh processes included; three sittings
-            are made in any case.
+        seconds: for latency, all candidates together, the opening of fresh processes included; one sitting
+            is made in any case.
         limits: of each process: seconds of a request, bytes; None for `usual_limits`.
 
     >>> entries = {"float": (a, Target(), None), "int8": (b, Target(), None)}  # doctest: +SKIP

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from penjing.core.artefact import deliver
 from penjing.core.backend import Arrays
-from penjing.core.data import LiveSplit, Split
+from penjing.core.data.split import LiveSplit, Split
 from penjing.core.errors import Refused
 from penjing.core.executor import Limits
 from penjing.core.measurement import Estimate
@@ -56,7 +56,7 @@ def beside(
         batch = save_arrays(folder, timed_batch(inputs, target), "batch")
 
         def opener(model: Model) -> Open:
-            path = deliver(model, (), target, folder / f"model{next(numbers)}", example=example).path
+            path = deliver(model, target, folder / f"model{next(numbers)}", example=example).path
             return partial(_opened, path, target, batch, factory_of(model))
 
         first = opener(reference)
@@ -90,7 +90,7 @@ def ratios(
         reference: of which the latency counts as 1; it must run.
         target: where all run.
         inputs: examples that the timed batch is made of.
-        seconds: of timing, all together, the opening of processes included; three sittings of six rounds are
+        seconds: of timing, all together, the opening of processes included; one sitting of six rounds is
             made in any case.
 
     Returns:

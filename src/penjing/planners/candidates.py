@@ -13,7 +13,8 @@ from pydantic import Field
 
 from penjing.core.budget import Budget
 from penjing.core.measurement import Estimate
-from penjing.core.plan import Plan, chain, digest, plan_from_json, plan_to_json
+from penjing.core.method import inner, with_fields
+from penjing.core.plan import Plan, chain, digest, only, plan_from_json, plan_to_json
 from penjing.core.target import Target, runtime_for
 from penjing.core.value import Value
 from penjing.planners.recipes import SMOOTHED, STATIC
@@ -75,7 +76,7 @@ class Probed(Value):
     reason: str = ""
 
 
-def candidates(
+def list_recipes(
     kinds: Mapping[str, str], multiply_adds: Mapping[str, int], target: Target
 ) -> tuple[Candidate, ...]:
     """Return the recipes that are worth a measurement, the most promising first.
@@ -114,7 +115,7 @@ def _other_integers(usual: Candidate) -> Iterator[Candidate]:
     """Yield the forms of a static recipe that kernels of some processors are made for."""
     signed, whole = ({"inputs": "int8"}, usual.loss), ({"weights": "int8 tensor"}, usual.loss + 3)
     for words, (fields, loss) in (("signed activations", signed), ("one step for a weight", whole)):
-        plan = chain(*(x.model_copy(update=fields) if isinstance(x, Int8Static) else x for x in usual.plan))
+        plan = chain(*(with_fields(x, **fields) if isinstance(x, Int8Static) else x for x in usual.plan))
         yield Candidate(f"{usual.name}, {words}", plan, loss)
 
 
@@ -142,14 +143,14 @@ def _partly_float(
 
 
 def _static_without(left: list[str], names: list[str]) -> Plan:
-    skip = patterns(left, [name for name in names if name not in left])
-    return chain(Int8Static(skip=skip), CorrectBias())
+    left_out = match_with_patterns(left, [name for name in names if name not in left])
+    return chain(only(" | ".join(f"!{pattern}" for pattern in left_out), Int8Static()), CorrectBias())
 
 
-def patterns(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+def match_with_patterns(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     """Return shell patterns that match all of some names and none of the others, in which `*` is a number.
 
-    >>> patterns(["a.0.x", "a.1.x"], ["a.0.y"])
+    >>> match_with_patterns(["a.0.x", "a.1.x"], ["a.0.y"])
     ('a.*.x',)
     """
     found: list[str] = []
@@ -171,7 +172,7 @@ def _widest(name: str, others: Sequence[str]) -> str:
     return ".".join(exact)
 
 
-def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
+def order_recipes(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
     """Return the recipes that a search is to try, in this order, the first that keeps quality being the last.
 
     The fastest first, those that are as fast by expected loss. A recipe that does not pay in speed is tried
@@ -182,11 +183,11 @@ def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
         rows: what was measured.
         budget: its limits and number of trials.
     """
-    slowest_first = sorted((row for row in rows if row.ratio is not None), key=ratio_of, reverse=True)
+    slowest_first = sorted((row for row in rows if row.ratio is not None), key=get_ratio, reverse=True)
     measured = [*{_values(row): row for row in slowest_first}.values()]
-    tried = _by_speed([row for row in measured if ratio_of(row) < PAYS])
+    tried = _by_speed([row for row in measured if get_ratio(row) < PAYS])
     if limits_bytes(budget):
-        others = _by_speed([row for row in measured if ratio_of(row) >= PAYS])
+        others = _by_speed([row for row in measured if get_ratio(row) >= PAYS])
         tried += sorted(others, key=lambda row: len(row.float_layers))
     most = MOST if budget.trials is None else min(MOST, max(1, budget.trials // 3))
     return tuple(plan_from_json(row.plan) for row in tried[:most])
@@ -195,9 +196,9 @@ def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
 def _by_speed(rows: Sequence[Probed]) -> list[Probed]:
     """Return the fastest first, those that are as fast by expected loss."""
     found: list[Probed] = []
-    left = sorted(rows, key=ratio_of)
+    left = sorted(rows, key=get_ratio)
     while left:
-        close = [row for row in left if ratio_of(row) <= CLOSE * ratio_of(left[0])]
+        close = [row for row in left if get_ratio(row) <= CLOSE * get_ratio(left[0])]
         found += sorted(close, key=lambda row: row.loss)
         left = left[len(close) :]
     return found
@@ -206,7 +207,7 @@ def _by_speed(rows: Sequence[Probed]) -> list[Probed]:
 def _values(row: Probed) -> str:
     """Return what a recipe computes: how activations are stored changes nothing."""
     plan = plan_from_json(row.plan)
-    same = (x.model_copy(update={"inputs": "uint8"}) if isinstance(x, Int8Static) else x for x in plan)
+    same = (with_fields(x, inputs="uint8") if isinstance(inner(x), Int8Static) else x for x in plan)
     return digest(plan_to_json(chain(*same)))
 
 
@@ -215,7 +216,7 @@ def limits_bytes(budget: Budget) -> bool:
     return bool(budget.costs.keys() & {"size", "memory"})
 
 
-def ratio_of(row: Probed) -> float:
+def get_ratio(row: Probed) -> float:
     """Return the measured ratio of a recipe that has one."""
     assert row.ratio is not None
     return row.ratio.value

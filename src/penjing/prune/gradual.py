@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from penjing.arrays.sparsity.ramp import Ramp, ramp_at, round_sparsity
-from penjing.calibration.candidates import candidates, done
+from penjing.calibration.candidates import describe_mask, find_candidates
 from penjing.calibration.settings import Sparse
 from penjing.core.context import Context
 from penjing.core.method import Change, Outcome
@@ -24,6 +24,9 @@ from penjing.train.objective import Objective, make_objective
 from penjing.train.outcome import train_by_method
 from penjing.train.sparsify import MaskChoice, Schedule, Sparsifier
 from penjing.train.teacher import DistillationConfig, prepare_distillation
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 class PruneGradually(Sparse, TrainingMethod):
@@ -44,6 +47,9 @@ class PruneGradually(Sparse, TrainingMethod):
         rounds: runs with zeros, at least 1; each keeps the same share of what the one before it kept.
         alpha: share in the loss of Hinton's distillation from the original, in [0, 1]; the rest is the
             task's own.
+
+    >>> PruneGradually(0.8, epochs=10, ramp="one_shot", rewind="rate", rounds=3).share
+    0.8
     """
 
     scope: Literal["global", "layer"] = "global"
@@ -58,7 +64,7 @@ class PruneGradually(Sparse, TrainingMethod):
     alpha: float = Field(default=0.0, ge=0, le=1)
 
     @property
-    def alike(self) -> bool:
+    def uniform(self) -> bool:
         """Whether every layer gets the same share of zeros."""
         return self.scope == "layer"
 
@@ -82,7 +88,7 @@ class PruneGradually(Sparse, TrainingMethod):
 @handles(PruneGradually, "torch")
 def prune_gradually(model: Model, method: PruneGradually, context: Context) -> Outcome:
     """Train and mask; one change for the training, and one for every layer with a weight matrix."""
-    found, changes = candidates(model, method, context)
+    found, changes = find_candidates(model, method, context)
     if not found:
         return Outcome(model, changes)
     names = tuple(f"{candidate.name}.weight" for candidate in found)
@@ -92,7 +98,7 @@ def prune_gradually(model: Model, method: PruneGradually, context: Context) -> O
     masks = context.backend.masks_of(model)  # type: ignore[attr-defined]
     for candidate in found:
         mask = masks.get(f"{candidate.name}.weight", np.ones(candidate.weight.shape, bool))
-        changes.append(done(method, candidate.name, mask))
+        changes.done(candidate.name, **describe_mask(mask))
     return Outcome(model, [_summary(runs), *changes])
 
 
@@ -111,7 +117,7 @@ def _objective(method: PruneGradually, context: Context) -> Iterator[tuple[Split
 class _Course:
     """What every run of a method trains: the same model on the same data."""
 
-    model: Any
+    model: nn.Module
     method: PruneGradually
     context: Context
     objective: Objective
@@ -162,7 +168,7 @@ def _weights_rewound(course: _Course) -> Iterator[Change]:
 class _Early:
     """All tensors of a model as they were early in its training."""
 
-    def __init__(self, model: Any, begin: float) -> None:
+    def __init__(self, model: nn.Module, begin: float) -> None:
         self._model, self._begin = model, begin
         self._state = None if begin else self._copy()
 
@@ -172,12 +178,12 @@ class _Early:
 
     def restore(self) -> None:
         """Put the tensors back; masked weights stay zero."""
-        from penjing.backends.torch.masks import enforce
+        from penjing.backends.torch.masks import enforce_masks
 
         self._model.load_state_dict(self._state or self._copy())
-        enforce(self._model)
+        enforce_masks(self._model)
 
-    def _copy(self) -> dict[str, Any]:
+    def _copy(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
 
 

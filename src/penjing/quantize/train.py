@@ -27,6 +27,9 @@ class TrainQuantized(TrainingMethod):
     Attributes:
         temperature: softens both distributions.
         alpha: share of the teacher's loss in [0, 1]; at 1 labels are not used.
+
+    >>> TrainQuantized(epochs=2).alpha
+    0.9
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
@@ -41,10 +44,10 @@ def train_quantized(model: Model, method: TrainQuantized, context: Context) -> O
 
     if not quantizers_of(model):
         raise Refused(
-            "the model is quantized",
-            value="no layer rounds",
+            "needs a quantized model",
+            value="one whose layers are all float",
             place="TrainQuantized",
-            fix="put it behind QuantizeNearest or QuantizeReconstruct",
+            fix="put QuantizeNearest or QuantizeReconstruct in front of it",
         )
     quantizers = [quantizer for quantizer in quantizers_of(model) if quantizer.learnable]
     for quantizer in quantizers:

@@ -10,7 +10,7 @@ from penjing.report import words
 from penjing.report.words import RECALL, clean, number, percent
 
 
-def certificate(found: Certificate | None, metric: str) -> dict[str, Any] | None:
+def describe_certificate(found: Certificate | None, metric: str) -> dict[str, Any] | None:
     """Return the certificate as two sentences, its facts and the rows of its sequence of tests."""
     if found is None:
         return None

@@ -23,7 +23,7 @@ MAX_CLASSES = 40
 """Classes drawn in the chart by class: those that changed most."""
 
 
-def chart_data(record: Record) -> dict[str, Any]:
+def build_charts(record: Record) -> dict[str, Any]:
     """Return the data of every chart that the record has numbers for, by the id of its canvas.
 
     Keys: `pareto`, `ablation-latency`, `ablation-quality`, `distribution`, `classes`. A chart without
@@ -41,10 +41,10 @@ def chart_data(record: Record) -> dict[str, Any]:
     return {name: chart for name, chart in charts.items() if chart is not None}
 
 
-def script_json(data: Any) -> Markup:
+def dump_script_json(data: Any) -> Markup:
     """Return JSON that is safe inside a script element: no `<`, `>`, `&` or line separator survives.
 
-    >>> script_json({"name": "</script>"})
+    >>> dump_script_json({"name": "</script>"})
     Markup('{"name":"\\\\u003c/script\\\\u003e"}')
     """
     text = json.dumps(_plain(data), allow_nan=False, separators=(",", ":"))
@@ -142,7 +142,7 @@ def _distribution(record: Record) -> list[dict[str, Any]] | None:
 
 
 def _classes(base: Measurement, result: Measurement) -> dict[str, Any] | None:
-    rows = class_rows(base, result)[:MAX_CLASSES]
+    rows = list_class_recalls(base, result)[:MAX_CLASSES]
     if not rows:
         return None
     return {
@@ -152,7 +152,9 @@ def _classes(base: Measurement, result: Measurement) -> dict[str, Any] | None:
     }
 
 
-def class_rows(base: Measurement, result: Measurement) -> list[tuple[str, float | None, float | None]]:
+def list_class_recalls(
+    base: Measurement, result: Measurement
+) -> list[tuple[str, float | None, float | None]]:
     """Return (class, recall before, recall after), what lost most first where there are many classes."""
     before, after = base.per_class, result.per_class
     rows = [(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
@@ -161,7 +163,7 @@ def class_rows(base: Measurement, result: Measurement) -> list[tuple[str, float 
     return rows
 
 
-def latency_gap(record: Record) -> float | None:
+def compare_eager_latency(record: Record) -> float | None:
     """Return the median latency of the eager model over that of the target's float baseline."""
     eager, target = median_ms(record.baselines.eager), median_ms(record.baselines.target)
     return None if not eager or not target else eager / target

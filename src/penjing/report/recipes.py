@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 
-from penjing.planners.candidates import PAYS, Probed, ratio_of
+from penjing.planners.candidates import PAYS, Probed, get_ratio
 from penjing.report.record import RecipeRows
 from penjing.report.words import NOT_MEASURED, clean
 
 
-def recipe_rows(recipes: RecipeRows) -> list[tuple[str, str, str, str]]:
+def list_recipe_rows(recipes: RecipeRows) -> list[tuple[str, str, str, str]]:
     """Return name, latency over that of float, its interval and the layers left float, of each recipe.
 
     The fastest first; what was not measured comes last, with the reason in place of the interval.
@@ -29,19 +29,19 @@ def _cells(row: Probed) -> tuple[str, str, str, str]:
     return clean(row.name, 80), times, clean(interval, 160), clean(left, 160)
 
 
-def probed_recipes(recipes: RecipeRows) -> str:
+def describe_recipes(recipes: RecipeRows) -> str:
     """Say in one sentence what the probe of precision recipes found; nothing where there was none."""
     rows = [row for row in recipes.rows if row.ratio is not None]
     if not rows:
         return ""
-    best = min(rows, key=ratio_of)
-    value = ratio_of(best)
+    best = min(rows, key=get_ratio)
+    value = get_ratio(best)
     if value >= PAYS:
         return (
             f"Lower precision does not pay here: the fastest recipe, {clean(best.name, 80)}, takes "
             f"{value:.2f} times the latency of float."
         )
-    slower = sum(1 for row in rows if ratio_of(row) >= PAYS)
+    slower = sum(1 for row in rows if get_ratio(row) >= PAYS)
     others = f"; {slower} of {len(rows)} recipes do not pay" if slower else ""
     return (
         f"The fastest precision recipe, {clean(best.name, 80)}, takes {value:.2f} times the latency of "

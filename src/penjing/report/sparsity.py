@@ -7,7 +7,7 @@ from penjing.report.record import Record
 from penjing.report.words import amount, clean, percent
 
 
-def zeros_sentence(record: Record) -> str:
+def describe_zeros(record: Record) -> str:
     """Say what the masks of the delivered model save and what not; empty where no step made masks.
 
     A step that masks reports the sparsity of each layer in its changes.

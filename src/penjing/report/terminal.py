@@ -20,10 +20,10 @@ from rich.text import Text
 from penjing.core.measurement import Measurement
 from penjing.report import words
 from penjing.report.progress import Progress, console, is_plain, write
-from penjing.report.recipes import probed_recipes
+from penjing.report.recipes import describe_recipes
 from penjing.report.record import Record
-from penjing.report.sparsity import zeros_sentence
-from penjing.report.view import headline
+from penjing.report.sparsity import describe_zeros
+from penjing.report.view import write_headline
 from penjing.report.words import clean
 
 __all__ = ["Progress", "clean", "console", "final_table", "measurement_table", "plain_table"]
@@ -65,7 +65,7 @@ def final_table(record: Record, console: Console, report: str | Path | None = No
         console.print(Text.assemble((mark, STYLES.get(status, "")), said))
         if limit.reason:
             console.print(_text(f"    {clean(limit.reason)}"))
-    console.print(Text(headline(record), style=STYLES.get(record.verdict.status, "bold")))
+    console.print(Text(write_headline(record), style=STYLES.get(record.verdict.status, "bold")))
     for closing in _closing(record, report):
         console.print(_text(closing), soft_wrap=True)
 
@@ -86,7 +86,7 @@ def plain_table(record: Record, *, width: int = 80, report: str | Path | None = 
         said = words.limit_sentence(name, limit, metric)
         text = f"{_word(limit.status)}: {words.title_of(name)}: {said}"
         lines += _wrapped(text + (f" ({clean(limit.reason)})" if limit.reason else ""), width)
-    lines += _wrapped(headline(record), width)
+    lines += _wrapped(write_headline(record), width)
     return "\n".join([*lines, *_closing(record, report)])
 
 
@@ -161,8 +161,8 @@ def _plans(record: Record) -> list[str]:
     ]
     said = [
         words.chosen_runtime(record.runtimes, record.baselines.target.target),
-        probed_recipes(record.recipes),
-        zeros_sentence(record),
+        describe_recipes(record.recipes),
+        describe_zeros(record),
     ]
     return [*lines, *filter(None, said)]
 

@@ -11,11 +11,11 @@ from penjing.core.measurement import Measurement, NotMeasured
 from penjing.core.value import Value
 from penjing.core.verdict import Verdict
 from penjing.report import words
-from penjing.report.certificate import certificate
-from penjing.report.charts import class_rows, latency_gap
-from penjing.report.recipes import probed_recipes, recipe_rows
+from penjing.report.certificate import describe_certificate
+from penjing.report.charts import compare_eager_latency, list_class_recalls
+from penjing.report.recipes import describe_recipes, list_recipe_rows
 from penjing.report.record import Record, StepRow, TrialRow
-from penjing.report.sparsity import zeros_sentence
+from penjing.report.sparsity import describe_zeros
 from penjing.report.words import RECALL, amount, clean, number, quality
 
 
@@ -27,7 +27,7 @@ class Cell:
     note: str = ""
 
 
-def view(record: Record, rows: int, folder: Path | None = None) -> dict[str, Any]:
+def build_view(record: Record, rows: int, folder: Path | None = None) -> dict[str, Any]:
     """Return everything that the template shows.
 
     Args:
@@ -43,16 +43,16 @@ def view(record: Record, rows: int, folder: Path | None = None) -> dict[str, Any
         "created": record.created,
         "metric": metric,
         "status": verdict.status,
-        "headline": headline(record),
-        "summary": summary(result, base, verdict, metric),
+        "headline": write_headline(record),
+        "summary": write_summary(result, base, verdict, metric),
         "limits": _limits(verdict, metric),
         "verdict_notes": list(verdict.notes),
         "notes": record.notes,
         "measured": [_measured_row(role, m) for role, m in shown],
         "runtime_note": _runtime_note(record),
-        "recipe_note": probed_recipes(record.recipes),
-        "recipes": recipe_rows(record.recipes),
-        "zeros": zeros_sentence(record),
+        "recipe_note": describe_recipes(record.recipes),
+        "recipes": list_recipe_rows(record.recipes),
+        "zeros": describe_zeros(record),
         "difference": None if result.difference is None else number(result.difference),
         "metrics": _metric_rows(shown),
         "ablation": [_step_row(step, metric) for step in record.ablation],
@@ -63,7 +63,7 @@ def view(record: Record, rows: int, folder: Path | None = None) -> dict[str, Any
         "trials": _trial_rows(record, rows),
         "failures": words.failures(record),
         "totals": {"changes": len(record.changes), "trials": len(record.trials)},
-        "certificate": certificate(verdict.certificate, metric),
+        "certificate": describe_certificate(verdict.certificate, metric),
         "environment": list(words.flat(record.environment)),
         "forecast": [] if record.forecast is None else _fields(record.forecast),
         "config": _fields(record.config),
@@ -73,7 +73,7 @@ def view(record: Record, rows: int, folder: Path | None = None) -> dict[str, Any
     }
 
 
-def headline(record: Record) -> str:
+def write_headline(record: Record) -> str:
     """Return the verdict in one line."""
     verdict = record.verdict
     limits = verdict.limits.values()
@@ -88,7 +88,7 @@ def headline(record: Record) -> str:
     return f"{count['inconclusive']} of {total} limits inconclusive: the measurements do not decide"
 
 
-def summary(result: Measurement, base: Measurement, verdict: Verdict, metric: str) -> str:
+def write_summary(result: Measurement, base: Measurement, verdict: Verdict, metric: str) -> str:
     """Say in one sentence what became of the model."""
     parts = []
     speed, interval = words.speedup_of(result)
@@ -140,7 +140,7 @@ def _measured_row(role: str, m: Measurement) -> dict[str, Any]:
 
 
 def _runtime_note(record: Record) -> str:
-    gap = latency_gap(record)
+    gap = compare_eager_latency(record)
     chosen = words.chosen_runtime(record.runtimes, record.baselines.target.target)
     if gap is None:
         return chosen
@@ -207,7 +207,7 @@ def _class_rows(base: Measurement, result: Measurement, rows: int) -> list[tuple
             quality(after, RECALL),
             "—" if before is None or after is None else words.drop(after - before, RECALL, signed=True),
         )
-        for name, before, after in class_rows(base, result)[:rows]
+        for name, before, after in list_class_recalls(base, result)[:rows]
     ]
 
 

@@ -12,7 +12,7 @@ from penjing.core.progress import Line
 from penjing.core.trial import Trial
 from penjing.measurement.measure import Measured
 from penjing.measurement.quality import reacts
-from penjing.search.evaluate import REFERENCE, deviation_from_memory, judge, measure_candidates
+from penjing.search.evaluate import REFERENCE, compare_with_memory, judge_trial, measure_candidates
 from penjing.search.session import Session
 from penjing.search.values import Baselines, Survey
 
@@ -32,8 +32,8 @@ def measure_baseline(session: Session, survey: Survey) -> Baselines:
     key = session.key("trial", [])
     blank = Trial(key=key, name=plan_name(()), plan=[], status="done", folder="float", seconds=seconds)
     expected = np.load(session.path("float", "expected.npy"), allow_pickle=False)
-    deviation = deviation_from_memory(mine, expected, survey.noise)
-    trial = judge(session, mine, mine, deviation, blank, blank)
+    deviation = compare_with_memory(mine, expected, survey.noise)
+    trial = judge_trial(session, mine, mine, deviation, blank, blank)
     if trial.status == "failed":
         raise Refused(
             "the file must hold the model",

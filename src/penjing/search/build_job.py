@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from penjing.core.apply import apply
+from penjing.core.apply import Applied, apply
 from penjing.core.artefact import deliver
 from penjing.core.backend import Backend, backend_for
 from penjing.core.context import Context
@@ -68,7 +68,8 @@ def build(
         if shaped and backend.name == "onnx" and not (folder / STRUCTURE).exists():
             with clock.count("export"):
                 kept = current.proto if current.reference is None else current.reference
-                deliver(type(current)(kept), plan[:index], target, folder / STRUCTURE, example=example)
+                shaped_model = Applied(type(current)(kept), (), plan[:index])
+                deliver(shaped_model, target, folder / STRUCTURE, example=example)
 
     context = Context(task=task, backend=backend_for(model), original=model, seed=seed, say=say)
     applied = apply(model, plan, task, context=context, watch=watch)
@@ -77,9 +78,7 @@ def build(
     clock.add("compression", time.perf_counter() - start - sum(clock.seconds.values()))
     final = backend_for(applied.model)
     with clock.count("export"):
-        artefact = deliver(
-            applied.model, plan, target, folder / "artefact", example=example, changes=applied.changes
-        )
+        artefact = deliver(applied, target, folder / "artefact", example=example)
     with clock.count("evaluation"):
         batch = artefact.evaluation_batch(task.batch_size)
         expected, noise = twice(final, applied.model, task, CHECKED_EXAMPLES, batch)

@@ -13,7 +13,7 @@ from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_name
 from penjing.core.progress import Line
 from penjing.core.registry import method_from_json
-from penjing.core.trial import Trial, cost_of
+from penjing.core.trial import Trial, get_cost
 from penjing.core.verdict import Certificate, LimitVerdict, Verdict, judge_upper
 from penjing.measurement.certify import certify
 from penjing.planners.bisection import Setting
@@ -27,7 +27,9 @@ CANDIDATES = 4
 """Candidates tested beside the float model; more would only add chances to stop early."""
 
 
-def sequence(trials: Sequence[Trial], baseline: Trial, passes: Callable[[Trial], bool]) -> list[Trial]:
+def order_candidates(
+    trials: Sequence[Trial], baseline: Trial, passes: Callable[[Trial], bool]
+) -> list[Trial]:
     """Return the candidates in the fixed order of testing: safest first, fastest last.
 
     Only trials that will probably pass, of these those that keep every limit on cost where there are any,
@@ -48,7 +50,7 @@ def _dominates(a: Trial, b: Trial) -> bool:
     return pair_a != pair_b and pair_a[0] <= pair_b[0] and pair_a[1] <= pair_b[1]
 
 
-def choose(candidates: Sequence[Trial], certified: int | None, budget: Budget) -> int:
+def choose_candidate(candidates: Sequence[Trial], certified: int | None, budget: Budget) -> int:
     """Return the index of the candidate to deliver: the fastest certified one.
 
     Where nothing is certified (too few examples, or no limit on quality to certify): with a limit the
@@ -63,7 +65,7 @@ def choose(candidates: Sequence[Trial], certified: int | None, budget: Budget) -
     )
 
 
-def verdict(
+def judge_limits(
     budget: Budget,
     result: Measurement,
     baseline: Measurement,
@@ -95,7 +97,7 @@ def _judge_cost(budget: Budget, name: str, result: Measurement, baseline: Measur
     limit, unit = budget.costs[name], COSTS[name]
     if name == "latency":
         return _judge_latency(budget, result, baseline)
-    value, base = cost_of(result, name), cost_of(baseline, name)
+    value, base = get_cost(result, name), get_cost(baseline, name)
     if value is None or (limit.relative and not base):
         reason = (
             getattr(result.memory_bytes, "reason", "") if name == "memory" else f"{name} was not measured"
@@ -197,7 +199,7 @@ def certify_and_judge(session: Session, trials: Sequence[Trial], baseline: Trial
     work = partial(_measure_and_test, session, candidates, setting.start)
     done = session.once("certificate", keys, Tested, work)
     measured = done.measurements
-    index = choose(candidates, done.certified, session.budget)
+    index = choose_candidate(candidates, done.certified, session.budget)
     chosen = candidates[index]
     difference = chosen.measurement.difference if chosen.measurement is not None else None
     result, reference = measured[keys[index]].model_copy(update={"difference": difference}), measured[keys[0]]
@@ -205,7 +207,7 @@ def certify_and_judge(session: Session, trials: Sequence[Trial], baseline: Trial
     return Judged(
         chosen=chosen,
         certified=done.certified is not None,
-        verdict=verdict(session.budget, result, reference, done.certificate, spent),
+        verdict=judge_limits(session.budget, result, reference, done.certificate, spent),
         result=result,
         baseline=reference,
         eager=measured.get("eager"),
@@ -223,7 +225,7 @@ def _slower(a: Trial, b: Trial) -> bool:
 
 def _candidates(budget: Budget, trials: Sequence[Trial], baseline: Trial, setting: Setting) -> list[Trial]:
     if budget.max_drop is not None:
-        return sequence(trials, baseline, setting.passes)
+        return order_candidates(trials, baseline, setting.passes)
     done = [trial for trial in trials if trial.status == "done" and trial.drop is not None]
     done.sort(key=lambda t: (max([1.0, *t.breaks.values()]), t.drop or 0.0))
     return [baseline, *done[:CANDIDATES]]
@@ -251,7 +253,7 @@ def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Tria
     targets = session.task.test.arrays()[1]
     tested = candidates
     if session.budget.max_drop is None:
-        tested = [candidates[choose(candidates, None, session.budget)]]
+        tested = [candidates[choose_candidate(candidates, None, session.budget)]]
     certificate, certified = certify(
         named[candidates[0].key].outputs,
         [(c.name, named[c.key].outputs) for c in tested],

@@ -7,7 +7,7 @@ from typing import Any
 
 from penjing.core.budget import say
 from penjing.core.measurement import Estimate, Measurement
-from penjing.core.trial import cost_of
+from penjing.core.trial import get_cost
 from penjing.search.result import Result, open_result
 
 _COSTS = (("latency", "ms"), ("size", "bytes"), ("memory", "bytes"), ("operations", "count"))
@@ -49,7 +49,7 @@ def _interval(m: Measurement) -> str:
 
 
 def _cost(name: str, unit: str, a: Measurement, b: Measurement) -> dict[str, Any]:
-    first, second = cost_of(a, name), cost_of(b, name)
+    first, second = get_cost(a, name), get_cost(b, name)
     words = f"{second / first:.2f}×" if first and second else ""
     return {"name": name, "first": _say(first, unit), "second": _say(second, unit), "words": words}
 

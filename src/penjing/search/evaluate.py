@@ -21,13 +21,13 @@ from penjing.core.plan import Plan, plan_name, plan_to_json
 from penjing.core.progress import Line
 from penjing.core.scratch import scratch
 from penjing.core.target import Target
-from penjing.core.trial import Trial, broken
+from penjing.core.trial import Trial, find_broken_limits
 from penjing.measurement.agreement import TOLERANCE, difference
 from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.quality import maximized
 from penjing.search.build_job import build
-from penjing.search.session import Session, row_of
+from penjing.search.session import Session, read_row
 from penjing.search.values import BuildRow, Built, TrialRow
 
 Outputs = NDArray[Any]
@@ -53,7 +53,7 @@ def evaluate(session: Session, plan: Plan, baseline: Trial, limits: Limits, word
     key = session.key("trial", data)
     known = session.ledger.get(key)
     if known is not None:
-        return row_of(TrialRow, known, session.ledger.path).trial
+        return read_row(TrialRow, known, session.ledger.path).trial
     session.say(Line.phase(f"{words} {plan_name(plan)}"))
     built = session.once("build", data, BuildRow, partial(_build, session, data, key, limits))
     work = partial(_trial, session, plan, key, built.finished, baseline)
@@ -83,8 +83,8 @@ def _trial(session: Session, plan: Plan, key: str, finished: Finished, baseline:
     try:
         results = measure_candidates(session, {name: folder / "artefact"}, {name: built.operations}, "valid")
         expected = np.load(folder / "expected.npy", allow_pickle=False)
-        exact = outputs_in_float32(session, session.target, folder / "artefact", len(expected))
-        deviation = deviation_from_memory(results[name], expected, built.noise, exact)
+        exact = run_in_float32(session, session.target, folder / "artefact", len(expected))
+        deviation = compare_with_memory(results[name], expected, built.noise, exact)
     except Refused as refused:
         if refused.code == Exit.ENVIRONMENT:
             raise
@@ -100,7 +100,7 @@ def _trial(session: Session, plan: Plan, key: str, finished: Finished, baseline:
         seconds=seconds,
         steps=built.steps,
     )
-    judged = judge(session, results[name], results[REFERENCE], deviation, trial, baseline)
+    judged = judge_trial(session, results[name], results[REFERENCE], deviation, trial, baseline)
     return TrialRow(trial=judged)
 
 
@@ -122,12 +122,12 @@ def measure_candidates(
     factory = factory_of(session.model)
     entries: dict[str, Any] = {REFERENCE: (session.path("float", "target"), session.reference, factory)}
     if eager:
-        entries["eager"] = (session.path("float", "eager"), eager_target(session.target), factory)
+        entries["eager"] = (session.path("float", "eager"), make_eager_target(session.target), factory)
     entries |= {name: (folder, session.target, factory) for name, folder in folders.items()}
     return measure_all(entries, session.task, split, REFERENCE, operations, session.latency_seconds)
 
 
-def eager_target(target: Target) -> Target:
+def make_eager_target(target: Target) -> Target:
     """Return PyTorch eager with the same threads and batch."""
     return Target("torch", threads=target.threads, batch=target.batch)
 
@@ -147,7 +147,7 @@ class Deviation:
     limit: float
 
 
-def deviation_from_memory(
+def compare_with_memory(
     mine: Measured, expected: Outputs, noise: float, exact: Outputs | None = None
 ) -> Deviation:
     """Compare a file's outputs with the model's in memory.
@@ -163,7 +163,7 @@ def deviation_from_memory(
     return Deviation(found, held, TOLERANCE + NOISES * noise)
 
 
-def outputs_in_float32(session: Session, target: Target, artefact: Path, examples: int) -> Outputs | None:
+def run_in_float32(session: Session, target: Target, artefact: Path, examples: int) -> Outputs | None:
     """Return an artefact's outputs for the first examples in float32; None where the target computes so."""
     if target.mode != "bf16":
         return None
@@ -176,7 +176,7 @@ def outputs_in_float32(session: Session, target: Target, artefact: Path, example
         return process.outputs(save_arrays(folder, inputs, "inputs"), batch, folder / "outputs.npy")
 
 
-def judge(
+def judge_trial(
     session: Session,
     mine: Measured,
     reference: Measured,
@@ -189,7 +189,7 @@ def judge(
     Args:
         session: of the run.
         mine, reference: the artefact and the float model, measured in one interleaved run.
-        deviation: what `deviation_from_memory` returned.
+        deviation: what `compare_with_memory` returned.
         trial: without its measurement.
         baseline: the float model, whose costs relative limits are shares of.
     """
@@ -198,8 +198,8 @@ def judge(
         words = f"{deviation.exact:.2g} (limit {deviation.limit:g})"
         reason = f"the file's outputs differ from the model's in memory by {words}"
         return trial.model_copy(update={"status": "failed", "reason": reason, "measurement": measurement})
-    drop = drop_of(session, measurement, reference.measurement)
-    flips = flips_of(mine.outputs, reference.outputs)
+    drop = compute_drop(session, measurement, reference.measurement)
+    flips = compute_flips(mine.outputs, reference.outputs)
     base = reference.measurement if baseline.measurement is None else baseline.measurement
     warnings = _warnings(measurement) if trial.plan else ()
     return trial.model_copy(
@@ -208,12 +208,12 @@ def judge(
             "drop": drop,
             "flips": flips,
             "warnings": warnings,
-            "breaks": broken(session.budget, measurement, base, drop),
+            "breaks": find_broken_limits(session.budget, measurement, base, drop),
         }
     )
 
 
-def drop_of(session: Session, measurement: Measurement, reference: Measurement) -> float | None:
+def compute_drop(session: Session, measurement: Measurement, reference: Measurement) -> float | None:
     """Return how much quality was lost, whatever the direction of the metric; None where undefined."""
     mine, base = getattr(measurement.quality, "value", None), getattr(reference.quality, "value", None)
     if mine is None or base is None:
@@ -221,7 +221,7 @@ def drop_of(session: Session, measurement: Measurement, reference: Measurement) 
     return float(base - mine) if maximized(session.task) else float(mine - base)
 
 
-def flips_of(outputs: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:
+def compute_flips(outputs: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:
     """Return the share of examples whose predicted class differs."""
     return float(np.mean(outputs.argmax(-1) != reference.argmax(-1)))
 

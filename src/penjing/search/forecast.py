@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from penjing.arrays.statistics import needed_examples, smallest_certifiable_drop
 from penjing.core.measurement import Measurement
 from penjing.core.progress import Line
 from penjing.core.trial import Trial
+from penjing.measurement.certifiable import certifiable
 from penjing.planners.bisection import Setting
-from penjing.planners.floor import floor_plan
+from penjing.planners.floor import plan_smallest_model
 from penjing.planners.forecast import Forecast, Timing, forecast
 from penjing.search.evaluate import evaluate
-from penjing.search.resources import candidate_limits
+from penjing.search.resources import limit_candidate
 from penjing.search.session import Session
 from penjing.search.values import Survey
 
@@ -32,42 +32,33 @@ def forecast_search(session: Session, survey: Survey, baseline: Trial, setting: 
             spent=session.elapsed,
         )
         assert baseline.measurement is not None
-        certifiable = _certifiable(session)
-        plain = forecast(session.budget, baseline.measurement, timing, certifiable, "")
+        found = certifiable(session.task, session.budget.max_drop, session.budget.confidence)
+        plain = forecast(session.budget, baseline.measurement, timing, found, "")
         floor = _floor(session, setting, baseline, plain)
         timing = timing.model_copy(update={"spent": session.elapsed})
-        return forecast(session.budget, baseline.measurement, timing, certifiable, floor)
+        return forecast(session.budget, baseline.measurement, timing, found, floor)
 
     plans = session.once("forecast", None, Forecast, work)
     _announce(session, plans, setting)
     return plans
 
 
-def _certifiable(session: Session) -> tuple[float, int | None]:
-    """Return the smallest drop that the test examples can certify, and how many the asked one needs."""
-    n, confidence, asked = len(session.task.test), session.budget.confidence, session.budget.max_drop
-    if asked is None:
-        return 0.0, None
-    needed = needed_examples(asked, 0.0, confidence)
-    return smallest_certifiable_drop(n, 0.0, confidence), needed if needed > n else None
-
-
 def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast) -> Measurement | str:
     """Build and measure the smallest model, untrained, or say why not."""
     time_left = session.budget.time
-    plan = floor_plan(setting.precisions, setting.prunable)
-    if plans.met or enough(setting) or not session.budget.costs:
+    plan = plan_smallest_model(setting.precisions, setting.prunable)
+    if plans.met or is_enough(setting) or not session.budget.costs:
         return "there is nothing to search"
     if plan is None:
         return "nothing here makes this model cheaper"
     if time_left is not None and plans.cheap_seconds > FLOOR_SHARE * time_left:
         return "no time"
-    limits = candidate_limits(time_for_one(plans, time_left))
+    limits = limit_candidate(limit_trial_seconds(plans, time_left))
     trial = evaluate(session, plan, baseline, limits, "probing what can be reached:")
     return trial.measurement or f"{trial.name}: {trial.reason}"
 
 
-def time_for_one(plans: Forecast, left: float | None) -> float:
+def limit_trial_seconds(plans: Forecast, left: float | None) -> float:
     """Return the seconds after which a candidate is taken to hang, or the time is up."""
     limit = max(LEAST_PATIENCE, PATIENCE * plans.trial_seconds)
     return limit if left is None else min(limit, left)
@@ -82,7 +73,7 @@ def _announce(session: Session, plans: Forecast, setting: Setting) -> None:
         session.say(
             Line.note("the float model in the target keeps every limit on cost already: nothing to search")
         )
-    elif setting.start is not None and enough(setting):
+    elif setting.start is not None and is_enough(setting):
         session.say(Line.note(f"{setting.start.name}, keeps every limit on cost already: nothing to search"))
     else:
         text = f"a trial takes about {plans.trial_seconds:.0f} s with {plans.epochs:g} epochs of recovery"
@@ -91,7 +82,7 @@ def _announce(session: Session, plans: Forecast, setting: Setting) -> None:
         session.say(Line.warning(f"warning: {warning}"))
 
 
-def enough(setting: Setting) -> bool:
+def is_enough(setting: Setting) -> bool:
     """Tell whether the change of runtime or precision alone keeps every limit on cost, and quality holds."""
     start = setting.start
     return start is not None and bool(setting.budget.costs) and start.feasible and setting.passes(start)

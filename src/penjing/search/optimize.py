@@ -16,17 +16,17 @@ from penjing.core.task import Task
 from penjing.core.trial import Trial
 from penjing.core.value import Model
 from penjing.measurement.nondeterminism import within_noise
-from penjing.planners.bisection import ROUNDINGS, Bisection, Setting, bisection
+from penjing.planners.bisection import ROUNDINGS, Bisection, Setting, bisect
 from penjing.planners.forecast import Forecast
-from penjing.planners.recovery import epochs_of, repairs
+from penjing.planners.recovery import count_epochs, plan_repair
 from penjing.search.baseline import measure_baseline
 from penjing.search.certification import certify_and_judge
 from penjing.search.evaluate import evaluate
-from penjing.search.forecast import FLOOR_SHARE, enough, forecast_search, time_for_one
+from penjing.search.forecast import FLOOR_SHARE, forecast_search, is_enough, limit_trial_seconds
 from penjing.search.open_session import open_session
 from penjing.search.recipes import choose_recipes
 from penjing.search.record import Ending, finish, write_best
-from penjing.search.resources import candidate_limits
+from penjing.search.resources import limit_candidate
 from penjing.search.result import Result
 from penjing.search.runtimes import choose_runtime
 from penjing.search.session import Session
@@ -84,7 +84,7 @@ def _run(session: Session) -> Result:
     recipes = choose_recipes(session, survey, runtime.start or baseline)
     setting = replace(setting, start=runtime.start, precisions=recipes.plans, ordered=recipes.measured)
     forecast = forecast_search(session, survey, baseline, setting)
-    trials = [] if forecast.met or enough(setting) else _search(session, setting, forecast)
+    trials = [] if forecast.met or is_enough(setting) else _search(session, setting, forecast)
     judged = certify_and_judge(session, trials, baseline, setting)
     judged = replace(judged, verdict=within_noise(judged.verdict, survey.spread, survey.notes))
     ending = Ending(survey, baselines, forecast, runtime.found, recipes.found, trials, judged)
@@ -97,7 +97,7 @@ def _setting(session: Session, survey: Survey, baseline: Trial) -> Setting:
         baseline=baseline,
         precisions=(),
         prunable=any(group.size > 1 for group in survey.groups),
-        repair=repairs(survey.kinds.values(), survey.backend),
+        repair=plan_repair(survey.kinds.values(), survey.backend),
         trainable=survey.epoch_seconds is not None,
         training_precision=survey.precision or "float32",
         n_test=len(session.task.test),
@@ -115,10 +115,10 @@ def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
         return float("inf") if budget is None else budget - session.elapsed - plans.reserve_seconds
 
     def one(plan: Plan) -> Trial:
-        return evaluate(session, plan, setting.baseline, candidate_limits(time_for_one(plans, left())))
+        return evaluate(session, plan, setting.baseline, limit_candidate(limit_trial_seconds(plans, left())))
 
     start = [] if setting.start is None else [setting.start]
-    planner = bisection(setting, options)
+    planner = bisect(setting, options)
     for trial in search(planner, one, session.budget, left, partial(_next_seconds, plans)):
         trials.append(trial)
         session.say(Line.trial(_line(trial)))
@@ -139,11 +139,11 @@ def _affordable(session: Session, plans: Forecast) -> Bisection:
 
 def _next_seconds(plans: Forecast, plan: Plan, done: list[Trial]) -> float:
     """Forecast a plan: what comes with any trial, and training at the pace of the last one that trained."""
-    epochs = epochs_of(plan)
+    epochs = count_epochs(plan)
     pace = (plans.trial_seconds - plans.cheap_seconds) / plans.epochs
     for trial in done:
         if trial.seconds.get("training"):
-            pace = trial.seconds["training"] / epochs_of(plan_from_json(trial.plan))
+            pace = trial.seconds["training"] / count_epochs(plan_from_json(trial.plan))
     return plans.cheap_seconds + epochs * pace
 
 

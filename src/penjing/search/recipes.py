@@ -19,12 +19,20 @@ from penjing.core.plan import Plan, digest, plan_to_json
 from penjing.core.progress import Line
 from penjing.core.trial import Trial
 from penjing.measurement.side_by_side import ratios
-from penjing.planners.candidates import PAYS, Candidate, Probed, candidates, limits_bytes, ordered, ratio_of
-from penjing.planners.recipes import recipes
+from penjing.planners.candidates import (
+    PAYS,
+    Candidate,
+    Probed,
+    get_ratio,
+    limits_bytes,
+    list_recipes,
+    order_recipes,
+)
+from penjing.planners.recipes import choose_recipes_by_rule
 from penjing.run.folder import describe_environment
 from penjing.search.evaluate import REFERENCE
 from penjing.search.recipes_job import NO_TIME, deliver_recipes
-from penjing.search.resources import candidate_limits
+from penjing.search.resources import limit_candidate
 from penjing.search.session import Session
 from penjing.search.values import RecipeChoice, Survey
 from penjing.targets.graph_shape import digest_graph
@@ -71,7 +79,7 @@ def choose_recipes(session: Session, survey: Survey, start: Trial) -> ChosenReci
         survey: of the original.
         start: the float model there.
     """
-    legal = candidates(survey.kinds, survey.operations.by_layer, session.target)
+    legal = list_recipes(survey.kinds, survey.operations.by_layer, session.target)
     if not legal:
         return ChosenRecipes((), False, RecipeChoice())
     content = [session.target.label, *(plan_to_json(candidate.plan) for candidate in legal)]
@@ -79,8 +87,8 @@ def choose_recipes(session: Session, survey: Survey, start: Trial) -> ChosenReci
     for line in found.words:
         session.say(Line.note(line))
     if not any(row.ratio is not None for row in found.rows):
-        return ChosenRecipes(recipes(survey.kinds.values(), session.target), False, found)
-    return ChosenRecipes(ordered(found.rows, session.budget), True, found)
+        return ChosenRecipes(choose_recipes_by_rule(survey.kinds.values(), session.target), False, found)
+    return ChosenRecipes(order_recipes(found.rows, session.budget), True, found)
 
 
 def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Trial) -> RecipeChoice:
@@ -94,7 +102,7 @@ def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Tria
     if not unknown:
         return RecipeChoice(words=_words(session, known, " (from the cache)"), rows=known, cached=True)
     needed = _bytes(reference) * (len(unknown) + 1)
-    reason = too_little(session.budget.time, start.latency_ms, needed)
+    reason = explain_no_probe(session.budget.time, start.latency_ms, needed)
     seconds: dict[str, float] = {}
     if not reason:
         session.say(Line.phase(f"comparing precision recipes: {', '.join(c.name for c in unknown)}"))
@@ -112,12 +120,12 @@ def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Tria
     return RecipeChoice(words=words, rows=known, notes=notes, seconds=seconds)
 
 
-def seconds_of(limit: float | None) -> float:
+def limit_probe_seconds(limit: float | None) -> float:
     """Return the seconds that a probe may take in a run with this limit on its own."""
     return MOST_S if limit is None else min(MOST_S, max(LEAST_S, SHARE * limit))
 
 
-def too_little(limit: float | None, call_ms: float | None, needed_bytes: int) -> str:
+def explain_no_probe(limit: float | None, call_ms: float | None, needed_bytes: int) -> str:
     """Say why a probe is not worth its cost; nothing where it is.
 
     Args:
@@ -129,7 +137,7 @@ def too_little(limit: float | None, call_ms: float | None, needed_bytes: int) ->
         return f"a probe may take {LEAST_S:g} s, more than a tenth of the run's {limit:g} s"
     if call_ms is None:
         return "the latency of the float model was not measured"
-    if _fitting(seconds_of(limit) / 2, call_ms) < 1:
+    if _fitting(limit_probe_seconds(limit) / 2, call_ms) < 1:
         return f"a call takes {call_ms:.3g} ms, too long for a short probe"
     if needed_bytes > psutil.virtual_memory().available / 2:
         return f"the processes would need about {needed_bytes / 1e9:.2g} GB of memory"
@@ -179,7 +187,7 @@ def _probe(
     shutil.rmtree(folder, ignore_errors=True)
     try:
         made = _made(session, legal, folder)
-        left = seconds_of(session.budget.time) - made.seconds["compression"]
+        left = limit_probe_seconds(session.budget.time) - made.seconds["compression"]
         timing = time.perf_counter()
         found, reasons = _timed(session, {REFERENCE: reference} | made.folders, left, start)
     finally:
@@ -216,7 +224,7 @@ def _numbered(legal: tuple[Candidate, ...]) -> list[str]:
 
 
 def _made(session: Session, legal: tuple[Candidate, ...], folder: Path) -> _Made:
-    seconds = seconds_of(session.budget.time) / 2
+    seconds = limit_probe_seconds(session.budget.time) / 2
     plans = {name: plan_to_json(c.plan) for name, c in zip(_numbered(legal), legal, strict=True)}
     finished = session.executor.run(
         deliver_recipes,
@@ -226,7 +234,7 @@ def _made(session: Session, legal: tuple[Candidate, ...], folder: Path) -> _Made
         candidate_seed(session.seed, KIND),
         seconds,
         session.path("float", "target", "model.onnx"),
-        limits=candidate_limits(session.budget.time),
+        limits=limit_candidate(session.budget.time),
         name=KIND,
         say=session.say,
     )
@@ -259,7 +267,7 @@ def _timed(
 
 def _words(session: Session, rows: tuple[Probed, ...], source: str = "") -> tuple[str, ...]:
     """Return what was found, a line for each recipe, the fastest first, and a last one if none pays."""
-    measured = sorted((row for row in rows if row.ratio is not None), key=ratio_of)
+    measured = sorted((row for row in rows if row.ratio is not None), key=get_ratio)
     lines = [f"precision recipes, latency over that of float{source}:"]
     for row in measured:
         assert row.ratio is not None
@@ -269,7 +277,7 @@ def _words(session: Session, rows: tuple[Probed, ...], source: str = "") -> tupl
         slower = "" if row.ratio.value < PAYS else "; it does not pay here"
         lines.append(f"{words}{stays}{slower}")
     lines += [f"{row.name} was not measured: {row.reason}" for row in rows if row.ratio is None]
-    if measured and ratio_of(measured[0]) >= PAYS:
+    if measured and get_ratio(measured[0]) >= PAYS:
         kept = "tried for its size alone" if limits_bytes(session.budget) else "float is kept"
-        lines.append(f"lower precision does not pay here: {ratio_of(measured[0]):.2f} times float; {kept}")
+        lines.append(f"lower precision does not pay here: {get_ratio(measured[0]):.2f} times float; {kept}")
     return tuple(lines)

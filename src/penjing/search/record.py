@@ -108,6 +108,7 @@ def _place(session: Session, chosen: Trial) -> ArtefactPlace:
 def _notes(session: Session, ending: Ending) -> list[str]:
     return [
         *session.task.notes,
+        *session.notes,
         *ending.runtimes.notes,
         *ending.recipes.notes,
         *ending.forecast.warnings,
@@ -144,12 +145,12 @@ def _row(index: int, trial: Trial, trials: Sequence[Trial]) -> TrialRow:
         flips=trial.flips,
         feasible=trial.feasible,
         breaks=trial.breaks,
-        pareto=pareto(trial, trials),
+        pareto=is_on_front(trial, trials),
         seconds=sum(trial.seconds.values()),
     )
 
 
-def pareto(trial: Trial, trials: Sequence[Trial]) -> bool:
+def is_on_front(trial: Trial, trials: Sequence[Trial]) -> bool:
     """Tell whether no other finished trial is both at least as fast and at least as good."""
     if trial.latency_ms is None or trial.drop is None:
         return False

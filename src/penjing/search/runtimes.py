@@ -22,8 +22,8 @@ from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.process import factory_of
 from penjing.planners.bisection import Setting
 from penjing.report.record import RuntimeRow
-from penjing.search.evaluate import REFERENCE, deviation_from_memory, judge, outputs_in_float32
-from penjing.search.resources import candidate_limits
+from penjing.search.evaluate import REFERENCE, compare_with_memory, judge_trial, run_in_float32
+from penjing.search.resources import limit_candidate
 from penjing.search.runtimes_job import deliver_float
 from penjing.search.session import Session
 from penjing.search.values import RuntimeChoice, Survey
@@ -53,7 +53,7 @@ def check_target(target: Target) -> None:
     for each in dict.fromkeys((target.reference, *(() if target.runtime == "auto" else (target,)))):
         need_to_deliver(each)
         runtime_for(each)
-    if target.mode == "bf16" and "bf16" not in openvino_modes():
+    if target.mode == "bf16" and "bf16" not in list_openvino_modes():
         raise Refused(
             "needs a processor that computes in bf16",
             value="one that offers f32 only",
@@ -63,7 +63,7 @@ def check_target(target: Target) -> None:
         )
 
 
-def openvino_modes() -> tuple[str, ...]:
+def list_openvino_modes() -> tuple[str, ...]:
     """Return the float precisions that OpenVINO has here, none where it is not installed."""
     if missing("openvino") or missing("onnx"):
         return ()
@@ -72,7 +72,7 @@ def openvino_modes() -> tuple[str, ...]:
     return list_float_precisions()
 
 
-def competitors(target: Target, backend: str) -> tuple[Target, ...]:
+def list_competitors(target: Target, backend: str) -> tuple[Target, ...]:
     """Return the targets to compare with the baseline's: for `auto` every one that is installed.
 
     PyTorch competes only where it is asked to and the model is a torch module; for a target whose precision
@@ -80,7 +80,7 @@ def competitors(target: Target, backend: str) -> tuple[Target, ...]:
     """
     if target.runtime != "auto":
         return (target,) if target.reference != target else ()
-    named: list[tuple[str, str]] = [("openvino", mode) for mode in openvino_modes()]
+    named: list[tuple[str, str]] = [("openvino", mode) for mode in list_openvino_modes()]
     if target.mode == "torch" and backend == "torch" and not missing("torch"):
         named += [("torch", "eager"), ("torch", "compiled")]
     common = target.model_dump(exclude={"runtime", "mode"})
@@ -94,7 +94,7 @@ def choose_runtime(session: Session, survey: Survey, setting: Setting) -> Chosen
     the model and whose quality will probably be certified. A target whose precision was named is kept.
     """
     asked = session.target
-    targets = {target.label: target for target in competitors(asked, survey.backend)}
+    targets = {target.label: target for target in list_competitors(asked, survey.backend)}
     work = partial(_compare, session, survey, setting, targets)
     found = session.once("runtimes", sorted(targets), RuntimeChoice, work) if targets else _alone(session)
     chosen = targets.get(found.chosen, session.reference)
@@ -143,7 +143,7 @@ def _deliver(session: Session, targets: dict[str, Target]) -> tuple[dict[str, st
         folders,
         session.path("float"),
         candidate_seed(session.seed, "runtimes"),
-        limits=candidate_limits(session.budget.time),
+        limits=limit_candidate(session.budget.time),
         name="runtimes",
         say=session.say,
     )
@@ -168,8 +168,8 @@ def _measure(
     trials = {}
     expected = np.load(session.path("float", "expected.npy"), allow_pickle=False)
     for label in found.keys() - {REFERENCE}:
-        exact = outputs_in_float32(session, targets[label], artefacts[label], len(expected))
-        deviation = deviation_from_memory(found[label], expected, noise, exact)
+        exact = run_in_float32(session, targets[label], artefacts[label], len(expected))
+        deviation = compare_with_memory(found[label], expected, noise, exact)
         blank = Trial(
             key=session.key("runtime", label),
             name=f"float, {label}",
@@ -177,7 +177,7 @@ def _measure(
             status="done",
             folder=f"float/{_folder(label)}",
         )
-        trials[label] = judge(session, found[label], found[REFERENCE], deviation, blank, baseline)
+        trials[label] = judge_trial(session, found[label], found[REFERENCE], deviation, blank, baseline)
     return {label: trials[label] for label in targets if label in trials}, reasons
 
 

@@ -28,7 +28,7 @@ def deliver_float(
         say(Line.phase(f"exporting the original for {target.label}"))
         with clock.count("export"):
             try:
-                deliver(model, (), target, folder / name / "artefact", example=example)
+                deliver(model, target, folder / name / "artefact", example=example)
             except Refused as refusal:
                 refused[target.label] = str(refusal)
     return {"refused": refused, "seconds": clock.seconds}

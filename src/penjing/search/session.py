@@ -39,6 +39,7 @@ class Session:
         identity: digest of model, data, target, budget, seed, options and version; part of every key.
         target: where candidates run; the one that was chosen, once it is.
         reference: where the float model runs that they are compared with.
+        notes: on what the identity could not read.
         before: seconds that earlier sessions of this run have spent.
         say: receives one line of progress at a time.
     """
@@ -54,6 +55,7 @@ class Session:
     seed: int
     options: Bisection
     identity: str
+    notes: tuple[str, ...]
     before: float
     say: Say
     started: float = field(default_factory=time.monotonic)
@@ -88,7 +90,7 @@ class Session:
         key = self.key(kind, content)
         known = self.ledger.get(key)
         if known is not None:
-            return row_of(form, known, self.ledger.path)
+            return read_row(form, known, self.ledger.path)
         self.ledger.begin(key, MOST_ATTEMPTS)
         try:
             result = work()
@@ -103,7 +105,7 @@ class Session:
         return self.folder.joinpath(*parts)
 
 
-def row_of(form: type[Row], content: dict[str, Any], ledger: Path) -> Row:
+def read_row(form: type[Row], content: dict[str, Any], ledger: Path) -> Row:
     """Return a row of the ledger as the value that was put there.
 
     Raises:

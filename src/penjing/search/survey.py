@@ -7,7 +7,7 @@ import time
 from penjing.core.errors import Refused
 from penjing.core.executor import Finished, candidate_seed, refused_from
 from penjing.core.progress import Line
-from penjing.search.resources import candidate_limits
+from penjing.search.resources import limit_candidate
 from penjing.search.session import Session
 from penjing.search.survey_job import survey
 from penjing.search.values import Survey
@@ -27,7 +27,7 @@ def survey_original(session: Session) -> Survey:
         session.folder,
         candidate_seed(session.seed, "survey"),
         session.budget.time is not None,
-        limits=candidate_limits(session.budget.time),
+        limits=limit_candidate(session.budget.time),
         name="survey",
         say=session.say,
     )

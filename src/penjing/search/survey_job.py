@@ -19,7 +19,7 @@ from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.measurement.nondeterminism import spread_of, twice
 from penjing.measurement.process import factory_of
-from penjing.planners.recovery import recovery
+from penjing.planners.recovery import plan_recovery
 from penjing.processes.packing import pack
 from penjing.search.build_job import CHECKED_EXAMPLES, STEP_EXAMPLES, Shared
 from penjing.search.clock import Clock
@@ -81,10 +81,10 @@ def survey(
 
 def _deliver_originals(model: Model, example: Arrays, target: Target, folder: Path, eager: bool) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    deliver(model, (), target.reference, folder / "target", example=example)
+    deliver(model, target.reference, folder / "target", example=example)
     if eager:
         torch_eager = Target("torch", threads=target.threads, batch=target.batch)
-        deliver(model, (), torch_eager, folder / "eager", example=example)
+        deliver(model, torch_eager, folder / "eager", example=example)
 
 
 def _cannot_be_sent(model: Model) -> str:
@@ -126,7 +126,7 @@ def _epoch_seconds(model: Model, backend: Backend, task: Task, seed: int, precis
     def seconds(steps: int) -> float:
         share = min(1.0, steps * task.batch_size / examples)
         context = Context(task=task, backend=backend, original=model, seed=seed)
-        applied = apply(model, recovery(share, precision), task, context=context)
+        applied = apply(model, plan_recovery(share, precision), task, context=context)
         return float(applied.notes["training_s"])
 
     seconds(1)

@@ -18,7 +18,7 @@ from penjing.measurement.certify import certify
 from penjing.measurement.measure import measure_all
 from penjing.measurement.process import factory_of
 from penjing.run.reading import find_best, read_record
-from penjing.search.certification import verdict
+from penjing.search.certification import judge_limits
 from penjing.search.evaluate import REFERENCE
 
 
@@ -54,7 +54,7 @@ def _delivered(model: Model | None, task: Task, artefact: Artefact, folder: Path
             fix="pass model=, or give the run directory instead of the artefact",
             code=Exit.USAGE,
         )
-    return deliver(model, (), artefact.target.reference, folder / "float", example=task.valid.example()).path
+    return deliver(model, artefact.target.reference, folder / "float", example=task.valid.example()).path
 
 
 def _operations(run: Path) -> dict[str, Operations | None]:
@@ -90,4 +90,6 @@ def _judge(
         budget.confidence,
     )
     limits = budget.model_copy(update={"time": None, "trials": None})
-    return verdict(limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, (0.0, 0))
+    return judge_limits(
+        limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, (0.0, 0)
+    )

@@ -18,7 +18,6 @@ from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import bring
 from penjing.core.method import Change, Changes
-from penjing.core.plan import Plan
 from penjing.core.scratch import scratch
 from penjing.core.target import Target, need_to_deliver
 from penjing.core.value import Model
@@ -80,7 +79,7 @@ class OpenVino:
         """Name the backends whose models can be delivered."""
         return ("numpy", "onnx", "torch")
 
-    def deliver(self, model: Model, plan: Plan, example: Arrays, folder: Path) -> dict[str, Any]:
+    def deliver(self, model: Model, example: Arrays, folder: Path) -> dict[str, Any]:
         """Write `model.xml` and `model.bin` into the folder, compile them and return facts for the manifest.
 
         The facts are those of ONNX Runtime, with `integer_layers` (that run on integers) and

@@ -188,9 +188,9 @@ def _estimate_statistics(
     model: nn.Module, split: Split, size: int, seed: int, norms: BatchNormMode, covers: Covers
 ) -> list[str]:
     """Estimate BatchNorm's statistics for weights that no step was taken with."""
-    from penjing.backends.torch.observe.batch_statistics import batchnorms, reestimate
+    from penjing.backends.torch.observe.batch_statistics import find_tracked_batchnorms, reestimate
 
-    found = batchnorms(model).items()
+    found = find_tracked_batchnorms(model).items()
     layers = {name: module for name, module in found if not keeps_statistics(module, covers(name))}
     if not layers or norms.single_example or norms.frozen:
         return []

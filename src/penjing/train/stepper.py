@@ -56,7 +56,7 @@ class Stepper:
         hooks: Hooks = NO_HOOKS,
         processes: Processes = ONE_PROCESS,
     ) -> None:
-        from penjing.backends.torch.masks import enforce
+        from penjing.backends.torch.masks import enforce_masks
 
         self.events: list[str] = []
         modes = OPTIMIZERS[strategy.optimizer].modes
@@ -66,7 +66,7 @@ class Stepper:
         obstacle = find_obstacle(strategy, model, processes.world_size)
         self.forward = Forward(processes.wrap(model), strategy.compile, obstacle)
         self._numerics, self._optimizer, self._hooks = numerics, optimizer, hooks
-        self._enforce = partial(enforce, model, optimizer)
+        self._enforce = partial(enforce_masks, model, optimizer)
         self._parameters: list[nn.Parameter] = [p for g in optimizer.param_groups for p in g["params"]]
         self._kept: list[Tensor] = [*model.parameters(), *model.buffers()]
         self._snapshot = (0, self._copies())

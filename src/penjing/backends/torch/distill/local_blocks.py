@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from penjing.backends.torch.distill.feature_losses import relative_squares
 from penjing.backends.torch.hooks import Call, watched
 from penjing.backends.torch.structure.pass_through import PassThrough, main_output
-from penjing.backends.torch.tensors import evaluating, layer_module, to_inputs
+from penjing.backends.torch.tensors import evaluating, find_layer, to_inputs
 from penjing.core.backend import Arrays
 
 
@@ -44,7 +44,7 @@ def find_common_blocks(
         Refused: a name that one of the networks does not have.
     """
     for name in named:
-        layer_module(student, name), layer_module(teacher, name)
+        find_layer(student, name), find_layer(teacher, name)
     both = set(_in_a_row(teacher))
     names = list(named) or _innermost(student, [name for name in _in_a_row(student) if name in both])
     runs = _runs(teacher, names, example)

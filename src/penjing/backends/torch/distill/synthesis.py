@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from penjing.backends.torch.hooks import hooked
-from penjing.backends.torch.observe.batch_statistics import batchnorms
+from penjing.backends.torch.observe.batch_statistics import find_tracked_batchnorms
 from penjing.backends.torch.tensors import evaluating, to_inputs, to_numpy
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
@@ -86,7 +86,7 @@ def _distance(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     """Return the mean distance of moments over all calls of BatchNorm layers."""
     parts: list[Tensor] = []
 
-    layers = batchnorms(model)
+    layers = find_tracked_batchnorms(model)
 
     def watch(name: str, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         layer, x = layers[name], given[0]
