@@ -336,7 +336,7 @@ class _Tuning:
                 place="tune",
                 fix="give more time, or another optimizer",
             )
-        best = max(ranked)[1]
+        best = max(ranked, key=lambda pair: (pair[0], -pair[1]))[1]  # the first, whose weights were kept
         record = self._runs[best].record
         assert record is not None, "ranked runs have a record"
         strategy = record.strategy.model_copy(
