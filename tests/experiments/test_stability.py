@@ -58,13 +58,13 @@ def bent(task, seed):
 
 def diverging(task, seed):
     if seed == 1:
-        raise pj.Refused("the loss stays finite in training", value="loss nan at step 7")
+        raise pj.Refused("the loss must stay finite", value="loss nan at step 7", fix="lower the rate")
     return with_weights(1.0, seed)
 
 
 def breaking(task, seed):
     if seed == 1:
-        raise pj.Refused("a training step fits in memory", code=Exit.ENVIRONMENT)
+        raise pj.Refused("a training step fits in memory", fix="free memory", code=Exit.ENVIRONMENT)
     return with_weights(1.0, seed)
 
 
@@ -139,11 +139,11 @@ def test_a_seed_that_diverges_is_flagged_and_named(results, capsys):
     assert one.unstable
     assert one.spread < 3 * one.sampling
     assert len(found.events) == 1
-    assert "seed 1: The loss stays finite" in found.events[0]
+    assert "seed 1: The loss must stay finite" in found.events[0]
     _show(found.model_dump(mode="json"))
     out = capsys.readouterr().out
     assert "unstable: training gave no model with 1 of 4 seeds" in out
-    assert "event: data, seed 1: The loss stays finite" in out
+    assert "event: data, seed 1: The loss must stay finite" in out
     with pytest.raises(pj.Refused, match="every seed must have a value"):
         results["sound"].against(found)
 

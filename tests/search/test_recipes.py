@@ -230,7 +230,7 @@ def test_rules_decide_where_nothing_could_be_timed(digits, run, timed, monkeypat
     assert describe_recipes(found.found.recorded()) == ""
 
     def broken(*_):
-        raise Refused("the artefact answers in time", value="no answer", place="float")
+        raise Refused("the artefact answers in time", value="no answer", place="float", fix="try again")
 
     monkeypatch.setattr(recipes, "ratios", broken)
     assert any("the artefact answers in time" in note for note in run(model, task)[0].found.notes)
