@@ -60,7 +60,7 @@ def sound(task: pj.Task, seed: int) -> nn.Module:
 def edge(task: pj.Task, seed: int) -> nn.Module:
     """Train at the edge of divergence."""
     changes = {
-        "lr": SOUND.rate * TIMES[task.notes[0]],
+        "lr": SOUND.peak_lr * TIMES[task.notes[0]],
         "schedule": "constant",
         "warmup": 0.0,
         "clip_norm": None,

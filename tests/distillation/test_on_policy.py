@@ -204,7 +204,7 @@ class Whole(nn.Module):
         ("causal", {"prompt": 8}, "longer than the prompt"),
         ("ahead", {}, "student"),
         ("causal", {"end": 11}, "11 of 11"),
-        ("whole", {"prompt": 2}, "runs on an example"),
+        ("whole", {"prompt": 2}, "must run on an example"),
         ("classes", {}, r"student \[1, 11\]"),
     ],
 )

@@ -130,7 +130,7 @@ def test_the_output_that_the_task_names_counts(task, teachers):
         ({"weights": [float("nan")]}, "number above 0 for each teacher"),
         ({"teacher": [mlp(4, 0), mlp(4, 0, 7)]}, r"\(10,\), \(7,\)"),
         ({"teacher": mlp(4, 0, 7)}, r"student \(128, 10\), teacher \(128, 7\)"),
-        ({"teacher": nn.Linear(3, 10)}, "runs on an example"),
+        ({"teacher": nn.Linear(3, 10)}, "must run on an example"),
         ({"teacher": "resnet"}, "supported framework"),
         ({"student": "resnet"}, "supported framework"),
     ],

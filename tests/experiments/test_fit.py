@@ -153,7 +153,7 @@ saved_state.SavedState.is_due = lambda self, step: True
 strategy = pj.Strategy(epochs=30, batch_size=50, averaging="ema", shift=1, patience=9)
 
 def say(line):
-    if line.startswith("epoch 5:"):
+    if line.text.startswith("epoch 5:"):
         os.kill(os.getpid(), signal.SIGKILL)
 
 pj.fit(net(), task(), strategy, out={out!r}, say=say)

@@ -82,7 +82,11 @@ class TaskStability(Value):
 
 
 class Difference(Value):
-    """Second procedure minus first on one data set; `explained` where seeds alone could make it."""
+    """Second procedure minus first on one data set; `explained` where seeds alone could make it.
+
+    >>> print(Difference(mean=0.012, low=-0.003, high=0.027, explained=True))
+    +0.012 (-0.003 to +0.027): no more than seeds explain
+    """
 
     mean: float
     low: float

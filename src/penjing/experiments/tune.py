@@ -97,6 +97,18 @@ def tune(
 
     Raises:
         Refused: bad arguments, model or data, before anything slow; no run ended.
+
+    >>> import tempfile
+    >>> x = np.random.default_rng(0).standard_normal((400, 4)).astype(np.float32)
+    >>> def make():
+    ...     import torch
+    ...     return torch.nn.Linear(4, 2)
+    >>> task = Task(train=(x, (x[:, 0] > 0).astype(int)), batch_size=32)
+    >>> fields = {"goal": "accuracy >= 80%", "time": "2s", "optimizers": ["sgd"]}
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     tuned = tune(make, task, **fields, out=out, say=silent)
+    >>> tuned.strategy.optimizer
+    'sgd'
     """
     need("tune", "tuning")
     search = _open(model_factory, task, goal, strategy or Strategy(), seed, say or to_stderr)
@@ -324,7 +336,7 @@ class _Tuning:
                 place="tune",
                 fix="give more time, or another optimizer",
             )
-        best = max(ranked)[1]
+        best = max(ranked, key=lambda pair: (pair[0], -pair[1]))[1]  # the first, whose weights were kept
         record = self._runs[best].record
         assert record is not None, "ranked runs have a record"
         strategy = record.strategy.model_copy(

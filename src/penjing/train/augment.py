@@ -39,7 +39,11 @@ class MixedBatch:
 
 
 def changes_inputs(strategy: Strategy) -> bool:
-    """Tell whether a model sees other inputs than those of the data."""
+    """Tell whether a model sees other inputs than those of the data.
+
+    >>> changes_inputs(Strategy(flip=True)), changes_inputs(Strategy())
+    (True, False)
+    """
     changes = (strategy.mixup, strategy.cutmix, strategy.flip, strategy.shift, strategy.start_size < 1)
     return any(changes)
 

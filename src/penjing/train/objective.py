@@ -83,6 +83,11 @@ def make_objective(task: Task, smoothing: float = 0.0) -> Objective:
     Raises:
         Refused: a loss of an unknown name, or a user's own with smoothing; when called, a class index that
             the outputs do not have.
+
+    >>> import torch
+    >>> objective = make_objective(Task(train=None))
+    >>> objective(torch.zeros(1, 2), (), torch.tensor([1])).item()
+    0.6931471824645996
     """
     loss = task.loss
     if smoothing and loss != "cross_entropy":

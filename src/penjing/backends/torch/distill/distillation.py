@@ -12,7 +12,11 @@ from penjing.arrays.distillation import EPSILON, SMALL
 
 
 def standardize(logits: Tensor) -> Tensor:
-    """Return logits with mean 0 and standard deviation 1 over the last axis."""
+    """Return logits with mean 0 and standard deviation 1 over the last axis.
+
+    >>> standardize(torch.tensor([[1.0, 3.0]])).round(decimals=3)
+    tensor([[-1.,  1.]])
+    """
     variance = logits.var(dim=-1, keepdim=True, correction=0)
     return (logits - logits.mean(dim=-1, keepdim=True)) / (variance + EPSILON).sqrt()
 
@@ -59,7 +63,11 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def squared_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean squared difference of outputs of one shape."""
+    """Return the mean squared difference of outputs of one shape.
+
+    >>> squared_loss(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    tensor(2.)
+    """
     return functional.mse_loss(student, teacher)
 
 
@@ -90,7 +98,12 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def softened_mean(logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """Return logits whose softmax is the weighted mean of several teachers' `[n, teachers, ..., classes]`."""
+    """Return logits whose softmax is the weighted mean of several teachers' `[n, teachers, ..., classes]`.
+
+    >>> logits = torch.tensor([[[0.9, 0.1], [0.5, 0.5]]]).log()
+    >>> softened_mean(logits, torch.tensor([1.0, 1.0]), temperature=1.0).exp()
+    tensor([[0.7000, 0.3000]])
+    """
     log_p = functional.log_softmax(logits / temperature, dim=-1)
     share = (weights / weights.sum()).log().view(1, -1, *[1] * (logits.ndim - 2))
     return temperature * (log_p + share).logsumexp(dim=1)

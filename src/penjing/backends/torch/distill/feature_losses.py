@@ -13,7 +13,11 @@ TRIPLES = 128
 
 
 def relative_squares(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the squared difference of two tensors over the sum of the teacher's squares."""
+    """Return the squared difference of two tensors over the sum of the teacher's squares.
+
+    >>> relative_squares(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 2.0]))
+    tensor(0.2000)
+    """
     return (student - teacher).square().sum() / teacher.square().sum().clamp(min=SMALL)
 
 
@@ -28,7 +32,11 @@ def _map(x: Tensor) -> Tensor:
 
 
 def pool_positions(x: Tensor) -> Tensor:
-    """Return features averaged over positions, `[n, channels]`."""
+    """Return features averaged over positions, `[n, channels]`.
+
+    >>> pool_positions(torch.ones(2, 3, 4, 4)).shape, pool_positions(torch.ones(2, 5, 3)).shape
+    (torch.Size([2, 3]), torch.Size([2, 3]))
+    """
     if x.ndim == 3:
         return x.mean(dim=1)
     return x.flatten(2).mean(dim=2) if x.ndim > 2 else x
