@@ -108,7 +108,7 @@ def measured(model: Any, task: pj.Task, found: list[Choice], refit: bool) -> dic
             if isinstance(result, torch.nn.Module):
                 operations[name] = BACKEND.operations(result, example)
             place = Path(folder) / str(next(numbers))
-            pj.deliver(result, plan, pj.Target(), place, example=example)
+            pj.deliver(result, pj.Target(), place, example=example)
             entries[name] = (place, pj.Target(), None)
         return {
             name: one.measurement

@@ -106,7 +106,7 @@ def latencies(rows: dict[str, Row], task: pj.Task, seconds: float) -> tuple[int,
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         files, target, processes = save_arrays(folder, example, "batch"), pj.Target(), {}
         for number, (name, row) in enumerate(rows.items()):
-            path = deliver(row.model, (), target, folder / f"model{number}", example=example).path
+            path = deliver(row.model, target, folder / f"model{number}", example=example).path
             processes[name] = stack.enter_context(RuntimeProcess(path, target))
             processes[name].set_batch(files)
         samples = interleave(processes, rounds=31, seconds=seconds)

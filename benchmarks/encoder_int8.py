@@ -26,9 +26,9 @@ from penjing.backends.onnx import OnnxModel
 from penjing.core.artefact import Artefact, open_artefact
 from penjing.core.target import Target
 from penjing.measurement.latency import interleave, summarise
-from penjing.measurement.measure import timed_batch
 from penjing.measurement.paired import compare
 from penjing.measurement.process import RuntimeProcess, save_arrays
+from penjing.measurement.stage import timed_batch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import minilm
@@ -139,7 +139,7 @@ ONLY = {
 def artefacts(net: Any, task: pj.Task, rows: list[str], folder: Path) -> dict[str, tuple[Artefact, Target]]:
     """Return by label what could be made and delivered; the rest is printed with its reason."""
     example = task.valid.example()
-    path = pj.deliver(net, (), Target(), folder / "first", example=example).path
+    path = pj.deliver(net, Target(), folder / "first", example=example).path
     (folder / FLOAT).write_bytes((path / "model.onnx").read_bytes())
     found = {}
     for name in rows:
@@ -153,7 +153,7 @@ def artefacts(net: Any, task: pj.Task, rows: list[str], folder: Path) -> dict[st
                 continue
             label = f"{runtime} {name}"
             try:
-                made = pj.deliver(model, (), target, folder / label.replace(" ", "_"), example=example)
+                made = pj.deliver(model, target, folder / label.replace(" ", "_"), example=example)
                 found[label] = open_artefact(made.path), target
             except pj.Refused as reason:
                 print(f"{label}: not delivered: {reason}", flush=True)

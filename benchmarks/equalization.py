@@ -56,7 +56,9 @@ def main() -> None:
 def show(title: str, net: OnnxModel, x: np.ndarray, y: np.ndarray | None = None) -> None:
     """Print the errors of one network, and its accuracy where there are labels."""
     few = x[:16], np.zeros(16, np.int64)
-    equalized = pj.apply(net, pj.EqualizeWeights(), pj.Task(train=few, valid=few, test=(x[16:32], few[1])))
+    equalized = pj.apply(
+        net, pj.EqualizeWeights(), pj.Task(train=few, valid=few, test=(x[16:32], few[1]), max_overlap=1)
+    )
     done = [change for change in equalized.changes if change.done]
     before, after = (
         float(np.mean([change.detail[f"precision_{when}"] for change in done]))

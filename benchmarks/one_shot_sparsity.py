@@ -85,7 +85,7 @@ def _task(data: dict[str, NDArray], test_x: NDArray[np.uint8], test_y: NDArray[n
     batches = list(islice(cifar10.Augmented(data["train_x"], data["train_y"]), TRAINING // 128))
     train = tuple(np.concatenate(parts) for parts in zip(*batches, strict=True))
     test = cifar10.normalised(test_x), test_y
-    return pj.Task(train=train, valid=(test[0][:BATCH], test[1][:BATCH]), test=test)
+    return pj.Task(train=train, valid=(test[0][:BATCH], test[1][:BATCH]), test=test, max_overlap=1)
 
 
 def right(model: torch.nn.Module, task: pj.Task, count: int) -> NDArray[np.bool_]:

@@ -105,6 +105,7 @@ def task_of(calibration: np.ndarray, evaluation: np.ndarray) -> pj.Task:
         loss=lambda logits, targets: F.cross_entropy(logits.flatten(0, 1), targets.flatten()),
         metric=lambda logits, targets: 0.0,
         direction="minimize",
+        max_overlap=1,
     )
 
 

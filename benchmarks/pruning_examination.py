@@ -261,7 +261,7 @@ def _reload(architecture: Architecture, small: Any, example: Any, folder: Path) 
     def made() -> Any:
         return BACKEND.select(architecture.build(), architecture.output)
 
-    artefact = deliver(small, (), pj.Target("torch"), folder / "torch", example=example)
+    artefact = deliver(small, pj.Target("torch"), folder / "torch", example=example)
     gap = _gap([load(artefact.path, made)(*example)], outputs(small, example)[:1])
     if gap > 1e-6:
         raise Wrong(f"reloaded differs by {gap:.1e}")

@@ -137,7 +137,7 @@ def packed(model: nn.Module, task: pj.Task, name: str, folder: Path) -> tuple[Pa
     plan = () if name == "float" else (pj.QuantizeEmbeddings(name),)
     done = pj.apply(model, plan, task)
     example = task.prepare().valid.example()
-    artefact = pj.deliver(done.model, plan, pj.Target(), folder / name.replace(" ", "-"), example=example)
+    artefact = pj.deliver(done, pj.Target(), folder / name.replace(" ", "-"), example=example)
     path = next(artefact.path.rglob("*.onnx"))
     notes = []
     for change in (c for c in done.changes if c.layer != "*"):

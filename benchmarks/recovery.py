@@ -70,7 +70,7 @@ def task(seed: int = 0) -> pj.Task:
     test = cifar10.normalised(data["test_x"]), data["test_y"]
     train = cifar10.Augmented(data["train_x"], data["train_y"])
     train.epoch = PASSES * seed
-    return pj.Task(train=train, valid=(test[0][:VALID], test[1][:VALID]), test=test)
+    return pj.Task(train=train, valid=(test[0][:VALID], test[1][:VALID]), test=test, max_overlap=1)
 
 
 @dataclass(frozen=True)

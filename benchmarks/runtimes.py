@@ -28,11 +28,12 @@ from penjing.core.artefact import Artefact, open_artefact
 from penjing.core.backend import enter
 from penjing.core.extras import missing
 from penjing.core.target import Target
+from penjing.measurement.agreement import difference
 from penjing.measurement.latency import interleave, summarise
-from penjing.measurement.measure import difference, timed_batch
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
+from penjing.measurement.stage import timed_batch
 from penjing.run.folder import describe_environment
-from penjing.search.runtimes import openvino_modes
+from penjing.search.runtimes import list_openvino_modes
 from shapes import SHAPES
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
@@ -75,13 +76,13 @@ def peak_rate(options: argparse.Namespace) -> float:
     model = pj.apply(torch.nn.Linear(PEAK, PEAK), pj.Int8Static(examples=64), task).model
     common = {"threads": options.threads, "batch": PEAK}
     targets = [Target(**common)]
-    if "f32" in openvino_modes():
+    if "f32" in list_openvino_modes():
         targets.append(Target("openvino", **common))
     rates = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penjing-")))
         for target in targets:
-            path = pj.deliver(model, (), target, folder / target.runtime, example=(rows[:1],)).path
+            path = pj.deliver(model, target, folder / target.runtime, example=(rows[:1],)).path
             process = stack.enter_context(RuntimeProcess(path, target))
             process.set_batch(save_arrays(folder, (rows,), target.runtime))
             rates[target.runtime] = PEAK**3 / (min(process.time(9, 2)) / 1e3)
@@ -146,22 +147,22 @@ def variants(
     common = {"threads": options.threads, "batch": options.batch}
     example, number = task.valid.example(), itertools.count()
 
-    def delivered(changed: Any, plan: Any, target: Target) -> tuple[Artefact, Target]:
+    def delivered(changed: Any, target: Target) -> tuple[Artefact, Target]:
         path = folder / f"artefact{next(number)}"
-        pj.deliver(changed, plan, target, path, example=example)
+        pj.deliver(changed, target, path, example=example)
         return open_artefact(path), target
 
     runtimes = {"onnxruntime": Target(**common)}
-    if "f32" in openvino_modes():
+    if "f32" in list_openvino_modes():
         runtimes["openvino"] = Target("openvino", **common)
-    low = Target("openvino", mode="bf16", **common) if "bf16" in openvino_modes() else None
+    low = Target("openvino", mode="bf16", **common) if "bf16" in list_openvino_modes() else None
     for label, target in runtimes.items():
-        yield f"{label} float32", delivered(model, (), target)
+        yield f"{label} float32", delivered(model, target)
     if low is not None:
-        yield "openvino bfloat16", delivered(model, (), low)
+        yield "openvino bfloat16", delivered(model, low)
     if not options.no_torch and not missing("torch"):
         for mode in ("eager", "compiled"):
-            yield f"torch {mode} float32", delivered(model, (), Target("torch", mode=mode, **common))
+            yield f"torch {mode} float32", delivered(model, Target("torch", mode=mode, **common))
     static = pj.chain(pj.Int8Static(), pj.CorrectBias())
     smooth = pj.chain(pj.SmoothActivations(), pj.Int8Static())
     dynamic = pj.chain(pj.Int8Dynamic())
@@ -178,7 +179,7 @@ def variants(
         for label, target in itertools.chain(runtimes.items(), lowered.items()):
             rest = ", the rest bfloat16" if target is low else ""
             try:
-                yield f"{label} {words}{rest}", delivered(changed, plan, target)
+                yield f"{label} {words}{rest}", delivered(changed, target)
             except pj.Refused as refusal:
                 print(f"{label} {words}{rest}: {refusal}")
 

@@ -167,7 +167,7 @@ def measured(dense: torch.nn.Module, table: list[Row], work: pj.Task, seconds: f
     with tempfile.TemporaryDirectory() as parent:
         for number, (name, model) in enumerate([("dense", dense), *((row.name, row.model) for row in table)]):
             folder = Path(parent) / str(number)
-            pj.deliver(model, (), pj.Target(), folder, example=example)
+            pj.deliver(model, pj.Target(), folder, example=example)
             entries[name] = (folder, pj.Target(), None)
             operations[name] = BACKEND.operations(model, example)
         return measure_all(entries, work, "test", "dense", operations, seconds=seconds)

@@ -121,7 +121,7 @@ def tuned(
 ) -> tuple[float | None, int, float]:
     """Train by a strategy; return as `plain`."""
     x, y, u, v = data
-    task = pj.Task(train=(x, y), valid=(u, v), test=(u[:1], v[:1]))
+    task = pj.Task(train=(x, y), valid=(u, v), test=(u[:1], v[:1]), max_overlap=1)
     record = pj.fit(fresh(x, seed), task, strategy, goal=f"accuracy >= {goal}", seed=seed, say=_quiet).record
     return (None if record.reached is None else record.reached.seconds), record.examples, record.quality
 

@@ -92,9 +92,7 @@ def main() -> None:
             model = network(0).eval()
             if before:
                 model = pj.apply(model, before, task).model
-            folders[name] = pj.deliver(
-                model, (), target, Path(folder) / str(len(folders)), example=example
-            ).path
+            folders[name] = pj.deliver(model, target, Path(folder) / str(len(folders)), example=example).path
         first = next(iter(folders))
         times, _ = ratios(folders, first, target, task.valid.arrays()[0], 20.0)
     for name, ratio in times.items():

@@ -69,7 +69,7 @@ def main() -> None:
         )
 
     target, example = pj.Target(), task.valid.example()
-    artefact = pj.deliver(small.model, plan, target, "digits-small", example=example, changes=small.changes)
+    artefact = pj.deliver(small, target, "digits-small", example=example)
     print(artefact.path)
     predict = pj.load("digits-small")
     images, labels = test

@@ -24,6 +24,8 @@ from penjing.core.extras import missing
 from penjing.core.method import Stage, inner, stage_of
 from penjing.core.registry import backends_of, load_methods, method_from_json, method_to_json
 from penjing.core.task import Split, Task
+from penjing.train.method import TrainingMethod
+from penjing.train.strategy import Strategy
 
 BACKENDS = ("numpy", "torch", "onnx")
 TRAIN = {"epochs": 0.25, "batch_size": 32, "precision": "float32"}
@@ -93,10 +95,11 @@ WRONG_RECIPE = {
     "batchnorm": ["none"],
     "ghost_batch": [1, 2.5],
     "patience": [0, 1.5],
-    "parts": [0, 1.5],
+    "accumulation_steps": [0, 1.5],
     "layout": ["rows"],
     "compile": ["perhaps"],
     "shard": ["perhaps"],
+    "strategy": [3, "fast"],
 }
 WRONG_FORMATS = {
     "weights": ["int1", "int8 token", "float", 3],
@@ -324,7 +327,7 @@ ROWS = {
             "alpha": [-0.1, 1.1],
             "standardize": ["perhaps"],
             "balance": [[1, 2], [1], "both"],
-            "rise": [-0.1, 1.5],
+            "loss_warmup": [-0.1, 1.5],
             "cache": ["perhaps"],
             "data": ["validation"],
             "examples": [1, 2.5, 64],
@@ -334,7 +337,7 @@ ROWS = {
     "distill-synthetic": Row(
         pj.Distill(data="synthetic", examples=64, **TRAIN),
         ("torch",),
-        {"alpha": [0.9], "loss": ["dkd"], "rise": [0.1]},
+        {"alpha": [0.9], "loss": ["dkd"], "loss_warmup": [0.1]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
     ),
     "distill-dkd": Row(
@@ -691,7 +694,11 @@ def task_of_tokens():
         return cross_entropy(outputs.flatten(0, 1), targets.flatten())
 
     return Task(
-        **splits, loss=loss, metric=lambda o, y: float((o.argmax(-1) == y).mean()), direction="maximize"
+        **splits,
+        loss=loss,
+        metric=lambda o, y: float((o.argmax(-1) == y).mean()),
+        direction="maximize",
+        max_overlap=1,
     )
 
 
@@ -845,9 +852,7 @@ def test_the_result_is_delivered_and_loads_to_equal_outputs(row, backend, lab, t
 
     def deliver():
         folder = tmp_path / "small"
-        return pj.deliver(
-            result.model, row.plan, pj.Target(), folder, example=example, changes=result.changes
-        )
+        return pj.deliver(result, pj.Target(), folder, example=example)
 
     if row.simulated:
         with pytest.raises(pj.Refused, match="cannot be a simulation of number formats"):
@@ -990,7 +995,8 @@ def test_every_field_is_tried_with_a_bad_value(row):
     tried = {
         name for other in ROWS.values() if type(other.method) is type(row.method) for name in other.wrong
     }
-    assert set(type(row.method).model_fields) == tried
+    trains = isinstance(row.method, TrainingMethod)
+    assert {*type(row.method).model_fields, *(Strategy.model_fields if trains else ())} == tried
 
 
 @rows
@@ -1060,7 +1066,7 @@ def test_long_chains_work_on_torch_and_are_delivered(plan, lab, tmp_path):
     assert list(dict.fromkeys(c.method for c in result.changes)) == list(
         dict.fromkeys(type(m).__name__ for m in plan)
     )
-    artefact = pj.deliver(result.model, plan, pj.Target(), tmp_path / "a", example=lab.task().valid.example())
+    artefact = pj.deliver(result, pj.Target(), tmp_path / "a", example=lab.task().valid.example())
     assert gap(pj.load(artefact.path)(*lab.inputs()), outputs(result.model, lab.inputs())) < 1e-5
     numbers = backend_for(result.model).operations(result.model, lab.task().valid.example())
     whole = NUMPY.operations(lab.model("numpy"), lab.task().valid.example())

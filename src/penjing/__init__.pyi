@@ -26,7 +26,7 @@ from penjing.experiments.distill import distill as distill
 from penjing.experiments.fit import Fitted as Fitted
 from penjing.experiments.fit import fit as fit
 from penjing.experiments.range_test import range_test as range_test
-from penjing.experiments.shrink import shrunk as shrunk
+from penjing.experiments.shrink import shrink as shrink
 from penjing.experiments.stability import Stability as Stability
 from penjing.experiments.stability import stability as stability
 from penjing.experiments.tune import tune as tune
@@ -65,7 +65,7 @@ from penjing.repair.group_norm import ReplaceBatchNorm as ReplaceBatchNorm
 from penjing.repair.least_squares import LeastSquares as LeastSquares
 from penjing.repair.match_statistics import MatchStatistics as MatchStatistics
 from penjing.search.optimize import optimize as optimize
-from penjing.search.record import Result as Result
+from penjing.search.result import Result as Result
 from penjing.search.verify import verify as verify
 from penjing.train.finetune import FineTune as FineTune
 from penjing.train.strategy import Strategy as Strategy

@@ -146,7 +146,7 @@ def test_windows_of_torch_convolutions(kind):
 
 def context(x):
     y = np.zeros(len(x), np.int64)
-    task = pj.Task(Split((x,), y, "train"), Split((x,), y, "valid"), Split((x,), y, "test"))
+    task = pj.Task(Split((x,), y, "train"), Split((x,), y, "valid"), Split((x,), y, "test"), max_overlap=1)
     return Context(task=task, backend=NUMPY, original=None)
 
 

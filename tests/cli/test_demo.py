@@ -13,9 +13,14 @@ for module in ("torch", "onnxruntime", "sklearn"):
 PENJING = str(Path(sys.executable).with_name("penjing"))
 
 
+@pytest.mark.timeout(600)
 def test_the_demo_ends_with_a_table_and_a_report(tmp_path):
     done = subprocess.run(
-        [PENJING, "demo", "--out", "my demo"], cwd=tmp_path, capture_output=True, text=True, check=False
+        [PENJING, "demo", "--out", "my demo", "--time", "5min"],  # enough on a busy machine too
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode in (0, 3), done.stderr
     run = tmp_path / "my demo" / "run-1"

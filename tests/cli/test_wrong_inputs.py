@@ -43,7 +43,7 @@ def task_file(tmp_path):
         (["--max-drop", "1%", "--threads", "0"], "threads"),
         (["--max-drop", "1%", "--confidence", "95"], "budget.confidence"),
         (["--max-dorp", "1%"], "--max-drop"),
-        ([], "a budget has a limit on quality or cost"),
+        ([], "budget must have a limit on quality or cost"),
     ],
 )
 def test_a_wrong_budget_is_refused_with_2(task_file, arguments, words):

@@ -8,7 +8,7 @@ from penjing.core.budget import Budget
 from penjing.core.errors import Refused
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured
 from penjing.core.search import search
-from penjing.core.trial import ROUNDING, Trial, broken, cost_of
+from penjing.core.trial import ROUNDING, Trial, find_broken_limits, get_cost
 
 
 def planner(log, end=10):
@@ -118,29 +118,33 @@ def measured(ms=2.0, size=100, memory=None, ratio=None):
 
 def test_broken_limits_carry_how_far_they_are_broken():
     baseline, now = measured(ms=4.0, size=400), measured(ms=2.0, size=100)
-    assert broken(Budget(latency="1ms", size="50%"), now, baseline, None) == {"latency": 2.0}
-    assert broken(Budget(latency="60%", size="20%"), now, baseline, None) == {"size": pytest.approx(1.25)}
-    assert broken(Budget(max_drop="1%"), now, baseline, 0.03) == {"max_drop": pytest.approx(3)}
-    assert broken(Budget(max_drop="1%"), now, baseline, -0.5) == {}
+    assert find_broken_limits(Budget(latency="1ms", size="50%"), now, baseline, None) == {"latency": 2.0}
+    assert find_broken_limits(Budget(latency="60%", size="20%"), now, baseline, None) == {
+        "size": pytest.approx(1.25)
+    }
+    assert find_broken_limits(Budget(max_drop="1%"), now, baseline, 0.03) == {"max_drop": pytest.approx(3)}
+    assert find_broken_limits(Budget(max_drop="1%"), now, baseline, -0.5) == {}
 
 
 def test_a_relative_latency_is_judged_by_the_interleaved_ratio():
     baseline, now = measured(ms=4.0), measured(ms=2.0, ratio=0.7)
-    assert broken(Budget(latency="60%"), now, baseline, None) == {"latency": pytest.approx(0.7 / 0.6)}
-    assert broken(Budget(latency="2.5ms"), now, baseline, None) == {}
+    assert find_broken_limits(Budget(latency="60%"), now, baseline, None) == {
+        "latency": pytest.approx(0.7 / 0.6)
+    }
+    assert find_broken_limits(Budget(latency="2.5ms"), now, baseline, None) == {}
 
 
 def test_what_was_not_measured_is_broken_never_kept():
-    assert broken(Budget(memory="1GB"), measured(), measured(), None) == {"memory": 1e9}
-    assert broken(Budget(memory="50%"), measured(memory=1), measured(), None) == {"memory": 1e9}
-    assert broken(Budget(operations="1M"), measured(), measured(), None) == {"operations": 1e9}
-    assert broken(Budget(max_drop="1%"), measured(), measured(), None) == {"max_drop": 1e9}
-    assert cost_of(measured(), "memory") is None
-    assert cost_of(measured(memory=7), "memory") == 7
+    assert find_broken_limits(Budget(memory="1GB"), measured(), measured(), None) == {"memory": 1e9}
+    assert find_broken_limits(Budget(memory="50%"), measured(memory=1), measured(), None) == {"memory": 1e9}
+    assert find_broken_limits(Budget(operations="1M"), measured(), measured(), None) == {"operations": 1e9}
+    assert find_broken_limits(Budget(max_drop="1%"), measured(), measured(), None) == {"max_drop": 1e9}
+    assert get_cost(measured(), "memory") is None
+    assert get_cost(measured(memory=7), "memory") == 7
 
 
 def test_a_drop_equal_to_the_limit_keeps_it_whatever_floats_make_of_it():
     drop = 0.93 - 0.92
     assert drop > 0.01
-    assert broken(Budget(max_drop="1%"), measured(), measured(), drop) == {}
-    assert broken(Budget(max_drop="1%"), measured(), measured(), 0.01 * (1 + 3 * ROUNDING))
+    assert find_broken_limits(Budget(max_drop="1%"), measured(), measured(), drop) == {}
+    assert find_broken_limits(Budget(max_drop="1%"), measured(), measured(), 0.01 * (1 + 3 * ROUNDING))

@@ -7,13 +7,13 @@ import pytest
 import penjing as pj
 from penjing.diagnostics.benchmark import benchmark
 from penjing.diagnostics.inspect import inspect_model
-from penjing.search.runtimes import openvino_modes
+from penjing.search.runtimes import list_openvino_modes
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
 
 
-IN_OPENVINO = [f"float, openvino {mode}" for mode in openvino_modes()]
+IN_OPENVINO = [f"float, openvino {mode}" for mode in list_openvino_modes()]
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_inspect_prints_for_people_and_as_json(command, task_file):
 
 def test_an_onnx_file_is_inspected_and_says_why_nothing_can_go(parts, tmp_path):
     model, task = parts
-    folder = pj.deliver(model, (), pj.Target(), tmp_path / "a", example=task.valid.example()).path
+    folder = pj.deliver(model, pj.Target(), tmp_path / "a", example=task.valid.example()).path
     data = inspect_model(pj.load_onnx(folder / "model.onnx"), task)
     assert [row["name"] for row in data["layers"]] == ["conv1", "conv2", "head"]
     assert "prune the PyTorch model" in data["whole"]
@@ -57,11 +57,9 @@ def test_an_onnx_file_is_inspected_and_says_why_nothing_can_go(parts, tmp_path):
 def test_benchmark_puts_artefacts_beside_the_float_model(parts, tmp_path):
     model, task = parts
     example = task.valid.example()
-    onnx = pj.load_onnx(
-        pj.deliver(model, (), pj.Target(), tmp_path / "a", example=example).path / "model.onnx"
-    )
+    onnx = pj.load_onnx(pj.deliver(model, pj.Target(), tmp_path / "a", example=example).path / "model.onnx")
     small = pj.apply(model, pj.PruneChannels(0.5), task).model
-    folder = pj.deliver(small, (), pj.Target(), tmp_path / "b", example=example).path
+    folder = pj.deliver(small, pj.Target(), tmp_path / "b", example=example).path
     data = benchmark(onnx, task, [folder])
     assert list(data["rows"]) == ["float, onnxruntime", *IN_OPENVINO, str(folder)]
     float_row, *_, small_row = data["rows"].values()

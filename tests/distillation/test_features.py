@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import penjing as pj
-from penjing.backends.torch.observe.taps import pairs_between, tapped
+from penjing.backends.torch.observe.taps import pair_layers, tapped
 
 BETA = {"features": 3.0, "attention": 100.0, "relational": 1.0}
 
@@ -57,7 +57,7 @@ def gap(relation, model, teacher, task):
         return explained(mine, wanted)
     if relation == "attention":
         return losses.attention_loss(mine, wanted)
-    return losses.relational_loss(losses.embedded(mine), losses.embedded(wanted), (25.0, 50.0))
+    return losses.relational_loss(losses.pool_positions(mine), losses.pool_positions(wanted), (25.0, 50.0))
 
 
 def explained(student, wanted):
@@ -109,7 +109,7 @@ def test_only_some_layers_train_whatever_the_projections(task, teacher):
     found = pj.distill(student, teacher, task, pj.only("stage1.*", method)).model
     assert torch.equal(found.fc.weight, student.fc.weight)
     assert not torch.equal(found.stage1[0].weight, student.stage1[0].weight)
-    with pytest.raises(pj.Refused, match="no layer is covered"):
+    with pytest.raises(pj.Refused, match="must cover a layer with parameters"):
         pj.distill(student, teacher, task, pj.only("none.*", method))
 
 
@@ -124,8 +124,8 @@ def test_blocks_of_transformers_are_mapped_in_order(task, tiny_transformer):
     deep, shallow = tiny_transformer(), tiny_transformer(width=16, head_width=4)
     del shallow.body[1]
     example = task.valid.example()
-    assert pairs_between(shallow, deep, example) == [("body.0", "body.1")]
-    assert pairs_between(deep, deep, example) == [("body.0", "body.0"), ("body.1", "body.1")]
+    assert pair_layers(shallow, deep, example) == [("body.0", "body.1")]
+    assert pair_layers(deep, deep, example) == [("body.0", "body.0"), ("body.1", "body.1")]
     found = pj.distill(shallow, deep, task, pj.DistillFeatures(epochs=0.3, batch_size=32))
     assert found.changes[0].detail["pairs"] == "body.0 to body.1"
 

@@ -122,12 +122,12 @@ def test_the_output_that_the_task_names_counts(task, teachers):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"method": pj.FineTune()}, "has a teacher"),
-        ({"method": "Distill"}, "has a teacher"),
+        ({"method": pj.FineTune()}, "must be a method with a teacher"),
+        ({"method": "Distill"}, "must be a method with a teacher"),
         ({"teacher": []}, "an empty list"),
-        ({"weights": [1, 2]}, "weight above 0"),
-        ({"weights": [0]}, "weight above 0"),
-        ({"weights": [float("nan")]}, "weight above 0"),
+        ({"weights": [1, 2]}, "number above 0 for each teacher"),
+        ({"weights": [0]}, "number above 0 for each teacher"),
+        ({"weights": [float("nan")]}, "number above 0 for each teacher"),
         ({"teacher": [mlp(4, 0), mlp(4, 0, 7)]}, r"\(10,\), \(7,\)"),
         ({"teacher": mlp(4, 0, 7)}, r"student \(128, 10\), teacher \(128, 7\)"),
         ({"teacher": nn.Linear(3, 10)}, "runs on an example"),

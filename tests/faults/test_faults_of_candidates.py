@@ -13,7 +13,7 @@ import penjing as pj
 from penjing.cli.show import exit_code
 from penjing.core.artefact import open_artefact
 from penjing.core.plan import plan_to_json
-from penjing.search.jobs import build
+from penjing.search.build_job import build
 
 FAULTS = {2: "kill", 3: "segfault", 4: "memory", 5: "hang"}
 """What the n-th candidate does; the first is the probe of the forecast, the others are really built."""

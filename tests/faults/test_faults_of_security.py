@@ -17,7 +17,7 @@ import penjing as pj
 from penjing.core.artefact import open_artefact
 from penjing.core.errors import Refused
 from penjing.core.files import write_folder, write_text
-from penjing.search.record import open_result
+from penjing.search.result import open_result
 
 NAMES = ("<script>alert(1)</script>", "\x1b[31mred\x1b[0m", "{{7*7}}", "=1+1;\nnext", "[bold]猫[/bold]")
 
@@ -166,7 +166,7 @@ def test_a_run_that_brings_its_own_code_does_not_run_it(run, command, marker):
     for verb in ("resume", "verify"):
         done = command(verb, run)
         assert done.returncode == 2, done.stderr
-        assert "does not carry the code" in done.stderr
+        assert "cannot carry the code" in done.stderr
     assert not marker.exists()
 
 

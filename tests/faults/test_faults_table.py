@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-ROWS = re.findall(r"^\| (\d+) \| (.+) \| (.+) \| (.+) \|$", (ROOT / "docs" / "faults.md").read_text(), re.M)
+TABLE = (ROOT / "docs" / "faults.md").read_text()
+ROWS = re.findall(r"^\| (\d+) \| (.+) \| (.+) \| (.+) \|$", TABLE, re.M)
+MENDED = re.findall(r"^\| (F\d+) \| (.+) \| (.+) \| (.+) \|$", TABLE, re.M)
 
 
 def test_every_fault_has_a_row():
@@ -12,7 +14,7 @@ def test_every_fault_has_a_row():
 
 
 def test_every_named_test_exists():
-    for number, _, behaviour, tests in ROWS:
+    for number, _, behaviour, tests in ROWS + MENDED:
         if tests == "waits":
             assert re.search(r"waits|no reader", behaviour), number
             continue

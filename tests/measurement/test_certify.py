@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from penjing.arrays.bootstrap import bootstrap
 from penjing.core.errors import Refused
 from penjing.core.measurement import Estimate
 from penjing.core.task import Task
 from penjing.core.verdict import Verdict
 from penjing.measurement.certify import certify
-from penjing.measurement.paired import PairedBootstrap, PairedProportions, compare
-from penjing.measurement.quality import weighted_scores
+from penjing.measurement.class_averages import PairedClasses
+from penjing.measurement.compare import compare
+from penjing.measurement.paired import PairedBootstrap, PairedProportions, PairedSum
 
 CLASSES = 10
 
@@ -138,7 +138,8 @@ def test_the_worst_class_is_found_with_bounds_for_all_classes_at_once():
     victims = np.flatnonzero(targets == 7)[:25]
     hurt[victims] = 2
     names = tuple(f"digit {k}" for k in range(10))
-    certificate, _ = certify(scores(base), [("hurt", scores(hurt))], targets, Task(None), 0.05, 0.95, names)
+    task = Task(None, class_names=names)
+    certificate, _ = certify(scores(base), [("hurt", scores(hurt))], targets, task, 0.05)
     worst = certificate.worst_class
     assert worst is not None
     assert worst.label == "digit 7"
@@ -148,36 +149,60 @@ def test_the_worst_class_is_found_with_bounds_for_all_classes_at_once():
     assert worst.p_holm == pytest.approx(10 * 0.5**25)
 
 
-def test_top_k_uses_the_paired_test_and_other_metrics_the_bootstrap():
+def test_every_metric_has_the_test_that_is_valid_for_it():
     targets, base = data(300)
     other = scores(broken(targets, base, 4))
-    assert isinstance(compare(Task(None, metric="top5"), scores(base), other, targets), PairedProportions)
-    assert isinstance(compare(Task(None, metric="f1_macro"), scores(base), other, targets), PairedBootstrap)
+
+    def kind(metric, **fields):
+        return type(compare(Task(None, metric=metric, **fields), scores(base), other, targets))
+
+    for exact in ("accuracy", "top5", "precision_micro", "recall_micro", "f1_micro", "recall_weighted"):
+        assert kind(exact) is PairedProportions
+    assert kind("recall_macro") is PairedSum
+    for ratio in ("precision_macro", "precision_weighted", "f1_macro", "f1_weighted"):
+        assert kind(ratio) is PairedClasses
+    assert kind(share_right, direction="maximize") is PairedBootstrap
+    assert kind(share_right, direction="maximize", metric_range=(0, 1)) is PairedSum
 
 
-def test_the_bootstrap_of_accuracy_agrees_with_the_exact_test_on_the_safe_side():
-    def share_right(outputs: np.ndarray, targets: np.ndarray) -> float:
-        return float((outputs.argmax(axis=1) == targets).mean())
+def share_right(outputs: np.ndarray, targets: np.ndarray) -> float:
+    return float((outputs.argmax(axis=1) == targets).mean())
 
+
+def rmse(outputs: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.sqrt(np.mean((outputs[:, 0] - targets) ** 2)))
+
+
+def median_error(outputs: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.median(np.abs(outputs[:, 0] - targets)))
+
+
+def perplexity(outputs: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.exp(np.mean(np.abs(outputs[:, 0] - targets))))
+
+
+def test_betting_on_accuracy_agrees_with_the_exact_test_on_the_safe_side():
     targets, base = data(800)
     other = scores(broken(targets, base, lost=14, gained=6))
     exact = compare(Task(None), scores(base), other, targets).bounds(0.95)
-    own = Task(None, metric=share_right, direction="maximize")
-    booted = compare(own, scores(base), other, targets).bounds(0.95)
-    assert booted.value == pytest.approx(exact.value)
-    assert exact.high <= booted.high <= exact.high + 0.005
-    assert exact.low - 0.005 <= booted.low <= exact.low + 0.001
+    own = Task(None, metric=share_right, direction="maximize", metric_range=(0, 1))
+    bet = compare(own, scores(base), other, targets).bounds(0.95)
+    assert bet.value == pytest.approx(exact.value)
+    assert exact.high <= bet.high <= exact.high + 0.015
+    assert exact.low - 0.015 <= bet.low <= exact.low
+
+
+def regression(n: int, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Targets, good predictions and predictions with more noise."""
+    rng = np.random.default_rng(seed)
+    targets = rng.normal(size=n)
+    first, second = (targets + rng.normal(size=n) * s for s in (0.1, noise))
+    return targets, first[:, None], second[:, None]
 
 
 def test_a_metric_to_be_minimised_drops_when_it_rises():
-    def rmse(outputs: np.ndarray, targets: np.ndarray) -> float:
-        return float(np.sqrt(np.mean((outputs[:, 0] - targets) ** 2)))
-
-    rng = np.random.default_rng(0)
-    targets = rng.normal(size=400)
-    base = (targets + rng.normal(size=400) * 0.1)[:, None]
-    worse = (targets + rng.normal(size=400) * 0.3)[:, None]
-    task = Task(None, metric=rmse, direction="minimize")
+    targets, base, worse = regression(2000, 0.3)
+    task = Task(None, metric=rmse, direction="minimize", metric_range=(0, 1))
     certificate, index = certify(base, [("same", base), ("worse", worse)], targets, task, 0.05)
     assert index == 0
     assert certificate.sequence[1].drop == pytest.approx(0.2, abs=0.03)
@@ -187,6 +212,74 @@ def test_a_metric_to_be_minimised_drops_when_it_rises():
     better, index = certify(worse, [("better", base)], targets, task, 0.05)
     assert index == 0
     assert better.drop.high < 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "limits", "exponent"), [(rmse, (0, 1), 2), (perplexity, (1, 10), 0), (perplexity, (1, 1.2), 0)]
+)
+def test_the_bounds_of_an_average_taken_back_contain_its_drop(metric, limits, exponent):
+    targets, base, worse = regression(3000, 0.12)
+    clipped = np.clip(np.abs(np.stack([base[:, 0], worse[:, 0]]) - targets), 0, 1)
+    if exponent:
+        first, second = np.sqrt((clipped**2).mean(axis=1))
+    else:
+        first, second = np.exp(np.minimum(clipped, math.log(limits[1])).mean(axis=1))
+    task = Task(None, metric=metric, direction="minimize", metric_range=limits)
+    drop = compare(task, base, worse, targets).bounds(0.95)
+    assert drop.value == pytest.approx(second - first)
+    assert drop.low < drop.value < drop.high < 0.2
+    turned = compare(task, worse, base, targets).bounds(0.95)
+    assert turned.value == pytest.approx(-drop.value)
+    pair = compare(task, base, worse, targets)
+    assert pair.p_value(drop.high * 1.02, 0.05) <= 0.05 < pair.p_value(drop.high * 0.98, 0.05)
+    assert pair.smallest(0.95) < drop.high
+    assert pair.needed(0.2, 0.95) is not None
+
+
+def test_values_beyond_the_range_are_clipped_and_counted():
+    targets, base, worse = regression(500, 0.1)
+    worse[:3] += 50
+    task = Task(None, metric=rmse, direction="minimize", metric_range=(0, 1))
+    certificate, _ = certify(base, [("rare", worse)], targets, task, 0.5)
+    assert "3 values beyond it were clipped" in certificate.method
+    assert certificate.drop.high < 1
+
+
+@pytest.mark.parametrize(
+    ("metric", "fields", "reason"),
+    [
+        (rmse, {}, "set Task(metric_range="),
+        (median_error, {"metric_range": (0, 1)}, "no mean over examples"),
+        (perplexity, {"metric_range": (0, 9)}, "a lowest value above 0"),
+    ],
+)
+def test_what_has_no_bound_is_not_certified_and_says_what_would_give_one(metric, fields, reason):
+    """A metric of the user's without a range, one that is no mean, and a product that may be 0."""
+    targets, base, _ = regression(5000, 0.1)
+    task = Task(None, metric=metric, direction="minimize", **fields)
+    certificate, index = certify(base, [("same", base)], targets, task, 0.5)
+    limit = certificate.judge(0.5)
+    assert index is None
+    assert limit.status == "inconclusive"
+    assert "no bound on the metric" in limit.reason
+    assert reason in limit.reason
+    assert certificate.smallest_certifiable_drop is certificate.needed_n is None
+    assert certificate.judge(0.9).status == "inconclusive"
+    assert "an indication, no bound" in str(Verdict.of({"max_drop": limit}, certificate))
+
+
+def test_a_class_without_examples_leaves_averages_over_classes_without_a_bound():
+    targets, base = data(4000)
+    kept = targets != 7
+    targets, base = targets[kept], np.where(base[kept] == 7, 6, base[kept])
+    for metric in ("recall_macro", "f1_macro", "precision_weighted"):
+        certificate, index = certify(
+            scores(base), [("same", scores(base))], targets, Task(None, metric=metric), 0.2
+        )
+        assert index is None
+        assert "no test example is of class 7" in certificate.judge(0.2).reason
+    _, index = certify(scores(base), [("same", scores(base))], targets, Task(None), 0.2)
+    assert index == 0
 
 
 def test_no_change_in_f1_is_not_taken_for_certainty():
@@ -199,39 +292,47 @@ def test_no_change_in_f1_is_not_taken_for_certainty():
     assert "would do" in certificate.judge(0.01).reason
 
 
-def test_false_acceptances_of_the_bootstrap_at_the_boundary():
-    """Macro F1 of three unequal classes; the margin is the true drop, so that every acceptance is false."""
-    shares, flip, cases, n, alpha = np.array([0.6, 0.3, 0.1]), 0.06, 500, 200, 0.05
-    cells = [(t, p, q) for t in range(3) for p in range(3) for q in range(3)]
-    wrong = np.array([[0.9 if a == b else 0.05 for b in range(3)] for a in range(3)])
-    move = np.array([[1 - flip if a == b else flip / 2 for b in range(3)] for a in range(3)])
-    mass = np.array([shares[t] * wrong[t, p] * move[p, q] for t, p, q in cells])
-    target, before, after = np.array(cells).T
-    f1 = [float(weighted_scores("f1_macro", x, target, mass[None])[0]) for x in (before, after)]
-    true_drop = f1[0] - f1[1]
-    rng = np.random.default_rng(0)
-    accepted = 0
-    for case in range(cases):
-        pick = rng.choice(len(cells), n, p=mass)
-        t, p, q = target[pick], before[pick], after[pick]
-
-        def drop(weights: np.ndarray, t=t, p=p, q=q) -> np.ndarray:
-            return weighted_scores("f1_macro", p, t, weights) - weighted_scores("f1_macro", q, t, weights)
-
-        # `compare` would find a reach of about 3 here, and accept less.
-        pair = PairedBootstrap(bootstrap(drop, n, 300, seed=case), reach=1.0, n=n)
-        accepted += pair.bounds(1 - alpha).high <= true_drop
-    assert accepted / cases <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / cases)
-
-
-def test_p_value_and_bound_of_the_bootstrap_agree():
-    targets, base = data(500)
-    pair = compare(
-        Task(None, metric="f1_weighted"), scores(base), scores(broken(targets, base, 6, 3)), targets
+def test_examples_in_groups_count_by_group():
+    targets, base = data(200)
+    many, pattern = np.repeat(np.arange(200), 20), broken(targets, base, lost=4, gained=2)
+    task = Task(None)
+    alone, index = certify(
+        scores(base[many]), [("c", scores(pattern[many]))], targets[many], task, 0.025, groups=None
     )
+    assert index == 0  # 4,000 examples, if they were that many
+    grouped, index = certify(
+        scores(base[many]), [("c", scores(pattern[many]))], targets[many], task, 0.025, groups=many
+    )
+    assert index is None
+    assert (grouped.n, grouped.groups, alone.groups) == (4000, 200, None)
+    assert grouped.worst_class is None
+    assert grouped.drop.value == pytest.approx(alone.drop.value)
+    single = compare(task, scores(base), scores(pattern), targets)
+    exact = single.bounds(0.95)
+    assert exact.high <= grouped.drop.high <= exact.high + 0.03
+    everyone = compare(task, scores(base), scores(pattern), targets, np.arange(200))
+    assert isinstance(everyone, PairedProportions)
+
+
+@pytest.mark.parametrize("metric", ["recall_macro", "precision_macro", "f1_macro", "f1_weighted"])
+def test_groups_widen_the_bounds_of_averages_over_classes(metric):
+    targets, base = data(2000)
+    after = broken(targets, base, lost=8, gained=6)
+    groups = np.arange(2000) // 4
+    task = Task(None, metric=metric)
+    alone = compare(task, scores(base), scores(after), targets).bounds(0.95)
+    grouped = compare(task, scores(base), scores(after), targets, groups).bounds(0.95)
+    assert grouped.value == pytest.approx(alone.value)
+    assert grouped.low < alone.low < alone.value < alone.high < grouped.high < 1
+
+
+@pytest.mark.parametrize("metric", ["f1_weighted", "precision_macro", "recall_macro"])
+def test_p_value_and_bound_of_averages_over_classes_agree(metric):
+    targets, base = data(3000)
+    pair = compare(Task(None, metric=metric), scores(base), scores(broken(targets, base, 6, 3)), targets)
     high = pair.bounds(0.95).high
     assert pair.p_value(high + 1e-3, 0.05) <= 0.05 < pair.p_value(high - 1e-3, 0.05)
-    assert pair.needed(0.05, 0.95) is not None
+    assert pair.needed(0.2, 0.95) is not None
     assert pair.needed(0.0, 0.95) is None
 
 

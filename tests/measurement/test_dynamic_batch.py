@@ -31,7 +31,7 @@ def dynamic(task):
 @pytest.mark.parametrize("batch", [1, 4])
 def test_outputs_are_taken_in_the_batch_of_the_target(dynamic, task, tmp_path, batch):
     target, example = pj.Target(batch=batch), task.valid.example()
-    folder = deliver(dynamic, (), target, tmp_path / "artefact", example=example).path
+    folder = deliver(dynamic, target, tmp_path / "artefact", example=example).path
     artefact = open_artefact(folder)
     assert artefact.facts["batch_dependent"] is True
     assert artefact.evaluation_batch(128) == batch
@@ -45,5 +45,5 @@ def test_outputs_are_taken_in_the_batch_of_the_target(dynamic, task, tmp_path, b
 
 def test_other_files_keep_the_batch_of_the_task(task, tmp_path):
     net = torch.nn.Linear(16, 4)
-    artefact = deliver(net, (), pj.Target(), tmp_path / "artefact", example=task.valid.example())
+    artefact = deliver(net, pj.Target(), tmp_path / "artefact", example=task.valid.example())
     assert artefact.evaluation_batch(128) == 128

@@ -12,8 +12,10 @@ from penjing.core.errors import Refused
 from penjing.core.measurement import Estimate, Latency, NotMeasured, Operations
 from penjing.core.target import Target
 from penjing.core.task import Task
-from penjing.measurement.measure import difference, measure, measure_all, timed_batch
+from penjing.measurement.agreement import difference
+from penjing.measurement.measure import measure, measure_all
 from penjing.measurement.quality_interval import quality_of
+from penjing.measurement.stage import timed_batch
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((90, 6)).astype(np.float32)
@@ -61,8 +63,7 @@ def folders(tmp_path_factory) -> dict[str, Path]:
     parent = tmp_path_factory.mktemp("artefacts")
     models = {"plain": classifier(), "heavy": classifier(work=40), "fixed": classifier(batch=1)}
     return {
-        name: deliver(model, (), Target(), parent / name, example=(X[:1],)).path
-        for name, model in models.items()
+        name: deliver(model, Target(), parent / name, example=(X[:1],)).path for name, model in models.items()
     }
 
 
@@ -73,7 +74,7 @@ def test_artefacts_are_measured_side_by_side(folders):
         linear.weight.copy_(torch.from_numpy(WEIGHT.T))
     eager = Target("torch")
     folder = folders["plain"].parent / "eager"
-    deliver(linear, (), eager, folder, example=(X[:1],))
+    deliver(linear, eager, folder, example=(X[:1],))
     entries = {
         "plain": (folders["plain"], Target(), None),
         "heavy": (folders["heavy"], Target(), None),
@@ -145,7 +146,7 @@ def test_an_artefact_that_does_not_fit_the_data_is_refused(folders):
 
 
 def test_a_model_is_measured_as_the_file_it_becomes():
-    found = measure(classifier(), a_task())
+    found = measure(classifier(), a_task(), seconds=0.0)
     assert found.target == "onnxruntime"
     assert found.difference < 1e-5
     assert found.operations.multiply_adds == 18
@@ -153,7 +154,7 @@ def test_a_model_is_measured_as_the_file_it_becomes():
 
 
 def test_a_folder_is_measured_on_its_own_target(folders):
-    found = measure(folders["plain"], a_task(), split="test")
+    found = measure(folders["plain"], a_task(), split="test", seconds=0.0)
     assert (found.name, found.split) == ("plain", "test")
     assert isinstance(found.latency, Latency)
 

@@ -17,8 +17,9 @@ from penjing.backends.onnx.model import OnnxModel
 from penjing.core.artefact import deliver
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Limits
+from penjing.core.system import system_fault
 from penjing.core.target import Target
-from penjing.measurement.process import RuntimeProcess, cores_for, environment, save_arrays
+from penjing.measurement.process import Lost, RuntimeProcess, cores_for, environment, save_arrays
 
 ROWS = np.random.default_rng(0).standard_normal((11, 4)).astype(np.float32)
 
@@ -42,7 +43,7 @@ def expected(rows: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def artefact(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("onnx") / "artefact"
-    return deliver(onnx_net(), (), Target(), folder, example=(ROWS[:1],)).path
+    return deliver(onnx_net(), Target(), folder, example=(ROWS[:1],)).path
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def process(artefact):
 
 def torch_artefact(folder: Path, net, target: Target) -> Path:
     """Deliver a net to torch eager and return its folder."""
-    return deliver(net, (), target, folder, example=(ROWS[:1],)).path
+    return deliver(net, target, folder, example=(ROWS[:1],)).path
 
 
 def test_outputs_are_those_of_the_file_for_every_batch_size(process, tmp_path):
@@ -85,7 +86,7 @@ def test_a_refusal_in_the_process_keeps_it_alive(process, tmp_path):
 
 
 def test_a_fixed_batch_is_filled_up_and_cut(tmp_path):
-    folder = deliver(onnx_net(batch=4), (), Target(), tmp_path / "fixed", example=(ROWS[:4],)).path
+    folder = deliver(onnx_net(batch=4), Target(), tmp_path / "fixed", example=(ROWS[:4],)).path
     with RuntimeProcess(folder, Target()) as running:
         outputs = running.outputs(save_arrays(tmp_path, (ROWS,), "inputs"), 128, tmp_path / "outputs.npy")
     np.testing.assert_allclose(outputs, expected(ROWS), rtol=1e-6)
@@ -143,6 +144,10 @@ class Trouble:
             os._exit(7)
         if self.what == "sys.exit":
             raise SystemExit(3)
+        if self.what == "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if self.what == "full":
+            raise OSError(28, "No space left on device")
         if self.what == "raise":
             raise ValueError("no such weights")
         if self.what.startswith("hang"):
@@ -260,3 +265,63 @@ def test_a_closed_process_refuses_and_closing_twice_is_harmless(artefact):
     assert not alive(pid)
     with pytest.raises(Refused, match="must be open, got a process that has ended"):
         running.time(1)
+
+
+def hungry_net() -> OnnxModel:
+    """A net that asks for as many numbers as its largest input says, in billions."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Mul", ["largest", "billion"], ["many"]),
+        helper.make_node("Cast", ["many"], ["count"], to=TensorProto.INT64),
+        helper.make_node("Reshape", ["count", "one"], ["shape"]),
+        helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+        helper.make_node("ReduceMax", ["zeros"], ["zero"], keepdims=0),
+        helper.make_node("Add", ["x", "zero"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "hungry",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", 4])],
+        [
+            onnx.numpy_helper.from_array(np.float32(1e9), "billion"),
+            onnx.numpy_helper.from_array(np.array([1]), "one"),
+        ],
+    )
+    return OnnxModel(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9))
+
+
+def test_memory_beyond_the_limit_is_not_granted(tmp_path):
+    folder = deliver(hungry_net(), Target(), tmp_path / "hungry", example=(np.zeros((1, 4), "f4"),)).path
+    limits = Limits(seconds=60, memory_bytes=300_000_000)
+    modest, greedy = np.full((2, 4), 1e-6, np.float32), np.full((2, 4), 8, np.float32)
+    with RuntimeProcess(folder, Target(), limits=limits) as running:
+        files = save_arrays(tmp_path, (modest,), "modest")
+        np.testing.assert_array_equal(running.outputs(files, 2, tmp_path / "o.npy"), modest)
+        with pytest.raises(Refused, match="must run within its memory limit"):
+            running.outputs(save_arrays(tmp_path, (greedy,), "greedy"), 2, tmp_path / "o.npy")
+        assert running.peak_memory_bytes() < 1e9
+
+
+def test_a_stopped_process_holds_nobody_longer_than_the_limit(artefact, tmp_path):
+    with RuntimeProcess(artefact, Target(), limits=Limits(seconds=2)) as running:
+        running.set_batch(save_arrays(tmp_path, (ROWS[:2],), "batch"))
+        os.kill(running.pid, signal.SIGSTOP)
+        with pytest.raises(Lost, match="must answer in time, got no answer to time in 2 s"):
+            running.time(1)
+        assert not running.alive
+        assert wait_until(lambda: not alive(running.pid))
+
+
+def test_a_full_disk_in_the_process_is_a_fault_of_the_environment(artefact, eager, tmp_path):
+    files = save_arrays(tmp_path, (ROWS,), "inputs")
+    (tmp_path / "full.npy").symlink_to("/dev/full")
+    with RuntimeProcess(artefact, Target()) as running:
+        with pytest.raises(Refused, match="No space left") as caught:
+            running.outputs(files, 4, tmp_path / "full.npy")
+        assert caught.value.code == Exit.ENVIRONMENT
+        assert len(running.outputs(files, 4, tmp_path / "outputs.npy")) == 11
+    with pytest.raises(Refused, match="No space left") as caught:
+        RuntimeProcess(eager, Target("torch"), model=Trouble("full"))
+    assert caught.value.code == Exit.ENVIRONMENT
+    assert system_fault(caught.value) == "ENOSPC"

@@ -6,10 +6,10 @@ import penjing as pj
 from penjing.core.budget import Budget
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured
 from penjing.core.plan import chain, plan_from_json, plan_to_json
-from penjing.core.trial import Trial, broken
-from penjing.planners.bisection import Bisection, Lever, Setting, bisection
-from penjing.planners.floor import FLOOR_RATIO, floor_plan
-from penjing.planners.recipes import recipes
+from penjing.core.trial import Trial, find_broken_limits
+from penjing.planners.bisection import Bisection, Lever, Setting, bisect
+from penjing.planners.floor import FLOOR_RATIO, plan_smallest_model
+from penjing.planners.recipes import choose_recipes_by_rule
 
 REPAIR = chain(pj.LeastSquares(), pj.ReestimateBatchNorm())
 REPAIRED = ["PruneChannels", "LeastSquares", "ReestimateBatchNorm"]
@@ -95,7 +95,7 @@ class World:
             measurement=now,
             drop=drop,
             flips=self.flips,
-            breaks=broken(self.budget, now, base, drop),
+            breaks=find_broken_limits(self.budget, now, base, drop),
         )
 
     def run(
@@ -122,7 +122,7 @@ class World:
             blocks=blocks,
             ordered=ordered,
         )
-        planner, trials = bisection(setting, options), []
+        planner, trials = bisect(setting, options), []
         try:
             plan = next(planner)
             while True:
@@ -338,22 +338,24 @@ def test_wrong_options_are_refused_by_name(wrong):
 
 
 def test_the_floor_is_the_smallest_model_that_can_be_made():
-    assert floor_plan((STATIC,), prunable=True) == chain(pj.PruneChannels(FLOOR_RATIO), pj.Int8Static())
-    assert floor_plan((), prunable=True) == chain(pj.PruneChannels(FLOOR_RATIO))
-    assert floor_plan((DYNAMIC,), prunable=False) == DYNAMIC
+    assert plan_smallest_model((STATIC,), prunable=True) == chain(
+        pj.PruneChannels(FLOOR_RATIO), pj.Int8Static()
+    )
+    assert plan_smallest_model((), prunable=True) == chain(pj.PruneChannels(FLOOR_RATIO))
+    assert plan_smallest_model((DYNAMIC,), prunable=False) == DYNAMIC
     smooth = chain(pj.SmoothActivations(), pj.Int8Static(), pj.CorrectBias())
-    assert floor_plan((smooth,), prunable=False) == smooth[:2]
-    assert floor_plan((), prunable=False) is None
+    assert plan_smallest_model((smooth,), prunable=False) == smooth[:2]
+    assert plan_smallest_model((), prunable=False) is None
 
 
 def test_recipes_follow_the_layers_and_the_target():
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     pytest.importorskip("torch", reason="the extra torch is not installed")
-    assert recipes(["conv", "batchnorm", "linear"], pj.Target()) == (STATIC,)
-    assert recipes(["depthwise"], pj.Target()) == (STATIC,)
-    assert recipes(["linear", "batchnorm"], pj.Target()) == (DYNAMIC, STATIC)
+    assert choose_recipes_by_rule(["conv", "batchnorm", "linear"], pj.Target()) == (STATIC,)
+    assert choose_recipes_by_rule(["depthwise"], pj.Target()) == (STATIC,)
+    assert choose_recipes_by_rule(["linear", "batchnorm"], pj.Target()) == (DYNAMIC, STATIC)
     smoothed = chain(pj.SmoothActivations(), pj.Int8Static(observer="minmax"), pj.CorrectBias())
-    assert recipes(["linear", "other"], pj.Target()) == (DYNAMIC, smoothed)
-    assert recipes(["embedding", "linear", "other"], pj.Target("openvino")) == (smoothed,)
-    assert recipes(["embedding"], pj.Target()) == ()
-    assert recipes(["conv"], pj.Target("torch")) == ()
+    assert choose_recipes_by_rule(["linear", "other"], pj.Target()) == (DYNAMIC, smoothed)
+    assert choose_recipes_by_rule(["embedding", "linear", "other"], pj.Target("openvino")) == (smoothed,)
+    assert choose_recipes_by_rule(["embedding"], pj.Target()) == ()
+    assert choose_recipes_by_rule(["conv"], pj.Target("torch")) == ()

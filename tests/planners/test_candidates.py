@@ -11,7 +11,7 @@ from penjing.core.budget import Budget
 from penjing.core.measurement import Estimate
 from penjing.core.method import Only, inner
 from penjing.core.plan import chain, plan_to_json
-from penjing.planners.candidates import MOST, PAYS, Probed, candidates, ordered, patterns
+from penjing.planners.candidates import MOST, PAYS, Probed, list_recipes, match_with_patterns, order_recipes
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
@@ -22,7 +22,7 @@ def left_out(plan):
 
 
 def layers(**kinds):
-    return [{"name": name, "kind": kind} for name, kind in kinds.items()]
+    return kinds
 
 
 def names(found):
@@ -32,7 +32,7 @@ def names(found):
 def test_a_transformer_may_have_everything_but_what_its_runtime_has_no_kernel_for():
     pytest.importorskip("openvino", reason="the extra openvino is not installed")
     kinds = layers(words="embedding", a="linear", b="linear", norm="layernorm")
-    found = names(candidates(kinds, {"a": 50, "b": 50}, pj.Target()))
+    found = names(list_recipes(kinds, {"a": 50, "b": 50}, pj.Target()))
     assert found == [
         "smoothed static int8",
         "dynamic int8",
@@ -42,14 +42,14 @@ def test_a_transformer_may_have_everything_but_what_its_runtime_has_no_kernel_fo
         "smoothed static int8, signed activations",
         "smoothed static int8, one step for a weight",
     ]
-    there = names(candidates(kinds, {"a": 50, "b": 50}, pj.Target("openvino")))
+    there = names(list_recipes(kinds, {"a": 50, "b": 50}, pj.Target("openvino")))
     assert there == [name for name in found if name != "dynamic int8"]
 
 
 def test_a_network_of_convolutions_has_static_integers_with_small_layers_float():
     kinds = layers(**{f"conv{i}": "conv" for i in range(3)}, gate="conv", fc="linear", bn="batchnorm")
     work = {"conv0": 400, "conv1": 300, "conv2": 230, "gate": 60, "fc": 10}
-    found = candidates(kinds, work, pj.Target())
+    found = list_recipes(kinds, work, pj.Target())
     assert names(found) == [
         "static int8",
         "static int8 but for the smallest layers (2% of the work)",
@@ -66,7 +66,8 @@ def test_a_network_of_convolutions_has_static_integers_with_small_layers_float()
 def test_convolutions_and_linear_layers_alone_where_both_do_much_of_the_work():
     kinds = layers(conv="conv", wide="linear", deep="linear")
     found = {
-        c.name: left_out(c.plan) for c in candidates(kinds, {"conv": 50, "wide": 30, "deep": 20}, pj.Target())
+        c.name: left_out(c.plan)
+        for c in list_recipes(kinds, {"conv": 50, "wide": 30, "deep": 20}, pj.Target())
     }
     assert found == {
         "static int8": "",
@@ -79,9 +80,9 @@ def test_convolutions_and_linear_layers_alone_where_both_do_much_of_the_work():
 
 def test_no_recipe_where_there_is_no_layer_no_count_or_no_integer_graph():
     pytest.importorskip("torch", reason="the extra torch is not installed")
-    assert candidates(layers(words="embedding"), {}, pj.Target()) == ()
-    assert candidates(layers(conv="conv"), {"conv": 1}, pj.Target("torch")) == ()
-    assert names(candidates(layers(conv="conv", fc="linear"), {}, pj.Target()))[0] == "static int8"
+    assert list_recipes(layers(words="embedding"), {}, pj.Target()) == ()
+    assert list_recipes(layers(conv="conv"), {"conv": 1}, pj.Target("torch")) == ()
+    assert names(list_recipes(layers(conv="conv", fc="linear"), {}, pj.Target()))[0] == "static int8"
 
 
 dotted = st.lists(st.sampled_from(["a", "b", "0", "1", "2", "[x]", "*", "?"]), min_size=1, max_size=4)
@@ -91,7 +92,7 @@ dotted = st.lists(st.sampled_from(["a", "b", "0", "1", "2", "[x]", "*", "?"]), m
 def test_patterns_match_the_layers_and_no_other(every, data):
     chosen = [name for name in sorted(every) if data.draw(st.booleans())]
     others = sorted(every - set(chosen))
-    found = patterns(chosen, others)
+    found = match_with_patterns(chosen, others)
     assert len(found) <= len(chosen)
     assert all(any(fnmatchcase(name, pattern) for pattern in found) for name in chosen)
     assert not any(fnmatchcase(name, pattern) for name in others for pattern in found)
@@ -99,7 +100,7 @@ def test_patterns_match_the_layers_and_no_other(every, data):
 
 def test_patterns_are_as_short_as_layers_are_alike():
     every = [f"body.{i}.{part}" for i in range(6) for part in ("up", "down")]
-    assert patterns(every[::2], every[1::2]) == ("body.*.up",)
+    assert match_with_patterns(every[::2], every[1::2]) == ("body.*.up",)
 
 
 def row(name, ratio, loss=0, reason=""):
@@ -109,7 +110,7 @@ def row(name, ratio, loss=0, reason=""):
 
 
 def order(rows, **budget):
-    return [left_out(plan)[1:] for plan in ordered(rows, Budget(**budget))]
+    return [left_out(plan)[1:] for plan in order_recipes(rows, Budget(**budget))]
 
 
 def test_the_fastest_comes_first_and_what_is_slower_than_float_is_not_tried():
@@ -151,5 +152,5 @@ def test_every_recipe_is_tried_at_most_once_and_never_one_slower_than_float(pair
 def test_of_two_recipes_with_the_same_values_the_faster_one_is_tried(unsigned, signed, first):
     same = row("a", signed)
     same = same.model_copy(update={"plan": plan_to_json(chain(pj.only("!a", pj.Int8Static(inputs="int8"))))})
-    (plan,) = ordered([row("a", unsigned), same], Budget(size="50%"))
+    (plan,) = order_recipes([row("a", unsigned), same], Budget(size="50%"))
     assert inner(plan[0]).inputs == first

@@ -133,6 +133,7 @@ def test_in_process_tells_the_same(in_process):
             "place": "conv",
             "fix": "prune less",
             "code": 2,
+            "fault": "",
         }
         crashed = executor.run(fail, "raise", limits=ENOUGH)
         assert (crashed.status, crashed.reason) == ("crashed", "ZeroDivisionError: by nothing")

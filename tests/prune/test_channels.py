@@ -31,7 +31,7 @@ def small_net():
 def task():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(96, 1, 6, 6)).astype("float32"), rng.integers(0, 3, 96)
-    return pj.Task(train=(x, y), valid=(x[:32], y[:32]), test=(x[32:64], y[32:64]))
+    return pj.Task(train=(x, y), valid=(x[:32], y[:32]), test=(x[32:64], y[32:64]), max_overlap=1)
 
 
 def test_half_of_every_group_goes_and_every_layer_is_reported(task):

@@ -24,7 +24,7 @@ LAYERWISE = [
 
 def task(x):
     y = np.arange(len(x)) % 2
-    return pj.Task(train=(x, y), valid=(x[:8], y[:8]), test=(x[8:16], y[8:16]))
+    return pj.Task(train=(x, y), valid=(x[:8], y[:8]), test=(x[8:16], y[8:16]), max_overlap=1)
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def pair_net():
 def task():
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(96, 4)).astype("float32"), rng.integers(0, 3, 96)
-    return pj.Task(train=(x, y), valid=(x[:32], y[:32]), test=(x[32:64], y[32:64]))
+    return pj.Task(train=(x, y), valid=(x[:32], y[:32]), test=(x[32:64], y[32:64]), max_overlap=1)
 
 
 def removed(applied):
@@ -115,6 +115,7 @@ def test_a_regression_is_judged_by_its_error(task):
         loss=nn.functional.mse_loss,
         direction="minimize",
         metric=lambda outputs, targets: float(((outputs - targets) ** 2).mean()),
+        max_overlap=1,
     )
     applied = pj.apply(pair_net(), pj.RemoveBlocks(count=2), task)
     assert removed(applied) == ["0.0", "0.3"]
@@ -140,7 +141,7 @@ def test_depth_then_width_then_integers_is_delivered(tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(96, 1, 8, 8)).astype("float32"), rng.integers(0, 3, 96)
-    task = pj.Task(train=(x, y), valid=(x[:32], y[:32]), test=(x[32:64], y[32:64]))
+    task = pj.Task(train=(x, y), valid=(x[:32], y[:32]), test=(x[32:64], y[32:64]), max_overlap=1)
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
@@ -159,6 +160,6 @@ def test_depth_then_width_then_integers_is_delivered(tmp_path):
     convolutions = [m for m in float_model.modules() if isinstance(m, nn.Conv2d)]
     assert [m.weight.shape[0] for m in convolutions] == [8] * 5
     applied = pj.apply(model, plan, task)
-    pj.deliver(applied.model, plan, pj.Target(), tmp_path / "a", example=(x[:1],))
+    pj.deliver(applied, pj.Target(), tmp_path / "a", example=(x[:1],))
     found, wanted = pj.load(tmp_path / "a")(x), BACKEND.run(float_model, (x,))
     assert np.abs(found - wanted).max() < 0.1 * np.abs(wanted).max()

@@ -11,7 +11,7 @@ from torch import nn  # noqa: E402
 
 import penjing as pj  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
-from penjing.backends.torch.quant.scaling import Feed, feeds, scale  # noqa: E402
+from penjing.backends.torch.quant.scaling import Feed, find_feeds, scale_inputs  # noqa: E402
 from penjing.backends.torch.quantizers import quantized_layers  # noqa: E402
 
 
@@ -55,7 +55,7 @@ def task():
 def test_producers_are_found_by_trial_and_weights_are_put_back():
     model = block()
     before = copy.deepcopy(model.state_dict())
-    found = feeds(model, LAYERS, (inputs(),), 0, lambda name: True)
+    found = find_feeds(model, LAYERS, (inputs(),), 0, lambda name: True)
     assert found == [
         Feed("norm", ("gate", "up")),
         Feed("up", ("down",)),
@@ -64,16 +64,16 @@ def test_producers_are_found_by_trial_and_weights_are_put_back():
         Feed("", ("three",)),  # a GELU is not homogeneous
     ]
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-    kept = feeds(model, LAYERS, (inputs(),), 0, lambda name: name != "norm")
+    kept = find_feeds(model, LAYERS, (inputs(),), 0, lambda name: name != "norm")
     assert kept[0] == Feed("", ("gate", "up"))
 
 
 def test_scaling_leaves_the_outputs():
     model, x = block(), inputs()
     before = model(x)
-    for feed in feeds(model, LAYERS, (x,), 0, lambda name: True):
+    for feed in find_feeds(model, LAYERS, (x,), 0, lambda name: True):
         if feed.producer:
-            scale(model, feed, torch.rand(model.get_submodule(feed.consumers[0]).in_features) + 0.5)
+            scale_inputs(model, feed, torch.rand(model.get_submodule(feed.consumers[0]).in_features) + 0.5)
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
 
 

@@ -20,7 +20,7 @@ INDEX = np.random.default_rng(0).integers(-30, 30, (40, 6))
 @pytest.fixture
 def task():
     y = np.zeros(40, np.int64)
-    return Task(train=(INDEX, y), valid=(INDEX[:20], y[:20]), test=(INDEX[20:], y[20:]))
+    return Task(train=(INDEX, y), valid=(INDEX[:20], y[:20]), test=(INDEX[20:], y[20:]), max_overlap=1)
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_the_artefact_is_smaller_and_computes_in_a_runtime_of_its_own(lookup, ta
         plan = () if name == "float" else (pj.QuantizeEmbeddings(name),)
         model, _ = lookup(64, 2000)
         model = pj.apply(model, plan, task).model if plan else model
-        artefact = pj.deliver(model, plan, pj.Target(), tmp_path / name, example=(INDEX[:1],))
+        artefact = pj.deliver(model, pj.Target(), tmp_path / name, example=(INDEX[:1],))
         sizes[name] = artefact.size_bytes
         np.testing.assert_array_equal(pj.load(artefact.path)(INDEX), model.run((INDEX,))[0])
     assert sizes["int8"] < 0.29 * sizes["float"]

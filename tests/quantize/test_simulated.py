@@ -8,7 +8,7 @@ datasets = pytest.importorskip("sklearn.datasets", reason="the extra metrics is 
 
 import penjing as pj  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
-from penjing.backends.torch.quantizers import Quantizer, quantized_layers, quantizers_of, spread  # noqa: E402
+from penjing.backends.torch.quantizers import Quantizer, broadcast_scale, quantized_layers, quantizers_of  # noqa: E402
 from penjing.core.context import Context  # noqa: E402
 from penjing.core.task import Split, Task  # noqa: E402
 from penjing.examples import digits  # noqa: E402
@@ -80,7 +80,7 @@ def test_learned_rounding_beats_nearest(trained, task):
     for (_, a), (_, b) in zip(quantized_layers(nearest), quantized_layers(learned.model), strict=True):
         form, scale = (
             a.weight_quantizer.format,
-            spread(a.weight_quantizer.scale, a.weight_quantizer.format, a.weight.shape),
+            broadcast_scale(a.weight_quantizer.scale, a.weight_quantizer.format, a.weight.shape),
         )
         steps, codes = (layer.weight.detach() / scale.detach() for layer in (a, b))
         around = [end(steps).clamp(form.lowest, form.highest) for end in (torch.floor, torch.ceil)]
@@ -237,7 +237,7 @@ def test_blocks_that_take_arguments_by_name_are_learned_in_parts():
     torch.manual_seed(0)
     x = np.random.default_rng(0).standard_normal((64, 16)).astype(np.float32)
     y = np.arange(64) % 3
-    small = Task(train=(x, y), valid=(x[:20], y[:20]), test=(x[20:40], y[20:40]))
+    small = Task(train=(x, y), valid=(x[:20], y[:20]), test=(x[20:40], y[20:40]), max_overlap=1)
     learn = pj.QuantizeReconstruct("int4", "uint8", ends=False, steps=20, examples=64)
     done = pj.apply(Outer(), learn, small)
     assert {c.layer: c.detail["block"] for c in done.changes} == {

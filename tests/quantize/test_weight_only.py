@@ -17,7 +17,7 @@ X = np.random.default_rng(0).standard_normal((40, 72)).astype(np.float32)
 @pytest.fixture
 def task():
     y = np.zeros(40, np.int64)
-    return Task(train=(X, y), valid=(X[:20], y[:20]), test=(X[20:], y[20:]))
+    return Task(train=(X, y), valid=(X[:20], y[:20]), test=(X[20:], y[20:]), max_overlap=1)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_artefact_is_smaller_and_computes_in_a_runtime_of_its_own(network, t
     sizes = {}
     for name, plan in (("float", ()), ("packed", (pj.WeightOnly("int4 group 32"),))):
         model = pj.apply(network, plan, task).model if plan else network
-        artefact = pj.deliver(model, plan, pj.Target(), tmp_path / name, example=(X[:1],))
+        artefact = pj.deliver(model, pj.Target(), tmp_path / name, example=(X[:1],))
         sizes[name] = artefact.size_bytes
         made = pj.load(artefact.path)(X)
         np.testing.assert_allclose(made, model.run((X,))[0], rtol=1e-4, atol=1e-4)
@@ -63,7 +63,7 @@ def test_other_layers_stay_with_a_reason(net):
     model = made.model(made.conv("x", "conv", (4, 1, 3, 3)))
     images = X.reshape(40, 1, 8, 9)
     y = np.zeros(40, np.int64)
-    work = Task(train=(images, y), valid=(images[:20], y[:20]), test=(images[20:], y[20:]))
+    work = Task(train=(images, y), valid=(images[:20], y[:20]), test=(images[20:], y[20:]), max_overlap=1)
     with pytest.raises(pj.Refused, match="the operator multiplies matrices only"):
         pj.apply(model, pj.WeightOnly(), work)
 

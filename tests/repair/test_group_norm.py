@@ -78,7 +78,7 @@ def test_it_trains_with_batches_of_one_and_opens_on_the_users_class_and_without(
     plan = pj.chain(pj.ReplaceBatchNorm(groups=4), pj.FineTune(epochs=1, batch_size=1))
     applied = pj.apply(net, plan, task)
     x = task.prepare().valid.arrays()[0][0]
-    pj.deliver(applied.model, (), pj.Target("torch"), tmp_path / "artefact", example=(x[:1],))
+    pj.deliver(applied.model, pj.Target("torch"), tmp_path / "artefact", example=(x[:1],))
     with torch.no_grad():
         expected = applied.model(torch.from_numpy(x)).numpy()
     for more in ({"model": Net}, {}):

@@ -96,6 +96,9 @@ def build_record() -> dict[str, Any]:
                 "id": i,
                 "name": f"PruneChannels(ratio={ratio}) + Distill(epochs=3) + Int8Static()",
                 "plan": plan,
+                "drop": None,
+                "flips": None,
+                "breaks": {},
                 "status": "done",
                 "reason": "",
                 "measurement": m.model_dump(mode="json"),
@@ -109,6 +112,9 @@ def build_record() -> dict[str, Any]:
             "id": 7,
             "name": "Int8Dynamic()",
             "plan": [],
+            "drop": None,
+            "flips": None,
+            "breaks": {},
             "status": "done",
             "reason": "",
             "feasible": False,
@@ -125,6 +131,9 @@ def build_record() -> dict[str, Any]:
                 "plan": [],
                 "status": "failed",
                 "feasible": False,
+                "drop": None,
+                "flips": None,
+                "breaks": {},
                 "reason": "the worker was killed (signal 9, probably out of memory)",
                 "measurement": None,
                 "pareto": False,
@@ -188,6 +197,8 @@ def build_record() -> dict[str, Any]:
             "budget": budget.model_dump(mode="json"),
             "target": Target().model_dump(mode="json"),
             "seed": 0,
+            "metric": "accuracy",
+            "class_names": list(DIGITS),
         },
         "verdict": verdict.model_dump(mode="json"),
         "artefact": {
@@ -242,4 +253,5 @@ _RECORD = build_record()
 
 @pytest.fixture
 def record() -> dict[str, Any]:
+    """A record as plain data, to be changed and made a `Record` of."""
     return copy.deepcopy(_RECORD)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from penjing.report.html import render
+from penjing.report.record import Record
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -64,7 +65,7 @@ def test_charts_are_drawn_under_the_policy_without_a_word_on_the_console(
     record: dict[str, Any], tmp_path: Path
 ) -> None:
     page = tmp_path / "report.html"
-    page.write_text(render(record), "utf-8")
+    page.write_text(render(Record.model_validate(record)), "utf-8")
     dom, console = chromium(page, tmp_path / "profile", "--window-size=1400,1000")
     assert console == ""
     assert drawn(dom) == CHARTS
@@ -75,7 +76,7 @@ def test_charts_are_drawn_under_the_policy_without_a_word_on_the_console(
 def test_an_injected_script_does_not_run(record: dict[str, Any], tmp_path: Path) -> None:
     record["name"] = "</title><script>document.documentElement.dataset.hacked = 1</script>"
     page = tmp_path / "report.html"
-    text = render(record)
+    text = render(Record.model_validate(record))
     # Even if escaping failed, the policy would stop a third script.
     forced = "<script>document.documentElement.dataset.hacked = 2</script></body>"
     page.write_text(text.replace("</body>", forced), "utf-8")
@@ -91,7 +92,9 @@ def test_nothing_is_wider_than_the_page(record: dict[str, Any], tmp_path: Path, 
     record["changes"][0]["layer"] = "a_very_long_layer_name_without_a_space." * 8
     record["name"] = "n" * 200
     record["verdict"]["limits"]["latency"]["reason"] = "x" * 300
-    text = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render(record))
+    text = re.sub(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", render(Record.model_validate(record))
+    )
     (tmp_path / "report.html").write_text(text.replace("</body>", PROBE), "utf-8")
     frame = tmp_path / "frame.html"
     frame.write_text(

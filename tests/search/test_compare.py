@@ -3,8 +3,10 @@
 import pytest
 
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured
+from penjing.core.verdict import Verdict
+from penjing.report.record import Record
 from penjing.search import compare
-from penjing.search.record import Result
+from penjing.search.result import Result
 
 
 def estimate(value):
@@ -34,11 +36,8 @@ def record(ms, processor):
         memory_bytes=NotMeasured(reason="no /proc here"),
         size_bytes=1000,
     )
-    return {
-        "result": result.model_dump(mode="json"),
-        "environment": {"processor": processor},
-        "verdict": {"status": "reached"},
-    }
+    verdict = Verdict(status="reached")
+    return Record.model_construct(result=result, environment={"processor": processor}, verdict=verdict)
 
 
 @pytest.fixture

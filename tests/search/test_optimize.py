@@ -15,7 +15,7 @@ import penjing as pj
 from penjing.core.artefact import open_artefact
 from penjing.core.verdict import Verdict
 from penjing.run.ledger import Ledger
-from penjing.search.record import open_result
+from penjing.search.result import open_result
 
 pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")

@@ -10,45 +10,46 @@ from penjing.core.errors import Exit, Refused
 from penjing.core.measurement import Estimate, Latency, Measurement
 from penjing.core.target import Target, runtime_for
 from penjing.core.trial import Trial
+from penjing.report.record import RuntimeRows
 from penjing.report.words import chosen_runtime
 from penjing.search import runtimes
-from penjing.search.runtimes import check_target, competitors
+from penjing.search.runtimes import check_target, list_competitors
 
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 pytest.importorskip("openvino", reason="the extra openvino is not installed")
 
-needs_bf16 = pytest.mark.skipif("bf16" not in runtimes.openvino_modes(), reason="no bfloat16 here")
+needs_bf16 = pytest.mark.skipif("bf16" not in runtimes.list_openvino_modes(), reason="no bfloat16 here")
 
 
 def test_auto_is_compared_with_the_default_runtime_and_keeps_threads_and_batch():
     auto = Target("auto", threads=2, batch=3)
     assert auto.reference == Target("onnxruntime", threads=2, batch=3)
-    found = competitors(auto, "onnx")
-    assert [t.label for t in found] == [f"openvino {mode}" for mode in runtimes.openvino_modes()]
+    found = list_competitors(auto, "onnx")
+    assert [t.label for t in found] == [f"openvino {mode}" for mode in runtimes.list_openvino_modes()]
     assert all((t.threads, t.batch) == (2, 3) for t in found)
 
 
 def test_torch_competes_only_where_it_is_asked_to(monkeypatch):
-    monkeypatch.setattr(runtimes, "openvino_modes", lambda: ())
+    monkeypatch.setattr(runtimes, "list_openvino_modes", lambda: ())
     asked = Target("auto", mode="torch")
-    assert [t.label for t in competitors(asked, "torch")] == ["torch eager", "torch compiled"]
-    assert competitors(asked, "onnx") == ()
-    assert competitors(Target("auto"), "torch") == ()
+    assert [t.label for t in list_competitors(asked, "torch")] == ["torch eager", "torch compiled"]
+    assert list_competitors(asked, "onnx") == ()
+    assert list_competitors(Target("auto"), "torch") == ()
 
 
 def test_a_named_target_competes_only_with_its_own_float32():
-    assert competitors(Target("openvino"), "torch") == ()
+    assert list_competitors(Target("openvino"), "torch") == ()
     low = Target("openvino", mode="bf16")
-    assert competitors(low, "torch") == (low,)
+    assert list_competitors(low, "torch") == (low,)
 
 
 def test_auto_is_no_runtime_by_itself():
-    with pytest.raises(Refused, match="let `optimize` choose"):
+    with pytest.raises(Refused, match="Let `optimize` choose"):
         runtime_for(Target("auto"))
 
 
 def test_bf16_is_refused_before_anything_starts_where_the_processor_lacks_it(monkeypatch):
-    monkeypatch.setattr(runtimes, "openvino_modes", lambda: ("f32",))
+    monkeypatch.setattr(runtimes, "list_openvino_modes", lambda: ("f32",))
     with pytest.raises(Refused, match="computes in bf16") as caught:
         check_target(Target("openvino", mode="bf16"))
     assert caught.value.code == Exit.ENVIRONMENT
@@ -59,7 +60,7 @@ def test_a_missing_extra_is_said_with_the_line_to_type(monkeypatch):
     monkeypatch.setattr(
         "penjing.core.extras.missing", lambda extra: ("openvino",) if extra == "openvino" else ()
     )
-    with pytest.raises(Refused, match=r'pip install "penjing\[openvino\]"'):
+    with pytest.raises(Refused, match=r'[Pp]ip install "penjing\[openvino\]"'):
         check_target(Target("openvino"))
 
 
@@ -113,12 +114,10 @@ def test_what_the_runtime_alone_gains_is_said():
         "a: 0.5 ms, 2.00 times faster than onnxruntime, +0.20 points lost",
         "a alone is 2.00 times faster than onnxruntime",
     ]
-    record = {
-        "runtimes": {"chosen": "a", "rows": {"a": {"measurement": trial("a", 0.5).measurement.model_dump()}}},
-        "baselines": {"target": {"target": "onnxruntime"}},
-    }
-    assert "a alone makes the float model 2.00 times faster than onnxruntime" in chosen_runtime(record)
-    assert chosen_runtime({}) == ""
+    rows = RuntimeRows(chosen="a", rows={"a": runtimes._row(trial("a", 0.5))})
+    said = chosen_runtime(rows, "onnxruntime")
+    assert "a alone makes the float model 2.00 times faster than onnxruntime" in said
+    assert chosen_runtime(RuntimeRows(), "onnxruntime") == ""
 
 
 @pytest.fixture(scope="module")

@@ -49,12 +49,12 @@ def expected() -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path):
-    RUNTIME.deliver(two_inputs(), (), (X[:1], K[:1]), tmp_path)
+    RUNTIME.deliver(two_inputs(), (X[:1], K[:1]), tmp_path)
     return tmp_path
 
 
 def test_the_facts_name_inputs_outputs_and_opset(tmp_path):
-    facts = RUNTIME.deliver(two_inputs(), (), (X[:1], K[:1]), tmp_path)
+    facts = RUNTIME.deliver(two_inputs(), (X[:1], K[:1]), tmp_path)
     assert facts == {
         "format": "onnx",
         "opset": 18,
@@ -79,7 +79,7 @@ def test_the_runner_takes_inputs_in_order_and_returns_the_first_output(folder):
 
 
 def test_the_fixed_batch_of_a_graph_is_known(tmp_path):
-    RUNTIME.deliver(two_inputs(batch=3), (), (X, K), tmp_path)
+    RUNTIME.deliver(two_inputs(batch=3), (X, K), tmp_path)
     runner = RUNTIME.open(tmp_path, Target())
     assert runner.fixed_batch == 3
     with pytest.raises(Refused, match=r"input 'x'.*\(3, 4\)"):

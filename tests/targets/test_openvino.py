@@ -68,12 +68,12 @@ def expected() -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path):
-    RUNTIME.deliver(two_inputs(), (), (X[:1], K[:1]), tmp_path)
+    RUNTIME.deliver(two_inputs(), (X[:1], K[:1]), tmp_path)
     return tmp_path
 
 
 def test_the_facts_name_inputs_outputs_and_no_integers(tmp_path):
-    facts = RUNTIME.deliver(two_inputs(), (), (X[:1], K[:1]), tmp_path)
+    facts = RUNTIME.deliver(two_inputs(), (X[:1], K[:1]), tmp_path)
     assert facts == {
         "format": "openvino",
         "opset": 18,
@@ -121,14 +121,14 @@ def test_an_output_is_not_written_over_by_the_next_call_and_inputs_stay(folder):
 def test_any_batch_gives_what_onnx_runtime_gives(batch, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ir")
     model = two_inputs()
-    RUNTIME.deliver(model, (), (X[:1], K[:1]), folder)
+    RUNTIME.deliver(model, (X[:1], K[:1]), folder)
     rng = np.random.default_rng(batch)
     x, k = rng.standard_normal((batch, 4)).astype(np.float32), rng.integers(0, 2, (batch, 1))
     np.testing.assert_allclose(RUNTIME.open(folder, F32)(x, k), model.run((x, k))[0], rtol=1e-5, atol=1e-5)
 
 
 def test_the_fixed_batch_of_a_graph_is_known(tmp_path):
-    RUNTIME.deliver(two_inputs(batch=3), (), (X, K), tmp_path)
+    RUNTIME.deliver(two_inputs(batch=3), (X, K), tmp_path)
     runner = RUNTIME.open(tmp_path, F32)
     assert runner.fixed_batch == 3
     with pytest.raises(Refused, match=r"input 'x'.*\(3, 4\)"):
@@ -204,14 +204,12 @@ def test_damaged_files_are_refused(folder, damage, name):
 
 def test_an_operator_without_a_conversion_is_named(tmp_path):
     with pytest.raises(Refused, match=r"must convert to OpenVINO.*Det"):
-        RUNTIME.deliver(one_node("Det"), (), (np.ones((1, 2, 2), np.float32),), tmp_path)
+        RUNTIME.deliver(one_node("Det"), (np.ones((1, 2, 2), np.float32),), tmp_path)
     assert not any(tmp_path.iterdir())
 
 
 def test_the_artefact_opens_again_through_the_front_door(tmp_path):
-    artefact = pj.deliver(
-        two_inputs(), (), Target("openvino", threads=1), tmp_path / "a", example=(X[:1], K[:1])
-    )
+    artefact = pj.deliver(two_inputs(), Target("openvino", threads=1), tmp_path / "a", example=(X[:1], K[:1]))
     assert artefact.target.label == "openvino f32"
     assert artefact == open_artefact(tmp_path / "a")
     assert artefact.size_bytes == sum((tmp_path / "a" / n).stat().st_size for n in ("model.xml", "model.bin"))
@@ -289,7 +287,7 @@ def integer_net(kind: str) -> tuple[OnnxModel, np.ndarray]:
 def test_layers_stated_in_integers_run_on_integers(kind, tmp_path):
     model, x = integer_net(kind)
     assert list(find_integer_layers(model.proto).values()) == ["product"]
-    artefact = pj.deliver(model, (), F32, tmp_path / "a", example=(x,))
+    artefact = pj.deliver(model, F32, tmp_path / "a", example=(x,))
     assert artefact.facts["integer_layers"] == ["product"]
     assert artefact.facts["float_layers"] == {}
     changes = json.loads((artefact.path / "changes.json").read_text())
@@ -315,7 +313,7 @@ def test_integers_that_run_in_float_are_named_with_the_layer(tmp_path):
         [numpy_helper.from_array(np.arange(32, dtype=np.int8).reshape(8, 4) - 16, "w")],
     )
     model = OnnxModel(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9))
-    artefact = pj.deliver(model, (), F32, tmp_path / "a", example=(np.ones((1, 8), np.float32),))
+    artefact = pj.deliver(model, F32, tmp_path / "a", example=(np.ones((1, 8), np.float32),))
     assert artefact.facts["float_layers"] == {"dynamic": "f32"}
     assert artefact.facts["batch_dependent"] is True
     whole, layer = json.loads((artefact.path / "changes.json").read_text())
@@ -331,7 +329,11 @@ def test_rounding_noise_is_that_of_integers_only():
 
 def test_a_model_that_was_delivered_is_measured_as_it_runs():
     task = pj.Task(
-        train=(X, K[:, 0]), valid=(np.tile(X, (20, 1)), np.tile(K[:, 0], 20)), test=(X, K[:, 0]), batch_size=7
+        train=(X, K[:, 0]),
+        valid=(np.tile(X, (20, 1)), np.tile(K[:, 0], 20)),
+        test=(X, K[:, 0]),
+        batch_size=7,
+        max_overlap=1,
     )
     one = helper.make_graph(
         [helper.make_node("MatMul", ["x", "w"], ["y"])],

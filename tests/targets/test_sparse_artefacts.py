@@ -46,9 +46,9 @@ def sparse(make=Net, sparsity=0.8):
 
 def test_the_torch_artefact_stores_what_is_kept_and_brings_masks_back(tmp_path):
     model = sparse()
-    artefact = pj.deliver(model, (), Target("torch"), tmp_path / "a", example=(X[:1],))
+    artefact = pj.deliver(model, Target("torch"), tmp_path / "a", example=(X[:1],))
     (tmp_path / "d").mkdir()
-    RUNTIME.deliver(Net(), (), (X[:1],), tmp_path / "d")
+    RUNTIME.deliver(Net(), (X[:1],), tmp_path / "d")
     size, whole = ((tmp_path / f / "model.safetensors").stat().st_size for f in "ad")
     assert size < 0.45 * whole
     runner = pj.load(artefact.path, model=Net)
@@ -77,7 +77,7 @@ def test_masks_of_a_cut_model_come_back(tmp_path):
     groups = BACKEND.groups(model, (X[:1],))
     group = next(g for g in groups.groups if g.layers == ("stem",))
     small = BACKEND.keep(model, groups, {group.name: np.arange(0, 16, 2)})
-    RUNTIME.deliver(small, (), (X[:1],), tmp_path)
+    RUNTIME.deliver(small, (X[:1],), tmp_path)
     runner = RUNTIME.open(tmp_path, Target("torch"), Net)
     assert masks_of(runner._call)["body.weight"].shape == (32, 8, 3, 3)
     np.testing.assert_allclose(runner(X), BACKEND.run(small, (X,)), rtol=1e-5, atol=1e-6)
@@ -97,7 +97,7 @@ class More(Net):
 
 @pytest.mark.parametrize(("other", "said"), [(Wider, r"body\.weight"), (More, "missing: .*more")])
 def test_another_class_is_refused_with_the_name(tmp_path, other, said):
-    RUNTIME.deliver(sparse(), (), (X[:1],), tmp_path)
+    RUNTIME.deliver(sparse(), (X[:1],), tmp_path)
     with pytest.raises(Refused, match=rf"must hold the tensors of the class.*{said}"):
         RUNTIME.open(tmp_path, Target("torch"), other)
 
@@ -107,7 +107,7 @@ def test_a_weight_written_behind_its_mask_is_refused(tmp_path):
     with torch.no_grad():
         model.head.weight.fill_(1.0)
     with pytest.raises(Refused, match=r"head\.weight: a weight that a mask removes must be zero"):
-        RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+        RUNTIME.deliver(model, (X[:1],), tmp_path)
 
 
 def weights_of(path):
@@ -122,8 +122,8 @@ def weights_of(path):
 def test_onnx_keeps_zeros_exactly_and_its_compressed_size_shows_them(tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     model, dense = sparse(), sparse(sparsity=0)
-    small = pj.deliver(model, (), Target(), tmp_path / "s", example=(X[:1],))
-    whole = pj.deliver(dense, (), Target(), tmp_path / "w", example=(X[:1],))
+    small = pj.deliver(model, Target(), tmp_path / "s", example=(X[:1],))
+    whole = pj.deliver(dense, Target(), tmp_path / "w", example=(X[:1],))
     for name, mask in masks_of(model).items():
         arrays = [a for n, a in weights_of(small.path / "model.onnx").items() if a.size == mask.size]
         assert any(np.array_equal(np.sort((a != 0).ravel()), np.sort(mask.ravel())) for a in arrays), name
@@ -138,9 +138,9 @@ def test_integers_keep_zeros_at_zero(tmp_path, method):
     rng = np.random.default_rng(1)
     data = Split((rng.normal(size=(64, 3, 8, 8)).astype(np.float32),), rng.integers(0, 4, 64), "train")
     model = sparse()
-    result = pj.apply(model, method, Task(train=data, valid=data))
+    result = pj.apply(model, method, Task(train=data, valid=data, max_overlap=1))
     before = BACKEND.operations(model, (X[:1],)).zeros
-    quantized = pj.deliver(result.model, (method,), Target(), tmp_path / "q", example=(X[:1],))
+    quantized = pj.deliver(result, Target(), tmp_path / "q", example=(X[:1],))
     integers = {n: a for n, a in weights_of(quantized.path / "model.onnx").items() if a.dtype == np.int8}
     assert integers
     for name, mask in masks_of(model).items():

@@ -14,9 +14,9 @@ from torch.nn import functional as F  # noqa: E402
 
 import penjing as pj  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
-from penjing.backends.torch.stored.graph_json import operator_named  # noqa: E402
-from penjing.backends.torch.stored.graph_reader import net_of  # noqa: E402
-from penjing.backends.torch.structure.blocks import find_blocks, take_out  # noqa: E402
+from penjing.backends.torch.stored.graph_json import find_operator  # noqa: E402
+from penjing.backends.torch.stored.graph_reader import build_net  # noqa: E402
+from penjing.backends.torch.structure.blocks import find_blocks, remove_blocks  # noqa: E402
 from penjing.backends.torch.structure.history import history  # noqa: E402
 from penjing.targets.torch import load_module  # noqa: E402
 
@@ -72,11 +72,11 @@ def halved(model, example=X):
 
 
 def shortened(model, names, example=X):
-    return take_out(model, find_blocks(model, example), names, example)
+    return remove_blocks(model, find_blocks(model, example), names, example)
 
 
 def delivered(model, folder, example=X):
-    return pj.deliver(model, (), TORCH, folder, example=example).path
+    return pj.deliver(model, TORCH, folder, example=example).path
 
 
 def test_without_the_class_it_gives_the_same_outputs_for_any_batch(tmp_path):
@@ -200,7 +200,7 @@ def language_models():
 def test_transformers_are_self_contained(family, tmp_path):
     model = BACKEND.select(language_models()[family]().eval(), "logits")
     blocks = find_blocks(model, TOKENS)
-    small = take_out(model, blocks, list(blocks.found)[:1], TOKENS)
+    small = remove_blocks(model, blocks, list(blocks.found)[:1], TOKENS)
     folder = delivered(small, tmp_path / "a", TOKENS)
     np.testing.assert_array_equal(pj.load(folder)(*TOKENS), BACKEND.run(small, TOKENS))
     net = load_module(folder)
@@ -229,7 +229,7 @@ def test_the_graph_is_small_plain_data(stored):
     assert set(stored) == {"format", "inputs", "tensors", "nodes", "outputs"}
     assert stored["inputs"] == ["image"]
     assert {node["op"].split(".")[0] for node in stored["nodes"]} <= {"aten", "operator", "torch"}
-    assert net_of(stored, constants_of(stored)) is not None
+    assert build_net(stored, constants_of(stored)) is not None
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_the_graph_is_small_plain_data(stored):
 )
 def test_other_operators_are_never_looked_up(name):
     with pytest.raises(pj.Refused, match="known operators of aten"):
-        operator_named(name)
+        find_operator(name)
 
 
 def changed(data, path, value):
@@ -299,7 +299,7 @@ HOSTILE = {
 def test_a_hostile_graph_is_refused(case, stored):
     data = changed(stored, *HOSTILE[case])
     with pytest.raises(pj.Refused):
-        net_of(data, constants_of(stored))
+        build_net(data, constants_of(stored))
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_hostile_names_of_tensors_are_refused(name, stored):
     data = copy.deepcopy(stored)
     data["tensors"][name] = {"shape": [1], "dtype": "float32", "role": "parameter"}
     with pytest.raises(pj.Refused):
-        net_of(data, constants_of(stored))
+        build_net(data, constants_of(stored))
 
 
 def test_text_in_arguments_stays_text(stored):
@@ -341,7 +341,7 @@ def test_text_in_arguments_stays_text(stored):
         }
     )
     data["outputs"] = [{"node": len(data["nodes"]) - 1}]
-    net = net_of(data, constants_of(stored))
+    net = build_net(data, constants_of(stored))
     with pytest.raises(RuntimeError, match="approximate"):
         net(torch.zeros(1, 3, 8, 8))
 

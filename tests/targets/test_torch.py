@@ -53,7 +53,7 @@ def outputs(module, x=X):
 
 def test_weights_and_buffers_come_back_onto_the_users_class(tmp_path):
     model = net()
-    facts = RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+    facts = RUNTIME.deliver(model, (X[:1],), tmp_path)
     assert facts["format"] == "safetensors"
     assert facts["inputs"] == [{"name": "input0", "dtype": "float32", "shape": [None, 3, 8, 8]}]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["graph.json", "model.safetensors", "recipe.json"]
@@ -89,7 +89,7 @@ def test_recorded_cuts_are_replayed_in_order(tmp_path, monkeypatch):
     monkeypatch.setattr("penjing.backends.torch.replay.TorchBackend", lambda: backend)
     for kept in ([0, 1, 2, 5, 6, 7], [1, 2, 5]):
         model = backend.keep(model, backend.groups(model, (X[:1],)), {"body": np.array(kept)})
-    RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+    RUNTIME.deliver(model, (X[:1],), tmp_path)
     recipe = json.loads((tmp_path / "recipe.json").read_text())
     assert recipe["history"] == [{"keep": {"body": [0, 1, 2, 5, 6, 7]}}, {"keep": {"body": [1, 2, 5]}}]
     np.testing.assert_array_equal(RUNTIME.open(tmp_path, Target("torch"), Net)(X), outputs(model))
@@ -114,7 +114,7 @@ def test_what_the_torch_backend_cuts_comes_back(tmp_path, make):
     for count in (6, 4):
         groups = backend.groups(model, (X[:1],))
         model = backend.keep(model, groups, {g.name: np.arange(count) for g in groups.groups})
-    RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+    RUNTIME.deliver(model, (X[:1],), tmp_path)
     runner = RUNTIME.open(tmp_path, Target("torch"), make)
     assert {name: tuple(p.shape) for name, p in runner._call.named_parameters()}["stem.weight"][0] == 4
     np.testing.assert_allclose(runner(X), outputs(model), rtol=1e-5, atol=1e-6)
@@ -123,7 +123,7 @@ def test_what_the_torch_backend_cuts_comes_back(tmp_path, make):
 
 
 def test_a_class_that_was_cut_in_another_way_is_refused(tmp_path):
-    RUNTIME.deliver(net(), (), (X[:1],), tmp_path)
+    RUNTIME.deliver(net(), (X[:1],), tmp_path)
     other = net()
     other._penjing_history = [{"keep": {"body": [0]}}]
     with pytest.raises(Refused, match="cut in another way"):
@@ -133,7 +133,7 @@ def test_a_class_that_was_cut_in_another_way_is_refused(tmp_path):
 def test_a_step_that_no_version_knows_is_refused(tmp_path):
     model = net()
     model._penjing_history = [{"fold": ["norm"]}]
-    RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+    RUNTIME.deliver(model, (X[:1],), tmp_path)
     with pytest.raises(Refused, match=r"step is of a known kind.*fold"):
         RUNTIME.open(tmp_path, Target("torch"), Net)
 
@@ -141,7 +141,7 @@ def test_a_step_that_no_version_knows_is_refused(tmp_path):
 def test_blocks_that_the_class_lacks_are_refused(tmp_path):
     model = net()
     model._penjing_history = [{"skip": ["body"]}]
-    RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+    RUNTIME.deliver(model, (X[:1],), tmp_path)
     with pytest.raises(Refused, match=r"blocks that were removed.*body"):
         RUNTIME.open(tmp_path, Target("torch"), Net)
 
@@ -150,7 +150,7 @@ def test_cuts_of_groups_that_the_class_lacks_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("penjing.backends.torch.replay.TorchBackend", Narrowing)
     model = net()
     model._penjing_history = [{"keep": {"stem": [0]}}]
-    RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+    RUNTIME.deliver(model, (X[:1],), tmp_path)
     with pytest.raises(Refused, match=r"groups that were cut.*stem"):
         RUNTIME.open(tmp_path, Target("torch"), Net)
 
@@ -158,7 +158,7 @@ def test_cuts_of_groups_that_the_class_lacks_are_refused(tmp_path, monkeypatch):
 def test_tied_weights_and_a_dictionary_of_outputs(tmp_path):
     model = Tied()
     x = X[:, 0, 0, :4].copy()
-    RUNTIME.deliver(model, (), (x[:1],), tmp_path)
+    RUNTIME.deliver(model, (x[:1],), tmp_path)
     with torch.no_grad():
         wanted = model(torch.from_numpy(x))["logits"].numpy()
     np.testing.assert_array_equal(RUNTIME.open(tmp_path, Target("torch"), Tied)(x), wanted)
@@ -169,7 +169,7 @@ def test_without_class_and_graph_it_is_refused_with_the_reason(tmp_path):
         def forward(self, x):
             return super().forward(x.view(5, 3, 8, 8)).view(5, 4)
 
-    facts = RUNTIME.deliver(Frozen().eval(), (), (X,), tmp_path)
+    facts = RUNTIME.deliver(Frozen().eval(), (X,), tmp_path)
     assert "batch size" in facts["no_graph"] or "capture" in facts["no_graph"]
     assert not (tmp_path / "graph.json").exists()
     rule = r"needs the class of the model.*(batch size|capture).*function without arguments"
@@ -178,7 +178,7 @@ def test_without_class_and_graph_it_is_refused_with_the_reason(tmp_path):
 
 
 def test_another_class_is_refused_with_what_is_missing(tmp_path):
-    RUNTIME.deliver(net(), (), (X[:1],), tmp_path)
+    RUNTIME.deliver(net(), (X[:1],), tmp_path)
     with pytest.raises(Refused, match=r"must hold the tensors of the class.*(Missing|Unexpected)"):
         RUNTIME.open(tmp_path, Target("torch"), lambda: nn.Linear(3, 4))
     with pytest.raises(Refused, match=r"must return a torch module.*dict"):
@@ -186,7 +186,7 @@ def test_another_class_is_refused_with_what_is_missing(tmp_path):
 
 
 def test_damaged_files_are_refused(tmp_path):
-    RUNTIME.deliver(net(), (), (X[:1],), tmp_path)
+    RUNTIME.deliver(net(), (X[:1],), tmp_path)
     weights = tmp_path / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[: len(whole) // 2])
@@ -200,11 +200,11 @@ def test_damaged_files_are_refused(tmp_path):
 
 def test_a_model_of_another_framework_is_refused(tmp_path):
     with pytest.raises(Refused, match="must be a torch module"):
-        RUNTIME.deliver(object(), (), (X[:1],), tmp_path)
+        RUNTIME.deliver(object(), (X[:1],), tmp_path)
 
 
 def test_inputs_and_failures_of_the_module_are_refused(tmp_path):
-    RUNTIME.deliver(net(), (), (X[:1],), tmp_path)
+    RUNTIME.deliver(net(), (X[:1],), tmp_path)
     runner = RUNTIME.open(tmp_path, Target("torch"), Net)
     with pytest.raises(Refused, match=r"input0.*float32"):
         runner(X.astype(np.float64))
@@ -215,6 +215,6 @@ def test_inputs_and_failures_of_the_module_are_refused(tmp_path):
 @pytest.mark.slow
 def test_compiled_gives_the_outputs_of_eager(tmp_path):
     model = net()
-    RUNTIME.deliver(model, (), (X[:1],), tmp_path)
+    RUNTIME.deliver(model, (X[:1],), tmp_path)
     runner = RUNTIME.open(tmp_path, Target("torch", mode="compiled"), Net)
     np.testing.assert_allclose(runner(X), outputs(model), rtol=1e-4, atol=1e-5)

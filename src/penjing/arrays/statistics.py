@@ -88,7 +88,7 @@ def noninferiority_p_value(lost: int, gained: int, n: int, max_drop: float, alph
     """
     _check_counts(lost, gained, n)
     spent = alpha / 50
-    low, high = _clopper_pearson(gained, n, spent)
+    low, high = clopper_pearson(gained, n, spent)
     low, high = max(low, 0.0, -max_drop), min(high, (1 - max_drop) / 2)
     if low > high:
         return spent
@@ -280,7 +280,8 @@ def _bisect(holds: Callable[[float], bool], low: float, high: float) -> float:
     return high
 
 
-def _clopper_pearson(count: int, n: int, alpha: float) -> tuple[float, float]:
+def clopper_pearson(count: int, n: int, alpha: float) -> tuple[float, float]:
+    """Return the exact two-sided interval of a share at confidence 1 - alpha (Biometrika 26, 1934)."""
     from scipy.special import betaincinv
 
     low = 0.0 if count == 0 else float(betaincinv(count, n - count + 1, alpha / 2))

@@ -52,11 +52,11 @@ def export_with_formats(model: Model, context: Context) -> Exported:
         Refused: the export fails.
     """
     from penjing.backends.torch.quant.stated import layer_formats
-    from penjing.backends.torch.quantizers import without_quantizers
+    from penjing.backends.torch.quantizers import remove_quantizers
 
     formats = layer_formats(model)
     simulation = context.backend.copy(model) if formats else None
-    without_quantizers(model)
+    remove_quantizers(model)
     onnx, adopted = to_onnx(context.backend, model, context)
     return Exported(adopted, formats, simulation, replace(context, backend=onnx))
 

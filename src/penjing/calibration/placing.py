@@ -53,7 +53,7 @@ def place_quantizers(model: Model, method: Rounded, context: Context, examples: 
     Raises:
         Refused: no data, quantized already, or inputs that are NaN, infinite or constant.
     """
-    from penjing.backends.torch.observe.lockstep import calls
+    from penjing.backends.torch.observe.lockstep import record_usage
     from penjing.backends.torch.quant.folding import fold_batchnorm
     from penjing.backends.torch.quantizers import quantized_layers
     from penjing.backends.torch.tensors import to_inputs
@@ -69,7 +69,7 @@ def place_quantizers(model: Model, method: Rounded, context: Context, examples: 
     changes = Changes(method)
     layers = _choose(model, context, changes)
     folded = fold_batchnorm(model, example, context.covers)
-    seen = calls(model, list(layers), to_inputs(model, example))
+    seen = record_usage(model, list(layers), to_inputs(model, example))
     order = [name for name, call in seen.items() if call.times]
     for name in layers:
         if name not in order:

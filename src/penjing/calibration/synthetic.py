@@ -63,10 +63,10 @@ def with_synthetic_training(model: Model, context: Context, examples: int, kind:
         Refused: an input is no float, or for `synthetic` the model has no BatchNorm layers with running
             statistics.
     """
-    from penjing.backends.torch.distill.synthesis import floats, synthesize
+    from penjing.backends.torch.distill.synthesis import require_floats, synthesize
 
     start, example = time.perf_counter(), context.task.train.example()
-    floats(example)
+    require_floats(example)
     context.say(Line.step(f"making {examples} inputs: {kind}"))
     parts = []
     for at in range(0, examples, MOST):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from penjing.cli import options as o
 
@@ -12,8 +14,9 @@ if TYPE_CHECKING:
     from penjing.core.budget import Budget
     from penjing.core.target import Target
 
-DEMO_BUDGET = {"max_drop": "5%", "latency": "80%", "size": "60%", "time": "90s"}
-"""What so small a test split can certify, and what two cores do in a minute."""
+DEMO_BUDGET = {"max_drop": "5%", "latency": "80%", "size": "60%"}
+"""What so small a test split can certify."""
+DemoTime = Annotated[str, typer.Option("--time", help="What the whole run may take.")]
 
 
 def optimize(
@@ -63,7 +66,7 @@ def run_task_file(
     from penjing.cli.main import emit
     from penjing.cli.show import Reporter, exit_code, show_record
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.search.open import check_budget
+    from penjing.search.open_session import check_budget
     from penjing.search.optimize import optimize as run
 
     check_budget(budget)
@@ -90,8 +93,8 @@ def run_task_file(
             name=file.path.stem,
             config=config,
         )
-    emit(result.record, json, lambda record: show_record(record, result.report))
-    return exit_code(result.record)
+    emit(result.record, json, lambda _: show_record(result))
+    return exit_code(result)
 
 
 def _dry(task: Any, config: dict[str, Any]) -> dict[str, Any]:
@@ -107,8 +110,6 @@ def _length(split: Any) -> int | None:
 
 
 def _say_dry(data: dict[str, Any]) -> None:
-    import typer
-
     from penjing.core.budget import Budget
 
     typer.echo(f"task file  {data['task_file']}")
@@ -120,7 +121,13 @@ def _say_dry(data: dict[str, Any]) -> None:
     typer.echo("dry run: nothing was started")
 
 
-def demo(out: o.Out = None, seed: o.Seed = 0, json: o.Json = False, dry_run: o.DryRun = False) -> int:
+def demo(
+    out: o.Out = None,
+    time: DemoTime = "90s",
+    seed: o.Seed = 0,
+    json: o.Json = False,
+    dry_run: o.DryRun = False,
+) -> int:
     """Train a small network on handwritten digits, optimize it under a budget and certify the result."""
     from penjing.core.budget import Budget
     from penjing.core.extras import need
@@ -131,7 +138,8 @@ def demo(out: o.Out = None, seed: o.Seed = 0, json: o.Json = False, dry_run: o.D
     folder = Path("runs/demo") if out is None else out.expanduser()
     path = _demo_task(folder.absolute())
     run = next(folder.absolute() / f"run-{n}" for n in count(1) if not (folder / f"run-{n}").exists())
-    return run_task_file(path, Budget(**DEMO_BUDGET), Target(), run, seed, json=json, dry_run=dry_run)
+    budget = Budget(**DEMO_BUDGET, time=time)
+    return run_task_file(path, budget, Target(), run, seed, json=json, dry_run=dry_run)
 
 
 def _demo_task(folder: Path) -> Path:

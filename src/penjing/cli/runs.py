@@ -17,13 +17,13 @@ def resume(run: o.RunPath, json: o.Json = False) -> int:
     from penjing.core.errors import Refused
     from penjing.run.folder import open_run
     from penjing.run.reading import read_settings
-    from penjing.search.record import open_result
+    from penjing.search.result import open_result
 
     folder = open_run(run)
     if (folder.path / "record.json").is_file():
         result = open_result(folder.path)
-        emit(result.record, json, lambda record: show_record(record, result.report))
-        return exit_code(result.record)
+        emit(result.record, json, lambda _: show_record(result))
+        return exit_code(result)
     path, budget, target, seed = read_settings(folder)
     if path is None:
         raise Refused(
@@ -60,11 +60,11 @@ def report(run: o.RunPath, json: o.Json = False) -> int:
     from penjing.cli.main import emit
     from penjing.cli.show import show_record
     from penjing.report.html import write_report
-    from penjing.search.record import open_result
+    from penjing.search.result import open_result
 
     result = open_result(run)
-    write_report(result.record, result.report)
-    emit(result.record, json, lambda record: show_record(record, result.report))
+    write_report(result.typed, result.report)
+    emit(result.record, json, lambda _: show_record(result))
     return 0
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING
 
 from penjing.core.errors import Exit
 from penjing.core.progress import Kind, Line
+
+if TYPE_CHECKING:
+    from penjing.search.result import Result
 
 
 class Reporter:
@@ -41,14 +43,14 @@ class Reporter:
             self._progress.__exit__(kind, error, trace)
 
 
-def show_record(record: dict[str, Any], report: Path) -> None:
+def show_record(result: Result) -> None:
     """Print the final table, the path of the report and how to load the artefact."""
     from penjing.report.progress import console
     from penjing.report.terminal import final_table
 
-    final_table(record, console(), report=report)
+    final_table(result.typed, console(), report=result.report)
 
 
-def exit_code(record: dict[str, Any]) -> int:
+def exit_code(result: Result) -> int:
     """Return 0 if every limit was reached, else 3."""
-    return Exit.DONE if record["verdict"]["status"] == "reached" else Exit.BUDGET_NOT_REACHED
+    return Exit.DONE if result.verdict.status == "reached" else Exit.BUDGET_NOT_REACHED

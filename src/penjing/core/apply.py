@@ -7,11 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from penjing.core.backend import Backend, backend_for, backend_named, enter
+import numpy as np
+
+from penjing.core.backend import Arrays, Backend, backend_for, backend_named, enter
 from penjing.core.context import Context
 from penjing.core.errors import Refused, nearest
 from penjing.core.method import Change, Method, Only, inner, name_of, unmatched
 from penjing.core.plan import Plan
+from penjing.core.provenance import Provenance, provenance_of, remember
 from penjing.core.registry import handler_for
 from penjing.core.task import Task
 from penjing.core.value import Model
@@ -24,20 +27,28 @@ class Applied:
     Attributes:
         model: the copy; of the same framework, or an `OnnxModel` once a method worked on integers.
         changes: one entry for every layer that a method considered, step by step.
+        plan: the methods that were carried out.
         notes: facts for the record, for example seconds of training.
+        before: what earlier calls of `apply` had done to the model.
     """
 
     model: Model
     changes: tuple[Change, ...]
     plan: Plan
     notes: dict[str, Any] = field(default_factory=dict)
+    before: Provenance = field(default_factory=Provenance, repr=False)
+
+    @property
+    def provenance(self) -> Provenance:
+        """Everything that was done to the model, from the first call of `apply` on."""
+        return Provenance((*self.before.plan, *self.plan), (*self.before.changes, *self.changes))
 
 
 Watch = Callable[[int, Backend, Model], None]
 
 
 def apply(
-    model: Model,
+    model: Model | Applied,
     plan: Plan | Method,
     task: Task,
     *,
@@ -47,13 +58,23 @@ def apply(
     """Apply a plan to a copy of a model; the argument is never changed.
 
     A method that the model's backend has no handler for, but ONNX has, makes the model an `OnnxModel`
-    from that step on (integers exist in the exported graph, not in a float framework).
+    from that step on (integers exist in the exported graph, not in a float framework). The result has run
+    once, on an example of valid, before it is returned.
+
+    Args:
+        model: a model, or what an earlier `apply` returned.
+        plan: one method or several, in a legal order.
+        task: data, loss and metric.
+        context: what handlers may know; made from the task where it is not given.
+        watch: called after every step with its number, the backend and the model so far.
 
     Raises:
-        Refused: no handler, a pattern that matches no layer, a step that changed nothing, or whatever
-            the method itself refuses.
+        Refused: no handler, a pattern that matches no layer, a step that changed nothing, a result that
+            does not run, or whatever the method itself refuses.
     """
     plan = (plan,) if isinstance(plan, Method) else tuple(plan)
+    model = model.model if isinstance(model, Applied) else model
+    before = provenance_of(model)
     task = task.prepare()
     backend, model, task = enter(model, task)
     example = task.valid.example()
@@ -72,7 +93,32 @@ def apply(
         changes.extend(outcome.changes)
         if watch is not None:
             watch(index, backend, current)
-    return Applied(current, tuple(changes), plan, context.notes)
+    _refuse_unless_it_runs(backend, current, example, plan)
+    applied = Applied(current, tuple(changes), plan, context.notes, before)
+    remember(current, applied.provenance)
+    return applied
+
+
+def _refuse_unless_it_runs(backend: Backend, model: Model, example: Arrays, plan: Plan) -> None:
+    place = " + ".join(name_of(method) for method in plan) or "apply"
+    try:
+        output = np.asarray(backend.run(model, example))
+    except Refused:
+        raise
+    except Exception as error:  # a framework may raise anything of its own; what it says is the reason
+        raise Refused(
+            "the result must run on an example of valid",
+            value=f"{type(error).__name__}: {str(error)[:200]}",
+            place=place,
+            fix="give the model in single precision (model.float()), or leave the step out",
+        ) from error
+    if output.dtype.kind == "f" and not np.isfinite(output).all():
+        raise Refused(
+            "the outputs of the result must be finite",
+            value=f"NaN or infinity in {int((~np.isfinite(output)).sum())} of {output.size} values",
+            place=place,
+            fix="give the model in single precision (model.float()), or a milder setting of the step",
+        )
 
 
 def _refuse_unmatched(method: Method, backend: Backend, model: Model) -> None:

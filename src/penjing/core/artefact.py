@@ -11,11 +11,12 @@ from typing import Any, BinaryIO
 
 from pydantic import ValidationError
 
+from penjing.core.apply import Applied
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import MANIFEST, refusing, sha256_file, verify_manifest, write_folder, write_json
-from penjing.core.method import Change, Method
-from penjing.core.plan import Plan, plan_to_json
+from penjing.core.plan import plan_to_json
+from penjing.core.provenance import provenance_of
 from penjing.core.target import Runner, Target, runtime_for
 from penjing.core.value import Model, Value
 
@@ -85,26 +86,31 @@ class Artefact(Value):
 
 
 def deliver(
-    model: Model,
-    plan: Plan | Method,
+    model: Model | Applied,
     target: Target,
     folder: Path | str,
     *,
     example: Arrays,
-    changes: Iterable[Change] = (),
     record: Mapping[str, Any] | None = None,
 ) -> Artefact:
     """Write a model as a new folder for its target; the folder appears complete or not at all.
 
+    The plan and the changes in the folder are those that `apply` carried out on this very model, in this
+    and in earlier calls; none for a model that it did not make.
+
     Args:
+        model: what `apply` returned, the model in it, or any other model.
+        target: where it is meant to run.
+        folder: that does not exist yet.
         example: one batch of inputs, as the model takes them.
         record: plain data kept beside the model as `record.json`.
 
     Raises:
         Refused: the folder exists, the runtime cannot take the model, or the disk's reasons.
     """
-    plan = (plan,) if isinstance(plan, Method) else tuple(plan)
-    steps = plan_to_json(plan)
+    done = model.provenance if isinstance(model, Applied) else provenance_of(model)
+    model = model.model if isinstance(model, Applied) else model
+    steps = plan_to_json(done.plan)
     folder = Path(folder).expanduser().absolute()
     if os.path.lexists(folder):
         raise Refused(
@@ -119,8 +125,8 @@ def deliver(
     runtime = runtime_for(target)
 
     def build(temporary: Path) -> dict[str, Any]:
-        facts = dict(runtime.deliver(model, plan, example, temporary))
-        noticed = [*changes, *facts.pop("changes", ())]
+        facts = dict(runtime.deliver(model, example, temporary))
+        noticed = [*done.changes, *facts.pop("changes", ())]
         model_files = sorted(p.relative_to(temporary).as_posix() for p in temporary.rglob("*") if p.is_file())
         if not model_files or _OWN_FILES & set(model_files):
             raise Refused(

@@ -21,13 +21,17 @@ class Split:
     """One part of the data: batches of NumPy arrays that can be walked any number of times.
 
     `batches(size, seed)` yields `(inputs, targets)`; with a seed in shuffled order. `arrays()` returns
-    everything at once. `len()` is the number of examples.
+    everything at once. `len()` is the number of examples. `groups` holds for each example what it belongs to
+    (a patient, a user, a document), or is None.
     """
 
-    def __init__(self, inputs: Arrays, targets: NDArray[Any], name: str) -> None:
+    def __init__(
+        self, inputs: Arrays, targets: NDArray[Any], name: str, groups: NDArray[Any] | None = None
+    ) -> None:
         self.inputs = inputs
         self.targets = targets
         self.name = name
+        self.groups = groups
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -50,11 +54,18 @@ class Split:
 
     def take(self, index: NDArray[np.int64], name: str) -> Split:
         """Return a split of the examples at these places."""
-        return Split(tuple(x[index] for x in self.inputs), self.targets[index], name)
+        groups = None if self.groups is None else self.groups[index]
+        return Split(tuple(x[index] for x in self.inputs), self.targets[index], name, groups)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the inputs."""
+        return sum(x.nbytes for x in self.inputs)
 
     def fingerprint(self) -> str:
-        """Return the SHA-256 of shapes, types and content."""
-        return _digest((*self.inputs, self.targets))
+        """Return the SHA-256 of shapes, types and content, and of groups where there are any."""
+        groups = () if self.groups is None else (np.unique(self.groups, return_inverse=True)[1],)
+        return _digest((*self.inputs, self.targets, *groups))
 
 
 class LiveSplit:
@@ -135,6 +146,29 @@ class LiveSplit:
         )
 
 
+def divide_groups(
+    groups: NDArray[Any], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Draw whole groups until they make up a share of the examples; return the rest and the drawn, sorted.
+
+    Args:
+        groups: `[n]`, equal for examples that stay together.
+        share: of the examples to draw, between 0 and 1.
+        seed: of the draw.
+
+    >>> rest, drawn = divide_groups(np.array([0, 0, 1, 1]), 0.5, seed=0)
+    >>> sorted([rest.tolist(), drawn.tolist()])
+    [[0, 1], [2, 3]]
+    """
+    _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    ends = np.cumsum(sizes[order])
+    chosen = np.zeros(len(sizes), bool)
+    chosen[order[ends - sizes[order] / 2 <= share * len(groups)]] = True
+    drawn = chosen[number]
+    return np.flatnonzero(~drawn), np.flatnonzero(drawn)
+
+
 def divide(targets: NDArray[Any], share: float, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Draw a share of the examples, the same of every class, and return the rest and the drawn, sorted.
 
@@ -149,12 +183,6 @@ def divide(targets: NDArray[Any], share: float, seed: int) -> tuple[NDArray[np.i
     steps = np.floor(np.arange(len(order) + 1) * share + 0.5)
     drawn = np.diff(steps) > 0
     return np.sort(order[~drawn]), np.sort(order[drawn])
-
-
-def row_hashes(inputs: Arrays) -> list[int]:
-    """Return one hash for every example's inputs; equal examples have equal hashes."""
-    columns = [np.ascontiguousarray(x) for x in inputs]
-    return [hash(tuple(x[i].tobytes() for x in columns)) for i in range(len(columns[0]))]
 
 
 def _cut(held: list[Batch], size: int) -> tuple[Batch, Batch]:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.progress import Say
+from penjing.core.system import system_error, system_fault
 from penjing.core.value import Value
 
 Job = Callable[..., dict[str, Any]]
@@ -34,13 +35,14 @@ class Limits(Value):
 
 
 class Refusal(Value):
-    """A `Refused` as data."""
+    """A `Refused` as data; `fault` names the system's error that it comes from."""
 
     rule: str
     value: str | None = None
     place: str = ""
     fix: str = ""
     code: int = int(Exit.BAD_INPUT)
+    fault: str = ""
 
 
 class Finished(Value):
@@ -51,6 +53,9 @@ class Finished(Value):
             exit without a result); `killed` (a signal from outside, or the memory limit); `timeout`.
         value: what the job returned; None unless done.
         reason: one line for people; empty when done.
+        fault: the system's error that the end comes from (`ENOSPC`, `EACCES`, `EMFILE` and the like, see
+            `penjing.core.system`); empty where the machine is not at fault. Such a job is no worse than
+            before: it may be tried again once there is room, or a permission.
         detail: the last lines of a traceback or of the log.
         peak_bytes: the largest resident memory seen; None where not measured.
         seconds: wall time, by a monotonic clock.
@@ -60,6 +65,7 @@ class Finished(Value):
     status: Literal["done", "refused", "crashed", "killed", "timeout"]
     value: dict[str, Any] | None = None
     reason: str = ""
+    fault: str = ""
     detail: str = ""
     refusal: Refusal | None = None
     peak_bytes: int | None = None
@@ -80,14 +86,23 @@ class Executor(Protocol):
 def refusal_of(error: Refused) -> Refusal:
     """Return a refusal as data."""
     value = None if error.value is None else str(error.value)
-    return Refusal(rule=error.rule, value=value, place=error.place, fix=error.fix, code=int(error.code))
+    return Refusal(
+        rule=error.rule,
+        value=value,
+        place=error.place,
+        fix=error.fix,
+        code=int(error.code),
+        fault=system_fault(error),
+    )
 
 
 def refused_from(refusal: Refusal) -> Refused:
     """Rebuild the exception that `refusal_of` wrote down."""
-    return Refused(
+    error = Refused(
         refusal.rule, value=refusal.value, place=refusal.place, fix=refusal.fix, code=Exit(refusal.code)
     )
+    error.__cause__ = system_error(refusal.fault) if refusal.fault else None
+    return error
 
 
 def candidate_seed(seed: int, key: str) -> int:

@@ -63,7 +63,7 @@ def write_file(path: Path | str, write: Write) -> None:
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """Yield the name of a temporary file; put it in the place of a path, or delete it after an error."""
-    temporary = path.parent / _temporary_name()
+    temporary = path.parent / temporary_name()
     with refusing(path):
         try:
             yield temporary
@@ -133,7 +133,7 @@ def write_folder(path: Path | str, build: Build) -> dict[str, Any]:
             fix="choose another folder; nothing is ever overwritten",
             code=Exit.USAGE,
         )
-    temporary = path.parent / _temporary_name()
+    temporary = path.parent / temporary_name()
     with refusing(path):
         try:
             os.mkdir(temporary)
@@ -249,7 +249,7 @@ def remove_leftovers(folder: Path | str) -> list[str]:
     """
     removed = []
     for parent, folders, files in os.walk(folder):
-        for name in [n for n in (*folders, *files) if n.startswith(_PREFIX) and n.endswith(_SUFFIX)]:
+        for name in filter(is_temporary, (*folders, *files)):
             path = Path(parent) / name
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -305,7 +305,17 @@ def _environment(error: OSError, path: Path, verb: str) -> Refused:
     return Refused(rule, value=value, place=f"{path} ({room})", fix=fix, code=Exit.ENVIRONMENT)
 
 
-def _temporary_name() -> str:
+def is_temporary(name: str) -> bool:
+    """Tell whether a name in a folder is that of something half-made.
+
+    >>> is_temporary(temporary_name()), is_temporary("model.onnx")
+    (True, False)
+    """
+    return name.startswith(_PREFIX) and name.endswith(_SUFFIX)
+
+
+def temporary_name() -> str:
+    """Return a new name that `is_temporary` knows, and whose bearer `remove_leftovers` removes."""
     return f"{_PREFIX}{secrets.token_hex(8)}{_SUFFIX}"
 
 

@@ -36,7 +36,9 @@ class Latency(Value):
     """Time of one call on one batch, in milliseconds, from rounds interleaved with the baseline.
 
     `ratio` is this artefact's median over the reference's, round by round; `quantiles_ms` holds the
-    0th, 1st, ..., 100th percentile for the distribution chart.
+    0th, 1st, ..., 100th percentile for the distribution chart. The rounds are of several `sittings`, each
+    with fresh processes; `noise` is the relative difference of two processes of the reference's file, which
+    widens every interval.
     """
 
     kind: Literal["latency"] = "latency"
@@ -51,6 +53,25 @@ class Latency(Value):
     threads: int
     calls: int
     rounds: int
+    sittings: int = 1
+    noise: float | None = None
+
+
+class BatchDependence(Value):
+    """Whether an example's output depends on the others in its batch, as measured.
+
+    Attributes:
+        difference: largest |f(batch)[i] - f(one)| over the largest |f(one)|, f(one) an example on its own.
+        dependent: whether that is more than rounding and noise make.
+        batch: examples of the batches in which quality was taken: the task's, or the target's where the
+            outputs depend on them.
+        n: examples that were compared.
+    """
+
+    difference: float
+    dependent: bool
+    batch: int
+    n: int
 
 
 class Operations(Value):
@@ -86,3 +107,7 @@ class Measurement(Value):
     operations: Operations | None = None
     difference: float | None = None
     """Largest relative difference between the outputs of the file and of the model in memory."""
+    quality_in_memory: float | None = None
+    """Metric of the model in memory, in batches of the task's size; what the file's should be."""
+    batches: BatchDependence | None = None
+    """Whether outputs depend on the batch, and in which batches quality was taken."""

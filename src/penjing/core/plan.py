@@ -11,6 +11,7 @@ from typing import Any
 from penjing.core.errors import Exit, Refused
 from penjing.core.method import Method, Only, name_of, stage_of
 from penjing.core.registry import method_from_json, method_to_json
+from penjing.core.value import Value
 
 Plan = tuple[Method, ...]
 """Methods in a legal order: stages never descend."""
@@ -28,7 +29,7 @@ def chain(*parts: Method | Iterable[Method]) -> Plan:
     """
     flat: list[Method] = []
     for part in parts:
-        flat.extend(part if isinstance(part, Iterable) and not isinstance(part, Method) else [part])
+        flat.extend(part if isinstance(part, Iterable) and not isinstance(part, Value) else [part])
     for method in flat:
         if not isinstance(method, Method):
             raise Refused(

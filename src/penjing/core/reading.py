@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.core.checks import as_array, as_input, as_target, attempt, refuse_not_finite
+from penjing.core.copies import row_hashes
 from penjing.core.data import Arrays, Batch, LiveSplit, Split
 from penjing.core.errors import Refused
 
@@ -39,11 +40,19 @@ class Reader:
         """Where the data was given."""
         return f"task.{self.name}"
 
-    def read(self, data: Any, live: bool) -> tuple[Split | LiveSplit, tuple[str, ...]]:
+    def read(
+        self, data: Any, live: bool, groups: NDArray[Any] | None = None
+    ) -> tuple[Split | LiveSplit, tuple[str, ...]]:
         """Return the split and notes on what was done to the data; `live` leaves loaders unread.
 
+        Args:
+            data: as the user gives it.
+            live: whether data other than arrays stay what they are, to be read anew on every pass.
+            groups: `[n]`, what each example belongs to.
+
         Raises:
-            Refused: no data, data of another form, or an example, input or label that cannot be used.
+            Refused: no data, data of another form, an example, input or label that cannot be used, other
+                examples on every pass, or another number of groups than of examples.
         """
         if data is None:
             raise Refused(
@@ -52,17 +61,88 @@ class Reader:
         if isinstance(data, LiveSplit):
             return (data, ()) if live else (self._together([data.arrays()]), ())
         if isinstance(data, Split):
+            groups = data.groups if groups is None else groups
             data = data.arrays()
         pair = _pair(data, self.place) if _is_pair_of_arrays(data) else None
         if pair is not None:
             split = self._together([self._arrays(pair, self.place)])
-            return self._limited(split), _cast(pair[0], split.inputs)
+            return self._limited(self._grouped(split, groups)), _cast(pair[0], split.inputs)
         if live:
-            return self._live(data), ()
-        seed = None if self.limit is None else self.seed
-        walk = self._walk(data, seed, check=False)
+            return self._live(data), self._dropped(data, None)
+        split = self._once(data)
+        if _is_indexed(data, self.place):
+            order = self._order(len(data))
+            groups = groups if order is None or groups is None else np.asarray(groups)[order][: len(split)]
+            return self._limited(self._grouped(split, groups)), ()
+        notes = self._dropped(data, len(split))
+        split, said = self._in_order(data, split, groups is not None)
+        return self._limited(self._grouped(split, groups)), (*notes, *said)
+
+    def _order(self, length: int) -> NDArray[np.int64] | None:
+        """Return the order in which a limited part of an indexed data set is read, None for its own."""
+        return None if self.limit is None else np.random.default_rng(self.seed).permutation(length)
+
+    def _once(self, data: Any) -> Split:
+        """Return the examples of one pass."""
+        walk = self._walk(data, None if self.limit is None else self.seed, check=False)
         batches = self._bounded(walk) if _length(data, self.place) is None or self.limit is not None else walk
-        return self._limited(self._together(list(batches))), ()
+        return self._together(list(batches))
+
+    def _grouped(self, split: Split, groups: NDArray[Any] | None) -> Split:
+        if groups is None:
+            return split
+        names = np.asarray(groups)
+        if names.shape != (len(split),):
+            raise Refused(
+                "the groups must be one for each example",
+                value=f"shape {names.shape} for {len(split)} examples",
+                place=f"task.groups, {self.name}",
+                fix="give one name or number for each example, in the order of the data",
+            )
+        return Split(split.inputs, split.targets, split.name, names)
+
+    def _dropped(self, data: Any, read: int | None) -> tuple[str, ...]:
+        """Return a note on the examples that a loader leaves out at its end; `read` is None before a pass."""
+        total, size = _length(data, self.place), _batch_size(data)
+        if total is None or self.limit is not None:
+            return ()
+        if read is None:
+            read = total // size * size if getattr(data, "drop_last", False) and size else total
+        if read >= total:
+            return ()
+        return (f"the loader of {self.name} leaves out {total - read} of {total} examples (drop_last)",)
+
+    def _in_order(self, data: Any, split: Split, grouped: bool) -> tuple[Split, tuple[str, ...]]:
+        """Return examples in an order that the next start finds again, and a note if the source has none."""
+        first = next(self._walk(data), None)
+        if first is not None and all(
+            np.array_equal(a, b[: len(a)])
+            for a, b in zip((*first[0], first[1]), (*split.inputs, split.targets), strict=True)
+        ):
+            return split, ()
+        if grouped or self.limit is not None:
+            what = "groups" if grouped else "max_examples"
+            raise Refused(
+                f"the data must come in a fixed order where there is {what}",
+                value="a loader that shuffles",
+                place=self.place,
+                fix=f"turn shuffling off for {self.name}",
+            )
+        rows = row_hashes((*split.inputs, split.targets))
+        again = self._once(data)
+        if sorted(rows) == sorted(row_hashes((*again.inputs, again.targets))):
+            order = np.array(sorted(range(len(rows)), key=rows.__getitem__))
+            return split.take(order, self.name), (
+                f"the loader of {self.name} shuffles: its examples were put in the order of their content",
+            )
+        if self.name != "train":
+            raise Refused(
+                "the examples must be the same on every pass",
+                value="other content at the second reading",
+                place=self.place,
+                fix=f"turn augmentation off for {self.name}: what is judged on has to stay",
+            )
+        return split, ("train gives other examples on every pass, so that a stopped run cannot be resumed",)
 
     def _live(self, data: Any) -> LiveSplit:
         def walk(seed: int | None) -> Iterator[Batch]:
@@ -260,6 +340,11 @@ def _length(data: Any, place: str) -> int | None:
         except TypeError:
             continue
     return None
+
+
+def _batch_size(data: Any) -> int | None:
+    size = getattr(data, "batch_size", None)
+    return size if isinstance(size, int) and size > 0 else None
 
 
 def _refuse_another_kind(first: Batch, batch: Batch, place: str) -> None:

@@ -30,21 +30,21 @@ def search(
     """
     done: list[Trial] = []
     plan = next(planner, None)
-    while plan is not None and not _spent(plan, done, budget, seconds_left, seconds_of):
+    while plan is not None and not _is_over(plan, done, budget, seconds_left, seconds_of):
         trial = evaluate(plan)
         done.append(trial)
         yield trial
-        plan = _told(planner, trial)
+        plan = _send(planner, trial)
 
 
-def _told(planner: Planner, trial: Trial) -> Plan | None:
+def _send(planner: Planner, trial: Trial) -> Plan | None:
     try:
         return planner.send(trial)
     except StopIteration:
         return None
 
 
-def _spent(
+def _is_over(
     plan: Plan,
     done: list[Trial],
     budget: Budget,

@@ -13,7 +13,6 @@ from penjing.core.backend import Arrays
 from penjing.core.config import refusal
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import need
-from penjing.core.plan import Plan
 from penjing.core.value import Model, Value
 
 RuntimeName = Literal["auto", "onnxruntime", "openvino", "torch"]
@@ -98,7 +97,7 @@ class Runtime(Protocol):
 
     name: str
 
-    def deliver(self, model: Model, plan: Plan, example: Arrays, folder: Path) -> dict[str, Any]:
+    def deliver(self, model: Model, example: Arrays, folder: Path) -> dict[str, Any]:
         """Write the model's files into the folder; return facts for the manifest (input names, format).
 
         A fact `changes` holds what the runtime made of layers; it joins the artefact's changes.

@@ -7,8 +7,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from penjing.core.budget import Budget
-from penjing.core.measurement import Estimate, Latency, Measurement
+from penjing.core.measurement import Estimate, Latency, Measurement, Operations, Quantity
 from penjing.core.value import Value
+
+
+class StepQuality(Value):
+    """What one step of a plan left: its `step` as plain data, quality in memory and operations."""
+
+    step: dict[str, Any]
+    quality: Quantity
+    operations: Operations
 
 
 class Trial(Value):
@@ -22,6 +30,7 @@ class Trial(Value):
         breaks: for every limit that is broken, the measured value over the limit (above 1).
         folder: the artefact, relative to the run directory.
         seconds: wall time by activity (`training`, `evaluation`, `export`, `measurement`, ...).
+        steps: what each step of the plan left, for the ablation.
     """
 
     key: str
@@ -35,8 +44,8 @@ class Trial(Value):
     breaks: dict[str, float] = Field(default_factory=dict)
     folder: str | None = None
     seconds: dict[str, float] = Field(default_factory=dict)
-    steps: list[dict[str, Any]] = Field(default_factory=list)
-    warnings: list[str] = Field(default_factory=list)
+    steps: tuple[StepQuality, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def feasible(self) -> bool:
@@ -50,7 +59,7 @@ class Trial(Value):
         return m.latency.p50_ms.value if m is not None and isinstance(m.latency, Latency) else None
 
 
-def cost_of(measurement: Measurement, name: str) -> float | None:
+def get_cost(measurement: Measurement, name: str) -> float | None:
     """Return the value of a cost (`latency` in ms, `size` and `memory` in bytes, `operations`), or None."""
     if name == "latency":
         return measurement.latency.p50_ms.value if isinstance(measurement.latency, Latency) else None
@@ -66,7 +75,7 @@ ROUNDING = 1e-9
 """Relative excess over a limit that the subtraction of two floats can make; it breaks no limit."""
 
 
-def broken(
+def find_broken_limits(
     budget: Budget, measurement: Measurement, baseline: Measurement, drop: float | None
 ) -> dict[str, float]:
     """Return the limits that the point estimates break, each with measured value over limit.
@@ -76,7 +85,7 @@ def broken(
     """
     ratios: dict[str, float] = {}
     for name, limit in budget.costs.items():
-        value, base = cost_of(measurement, name), cost_of(baseline, name)
+        value, base = get_cost(measurement, name), get_cost(baseline, name)
         if value is None or (limit.relative and not base):
             ratios[name] = 1e9
             continue

@@ -73,11 +73,15 @@ class Certificate(Value):
         candidate, position: the candidate that the numbers below describe, and its place in the sequence.
         metric, max_drop: what was tested; no limit: intervals only.
         n, confidence: examples, and the one-sided confidence of each bound and of the whole sequence.
+        groups: how many groups of examples were taken as independent; None where each example was.
+        no_bound: why no bound on the metric is known, and what would give one; nothing is certified then and
+            the interval of `drop` is an indication. Empty where there is a bound.
         method: the test, in words.
         drop: loss of the metric (an increase where smaller is better) with its two one-sided bounds.
-        flips, worst_class: None where the outputs are no class scores.
+        flips, worst_class: None where the outputs are no class scores; the worst class also where examples
+            come in groups.
         smallest_certifiable_drop: what n examples with these changes certify with 80% power, were the true
-            drop 0 (approximate where the metric is no mean over examples).
+            drop 0 (approximate but for shares); None where there is no bound.
         needed_n: examples that would certify `max_drop` with 80% power if the true drop were the measured
             one; None where it is not below the limit.
         sequence: the candidates in the fixed order of testing; testing stops at the first that fails.
@@ -88,8 +92,10 @@ class Certificate(Value):
     metric: str
     max_drop: float | None = None
     n: int
+    groups: int | None = None
     confidence: float
     method: str
+    no_bound: str = ""
     drop: Estimate
     flips: Flips | None = None
     worst_class: WorstClass | None = None
@@ -182,7 +188,9 @@ def judge_drop(certificate: Certificate, max_drop: float, baseline: float | None
     drop = certificate.drop
     tested = certificate.max_drop is not None and certificate.max_drop == max_drop
     status: Status = "inconclusive"
-    if certificate.certified if tested else drop.high <= max_drop:
+    if certificate.no_bound:
+        pass
+    elif certificate.certified if tested else drop.high <= max_drop:
         status = "reached"
     elif drop.low > max_drop:
         status = "not_reached"
@@ -219,6 +227,8 @@ def drop_in_words(value: float, metric: str) -> str:
 
 
 def _missing(certificate: Certificate, max_drop: float) -> str:
+    if certificate.no_bound:
+        return f"no bound on the metric: {certificate.no_bound}"
     text = (
         f"cannot certify a drop of at most {drop_in_words(max_drop, certificate.metric)} "
         f"with {certificate.n:,} examples"
@@ -258,10 +268,16 @@ def _row(name: str, limit: LimitVerdict, metric: str) -> tuple[str, ...]:
 def _explain(certificate: Certificate) -> list[str]:
     drop = certificate.drop
     low, high = (drop_in_words(x, certificate.metric) for x in (drop.low, drop.high))
+    bound = (
+        "an indication, no bound"
+        if certificate.no_bound
+        else f"each bound at {certificate.confidence * 100:g}%"
+    )
+    groups = "" if certificate.groups is None else f" in {certificate.groups:,} groups"
     lines = [
         f"certificate: {certificate.candidate}: {certificate.metric} drops by "
-        f"{drop_in_words(drop.value, certificate.metric)} (between {low} and {high}, each bound at "
-        f"{certificate.confidence * 100:g}%) on {certificate.n:,} unseen examples; {certificate.method}"
+        f"{drop_in_words(drop.value, certificate.metric)} (between {low} and {high}, {bound}) "
+        f"on {certificate.n:,} unseen examples{groups}; {certificate.method}"
     ]
     if certificate.flips is not None:
         flips = certificate.flips

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from penjing.core.artefact import deliver, open_artefact
 from penjing.core.backend import enter
 from penjing.core.extras import missing
 from penjing.core.measurement import Measurement
+from penjing.core.scratch import scratch
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.measurement.measure import measure_all
 from penjing.measurement.process import factory_of
-from penjing.search.runtimes import openvino_modes
+from penjing.search.runtimes import list_openvino_modes
 
 
 def benchmark(
@@ -41,11 +41,11 @@ def benchmark(
     example = task.valid.example()
     backend.check(model, example)
     factory = factory_of(model)
-    with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:
+    with scratch() as temporary:
         entries: dict[str, Any] = {}
         for target in _targets(backend.name, threads, batch):
-            folder = Path(temporary) / target.label.replace(" ", "-")
-            deliver(model, (), target, folder, example=example)
+            folder = temporary / target.label.replace(" ", "-")
+            deliver(model, target, folder, example=example)
             entries[f"float, {target.label}"] = (folder, target, factory)
         counts = dict.fromkeys(entries, backend.operations(model, example))
         for path in artefacts:
@@ -63,7 +63,7 @@ def benchmark(
 def _targets(backend: str, threads: int, batch: int) -> list[Target]:
     common = {"threads": threads, "batch": batch}
     targets = [] if missing("onnx") else [Target("onnxruntime", **common)]
-    targets += [Target("openvino", mode=mode, **common) for mode in openvino_modes()]
+    targets += [Target("openvino", mode=mode, **common) for mode in list_openvino_modes()]
     if backend == "torch":
         targets += [Target("torch", mode=mode, **common) for mode in ("eager", "compiled")]
     return targets

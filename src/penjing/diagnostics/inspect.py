@@ -58,5 +58,9 @@ def _groups(backend: Backend, model: Model, example: Arrays) -> tuple[Groups, st
 
 
 def list_methods(backend: str) -> set[str]:
-    """Return the names of the methods that have a handler for a backend."""
+    """Return the names of the methods that have a handler for a backend.
+
+    >>> "PruneChannels" in list_methods("numpy")
+    True
+    """
     return {name for name, kind in load_methods().items() if {backend, "any"} & set(backends_of(kind))}

@@ -152,7 +152,7 @@ def _quantize(
 ) -> tuple[list[Change], dict[str, Any]]:
     """Quantize a block in place, its layers again torch's own, with rounded weights."""
     from penjing.backends.torch.quant.stated import layer_formats
-    from penjing.backends.torch.quantizers import without_quantizers
+    from penjing.backends.torch.quantizers import remove_quantizers
 
     split = Split(given, np.zeros(len(given[0]), np.int64), "calibration")
     task = Task(train=split, valid=split, test=split, prepared=True)
@@ -174,7 +174,7 @@ def _quantize(
         job.result / PACKED / job.shard(index),
         {name: found.weights for name, found in layer_formats(block).items()},
     )
-    without_quantizers(block)
+    remove_quantizers(block)
     return changes + _left(job, index, changes), facts
 
 

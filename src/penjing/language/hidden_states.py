@@ -23,6 +23,12 @@ def write_hidden_states(path: Path, shape: tuple[int, ...], batches: Iterable[ND
 
     Raises:
         Refused: a value is NaN or infinite; or as `write_file`.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_hidden_states(Path(folder, "a.npy"), (2, 3, 4), [np.ones((2, 3, 4), np.float32)])
+    ...     read_hidden_states(Path(folder, "a.npy")).shape
+    (2, 3, 4)
     """
 
     def write(file: BinaryIO) -> None:

@@ -65,6 +65,10 @@ def read_packed_weights(folder: Path | str) -> Iterator[tuple[str, Encoded]]:
 
     Raises:
         Refused: the folder is no quantized checkpoint.
+
+    >>> for name, weight in read_packed_weights("small"):  # doctest: +SKIP
+    ...     print(name, weight.format, decode(weight).shape)
+    model.layers.0.self_attn.q_proj int4 group 32 (4096, 4096)
     """
     from safetensors import safe_open
 
@@ -111,17 +115,19 @@ def load_quantized(folder: Path | str) -> Any:
 
     Raises:
         Refused: transformers is missing; the folder is damaged, or no quantized checkpoint.
+
+    >>> model = load_quantized("small")  # doctest: +SKIP
     """
     need("language", "load_quantized")
     verify_manifest(folder)
     import torch
     from transformers import AutoModelForCausalLM
 
-    from penjing.backends.torch.decoder.decoder_block import as_linear
+    from penjing.backends.torch.decoder.decoder_block import replace_transposed_linear
     from penjing.backends.torch.quantizers import set_quantizers
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True).eval()
-    as_linear(model)
+    replace_transposed_linear(model)
     for name, weight in read_packed_weights(folder):
         layer = model.get_submodule(name)
         with torch.no_grad():

@@ -82,6 +82,10 @@ def quantize_checkpoint(
             checkpoint has no safetensors, an unknown architecture, a missing or damaged shard, NaN, or is
             quantized; tokens are empty, too short, too long or outside of the vocabulary; there is no room;
             the output folder or its beginning is of another run.
+
+    >>> tokens = numpy.load("tokens.npy")  # doctest: +SKIP
+    >>> method = penjing.QuantizeGPTQ("int4 group 32", None)  # doctest: +SKIP
+    >>> quantize_checkpoint("llama", method, tokens, "small").packed_bytes  # doctest: +SKIP
     """
     start, folder, out = time.perf_counter(), Path(folder), Path(out)
     job = _checked(folder, method, {"tokens": tokens, "evaluation": evaluation}, out, seed, say)

@@ -8,6 +8,7 @@ Risks with Pareto Testing", ICLR 2023).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from penjing.core.errors import Refused
 from penjing.core.measurement import Estimate
 from penjing.core.task import Task
 from penjing.core.verdict import Certificate, Flips, Step, WorstClass
-from penjing.measurement.paired import Paired, compare
+from penjing.measurement.compare import compare, numbered
+from penjing.measurement.paired import Paired
 from penjing.measurement.quality import is_classification, label_of, metric_name
 
 Array = NDArray[Any]
@@ -32,7 +34,7 @@ def certify(
     task: Task,
     max_drop: float | None,
     confidence: float = 0.95,
-    classes: tuple[str, ...] = (),
+    groups: Array | None = None,
 ) -> tuple[Certificate, int | None]:
     """Test candidates in the order given, safest first, and return the certificate of the last certified.
 
@@ -40,11 +42,12 @@ def certify(
         baseline_outputs: of the unseen split, for each example.
         candidates: name and outputs of each, on the same examples in the same order.
         targets: of these examples.
-        task: its metric and direction.
+        task: its metric, direction, range of the metric and class names.
         max_drop: largest loss of the metric, absolute; None: intervals only, nothing is tested.
         confidence: one-sided, between 0.5 and 1; at most 1 - confidence of such runs certify any
             candidate whose true drop is `max_drop` or more.
-        classes: names for the report.
+        groups: `[n]`, equal for examples that depend on each other (of a patient, a user, a document): then
+            whole groups are what is counted as independent; None where all examples are.
 
     Returns:
         The certificate, and the index of the last certified candidate. Where none is: None, and the
@@ -59,7 +62,7 @@ def certify(
             place="certify",
             fix="give (name, outputs) of the baseline itself where nothing else is tested",
         )
-    pairs = [compare(task, baseline_outputs, outputs, targets) for _, outputs in candidates]
+    pairs = [compare(task, baseline_outputs, outputs, targets, groups) for _, outputs in candidates]
     steps = _walk([name for name, _ in candidates], pairs, max_drop, confidence)
     certified = max((i for i, step in enumerate(steps) if step.certified), default=None)
     position = certified if certified is not None else (len(steps) - 1 if max_drop is None else 0)
@@ -73,19 +76,22 @@ def certify(
         n=len(targets),
         how=f"{pair.method}; both bounds one-sided",
     )
-    flips, worst = _changes(baseline_outputs, candidates[position][1], targets, confidence, classes)
+    flips, worst = _changes(baseline_outputs, candidates[position][1], targets, confidence, task.class_names)
+    smallest, units = pair.smallest(confidence), numbered(groups)
     certificate = Certificate(
         candidate=step.name,
         position=position,
         metric=metric_name(task),
         max_drop=max_drop,
         n=len(targets),
+        groups=None if units is None else int(units.max()) + 1,
         confidence=confidence,
         method=pair.method,
         drop=drop,
         flips=flips,
-        worst_class=worst,
-        smallest_certifiable_drop=pair.smallest(confidence),
+        worst_class=worst if units is None else None,
+        no_bound=pair.no_bound,
+        smallest_certifiable_drop=smallest if math.isfinite(smallest) else None,
         needed_n=None if max_drop is None else pair.needed(max_drop, confidence),
         sequence=tuple(steps),
     )
@@ -108,6 +114,7 @@ def _walk(
         p = pair.p_value(max_drop, 1 - confidence)
         certified = p <= 1 - confidence and upper <= max_drop
         reason = "" if certified else f"the drop may exceed {max_drop:g}: upper bound {upper:.4g}"
+        reason = f"no bound on the metric: {pair.no_bound}" if pair.no_bound else reason
         steps.append(
             Step(
                 name=name,

@@ -11,7 +11,7 @@ from penjing.core.backend import Backend
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.core.verdict import Verdict
-from penjing.measurement.measure import difference
+from penjing.measurement.agreement import difference
 from penjing.measurement.quality import metric_name, metric_value
 
 REPEATS = 5

@@ -11,11 +11,14 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Finished, Limits, refused_from
+from penjing.core.files import refusing
+from penjing.core.system import system_error
 from penjing.core.target import Target
 from penjing.core.value import Model
 from penjing.measurement.serving import Factory, Served, serve
@@ -23,8 +26,11 @@ from penjing.processes.child import Child, Output
 from penjing.processes.follow import ask
 from penjing.processes.packing import pack
 
-USUAL = Limits(seconds=600.0)
-"""Limits where the caller states none."""
+LONGEST_S = 600.0
+"""Seconds of one request where the caller states no limit."""
+
+MEMORY_SHARE = 0.9
+"""Share of the free memory that one process may take where the caller states no limit."""
 
 _NEED_THE_CLASS = frozenset({"torch"})
 
@@ -38,6 +44,20 @@ def _itself(model: Model) -> Model:
     return model
 
 
+def usual_limits() -> Limits:
+    """Return the limits where the caller states none: 600 s a request, nine tenths of the free memory.
+
+    >>> usual_limits().seconds
+    600.0
+    """
+    available = int(psutil.virtual_memory().available)
+    return Limits(seconds=LONGEST_S, memory_bytes=int(MEMORY_SHARE * available))
+
+
+class Lost(Refused):
+    """The process of an artefact ended, or was ended at a limit, instead of answering."""
+
+
 class RuntimeProcess:
     """A killable process that holds one artefact, pinned to `target.threads` cores.
 
@@ -45,7 +65,8 @@ class RuntimeProcess:
         folder: the delivered artefact; its manifest is verified in the process.
         target: the runtime, its threads and batch.
         model: makes the user's own class, for runtimes that need it (torch).
-        limits: seconds of one request, and memory of the process with its children.
+        limits: seconds of one request, and memory: of the process with its children as it is watched, of
+            the process alone as the system grants it. None for `usual_limits`.
         verify: whether to check the manifest (off only for files just written by the caller).
 
     Use it as a context manager; the process and all its children end with it.
@@ -56,7 +77,8 @@ class RuntimeProcess:
 
     Raises:
         Refused: the artefact cannot be loaded, the process crashed (the signal is named), ran out of time
-            or memory, or more threads were asked for than there are cores.
+            or memory (these three as `Lost`), the disk is full or something else of the machine stands in
+            the way (environment), or more threads were asked for than there are cores.
     """
 
     def __init__(
@@ -65,17 +87,15 @@ class RuntimeProcess:
         target: Target,
         *,
         model: Factory | None = None,
-        limits: Limits = USUAL,
+        limits: Limits | None = None,
         verify: bool = True,
     ) -> None:
         self.folder = Path(folder)
         self.target = target
-        self.limits = limits
+        self.limits = usual_limits() if limits is None else limits
         cores = cores_for(target.threads)
-        # Address space bounds ONNX Runtime's arenas; torch maps far more than it uses.
-        bounded = limits.memory_bytes if target.runtime == "onnxruntime" else None
         factory = model if target.runtime in _NEED_THE_CLASS else None
-        call = (serve, (Served(self.folder, target, cores, verify, bounded),))
+        call = (serve, (Served(self.folder, target, cores, verify, self.limits.memory_bytes),))
         with pack(factory, "model()") as payload, pack(call, "request") as packed:
             self._child = Child(payload, packed, environment(target), Output(None))
         self._finalizer = weakref.finalize(self, self._child.end, 0.0)
@@ -134,32 +154,54 @@ class RuntimeProcess:
 
     def _ask(self, action: str, **fields: Any) -> dict[str, Any]:
         if not self.alive:
-            raise self._refusal("must be open", "a process that has ended", "open the artefact again")
+            raise Lost(
+                "must be open",
+                value="a process that has ended",
+                place=self.place,
+                fix="open the artefact again",
+            )
         finished = ask(self._child, {"do": action} | fields, self.limits)
-        if finished.refusal is not None:
-            raise refused_from(finished.refusal)
         if finished.value is not None:
             return finished.value
+        refused = None if finished.refusal is None else refused_from(finished.refusal)
+        if finished.fault and (refused is None or refused.code != Exit.ENVIRONMENT):
+            raise self._hindered(action, finished)
+        if refused is not None:
+            raise refused
         if self.alive:
             raise RuntimeError(f"the runtime process failed during {action}:\n{finished.detail}")
         raise self._lost(action, finished)
 
-    def _lost(self, action: str, finished: Finished) -> Refused:
-        """Return the refusal for a process that was ended, or ended itself, instead of answering."""
+    def _lost(self, action: str, finished: Finished) -> Lost:
         if finished.status == "timeout":
             value = f"no answer to {action} in {self.limits.seconds:g} s"
-            return self._refusal("must answer in time", value, "give it more time, or a smaller batch")
-        error = self._refusal(
+            fix = "give it more time, or a smaller batch"
+            return Lost("must answer in time", value=value, place=self.place, fix=fix)
+        error = Lost(
             "must survive",
-            f"{finished.reason} during {action}",
-            "give it more memory or a smaller batch, or choose another target",
+            value=f"{finished.reason} during {action}",
+            place=self.place,
+            fix="give it more memory or a smaller batch, or choose another target",
         )
         if finished.detail:
             error.add_note(finished.detail)
         return error
 
-    def _refusal(self, rule: str, value: str, fix: str) -> Refused:
-        return Refused(rule, value=value, place=f"{self.target.label} on {self.folder}", fix=fix)
+    def _hindered(self, action: str, finished: Finished) -> Refused:
+        error = Refused(
+            "must find room, permission and free files on the machine",
+            value=f"{finished.reason} during {action}",
+            place=self.place,
+            fix="mend what the message names, then go on",
+            code=Exit.ENVIRONMENT,
+        )
+        error.__cause__ = system_error(finished.fault)
+        return error
+
+    @property
+    def place(self) -> str:
+        """The target and the folder, for refusals."""
+        return f"{self.target.label} on {self.folder}"
 
 
 def cores_for(threads: int) -> list[int]:
@@ -224,7 +266,7 @@ def save_arrays(folder: Path, arrays: Arrays, name: str) -> tuple[Path, ...]:
     (PosixPath('scratch/inputs.0.npy'),)
 
     Raises:
-        Refused: an array holds objects.
+        Refused: an array holds objects, or the disk is full (environment).
     """
     paths = []
     for i, array in enumerate(arrays):
@@ -236,5 +278,6 @@ def save_arrays(folder: Path, arrays: Arrays, name: str) -> tuple[Path, ...]:
                 fix="convert texts and objects to numbers first",
             )
         paths.append(folder / f"{name}.{i}.npy")
-        np.save(paths[-1], array, allow_pickle=False)
+        with refusing(paths[-1]):
+            np.save(paths[-1], array, allow_pickle=False)
     return tuple(paths)

@@ -24,6 +24,9 @@ from penjing.processes.channel import Channel, Message, attempt
 Factory = Callable[[], Model]
 """Makes a model of the user's own class; called without arguments."""
 
+_HEADROOM = 2**28
+_NO_MEMORY = ("allocate memory", "bad_alloc", "bad allocation", "out of memory")
+
 
 @dataclass
 class Served:
@@ -33,7 +36,7 @@ class Served:
         folder, target: of the artefact.
         cores: that the process is pinned to.
         verify: whether the manifest is checked.
-        limit_bytes: that bounds the address space; None for no bound.
+        limit_bytes: of memory that the process may still allocate; None for no limit.
         factory: makes the user's class, for runtimes that need it.
         runner: the opened artefact.
         batch: what `time` calls it on.
@@ -63,10 +66,12 @@ class Served:
         }
         try:
             return actions[name](**request)
-        except MemoryError:
+        except Exception as error:
+            if not _lacks_memory(error):
+                raise
             raise Refused(
                 "must run within its memory limit",
-                value="out of memory",
+                value=str(error).strip()[:200] or "out of memory",
                 place=f"{self.target.label} on {self.folder}",
                 fix="use a smaller batch or a higher memory limit",
             ) from None
@@ -87,17 +92,20 @@ class Served:
             open_artefact(self.folder)
         before = memory("VmRSS")
         if self.limit_bytes is not None:
-            _limit_address_space(self.limit_bytes)
+            _limit_data(self.limit_bytes)
         self.runner = runtime_for(self.target).open(self.folder, self.target, self.factory)
         modules = [name for name in ("torch", "scipy", "sklearn") if name in sys.modules]
         return {"cores": cores, "rss_before_bytes": before, "modules": modules, "pid": os.getpid()}
 
     def outputs(self, inputs: list[str], batch: int, to: str) -> Message:
-        """Run every example, batch by batch, and write the outputs to a `.npy` file."""
+        """Run every example, batch by batch, and write the outputs to a `.npy` file.
+
+        A runner with a fixed batch takes fewer examples filled up with copies of the last.
+        """
         runner = self._loaded()
-        arrays = _read(inputs)
-        size = getattr(runner, "fixed_batch", None) or batch
-        outputs = np.concatenate([_run(runner, part, size) for part in _batches(arrays, size)])
+        fixed = getattr(runner, "fixed_batch", None)
+        parts = _batches(_read(inputs), min(batch, fixed or batch))
+        outputs = np.concatenate([_run(runner, part, fixed) for part in parts])
         np.save(to, outputs, allow_pickle=False)
         return {"examples": len(outputs)}
 
@@ -142,7 +150,7 @@ def serve(factory: Factory | None, channel: Channel, served: Served) -> Message:
 
 
 def memory(field: str) -> int | None:
-    """Read `VmRSS` or `VmHWM` (the peak) of this process in bytes; None off Linux."""
+    """Read `VmRSS`, `VmHWM` (its peak) or `VmData` of this process in bytes; None off Linux."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith(f"{field}:"):
@@ -157,12 +165,24 @@ def _pin(cores: list[int]) -> list[int]:
     return []
 
 
-def _limit_address_space(limit_bytes: int) -> None:
-    # Beyond what the interpreter has mapped already: thread stacks and arenas count, hence the headroom.
+def _limit_data(limit_bytes: int) -> None:
+    """Let the system refuse what the process allocates beyond a number of bytes from now on.
+
+    What counts is writable private memory, so that the files of libraries and reserved addresses, of which
+    torch maps far more than it uses, do not.
+    """
     import resource
 
-    mapped = memory("VmSize") or 0
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + limit_bytes + 2**28, resource.RLIM_INFINITY))
+    # Stacks of threads and what allocators keep count as well, hence the headroom.
+    bound = (memory("VmData") or 0) + limit_bytes + _HEADROOM
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard == resource.RLIM_INFINITY or bound < hard:
+        resource.setrlimit(resource.RLIMIT_DATA, (bound, hard))
+
+
+def _lacks_memory(error: BaseException) -> bool:
+    """Tell whether an exception is of memory that was not granted; every library words that in its way."""
+    return isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY)
 
 
 def _read(paths: list[str]) -> tuple[NDArray[Any], ...]:
@@ -174,10 +194,10 @@ def _batches(arrays: tuple[NDArray[Any], ...], size: int) -> Iterator[tuple[NDAr
         yield tuple(np.array(x[start : start + size]) for x in arrays)
 
 
-def _run(runner: Runner, batch: tuple[NDArray[Any], ...], size: int) -> NDArray[Any]:
+def _run(runner: Runner, batch: tuple[NDArray[Any], ...], fixed: int | None) -> NDArray[Any]:
     count = len(batch[0])
-    if getattr(runner, "fixed_batch", None) and count < size:
-        batch = tuple(np.concatenate([x, np.repeat(x[-1:], size - count, axis=0)]) for x in batch)
+    if fixed is not None and count < fixed:
+        batch = tuple(np.concatenate([x, np.repeat(x[-1:], fixed - count, axis=0)]) for x in batch)
     output = np.asarray(runner(*batch))
     if output.ndim == 0 or len(output) < count:
         raise Refused(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from penjing.core.artefact import deliver
@@ -14,11 +14,13 @@ from penjing.core.data import LiveSplit, Split
 from penjing.core.errors import Refused
 from penjing.core.executor import Limits
 from penjing.core.measurement import Estimate
+from penjing.core.scratch import scratch
 from penjing.core.target import Target
 from penjing.core.value import Model
-from penjing.measurement.latency import interleave, summarise
-from penjing.measurement.measure import timed_batch
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
+from penjing.measurement.serving import Factory
+from penjing.measurement.sittings import Open, summarise_sittings, take_sittings
+from penjing.measurement.stage import timed_batch
 
 SECONDS = 4.0
 
@@ -33,13 +35,13 @@ def beside(
     """Deliver a model and give a function that times other models beside it.
 
     The function delivers its argument for the target, and returns the ratio of its latency to the
-    reference's: the median over interleaved rounds, with its interval at 95%.
+    reference's, with its interval at 95%: of several sittings, each with fresh processes.
 
     Args:
         reference: of which the latency counts as 1.
         target: where both run, each in a process of its own.
         split: the timed batch is made of its examples.
-        seconds: of timing for each model.
+        seconds: of timing for each model, the opening of processes included.
 
     >>> with beside(model, Target(), task.valid) as ratio_of:  # doctest: +SKIP
     ...     ratio_of(pruned).value
@@ -50,28 +52,31 @@ def beside(
     """
     example, numbers = split.example(), itertools.count()
     inputs = next(split.batches(target.batch))[0]
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penjing-")))
+    with scratch() as folder:
         batch = save_arrays(folder, timed_batch(inputs, target), "batch")
 
-        def start(model: Model, keeper: ExitStack) -> RuntimeProcess:
-            path = deliver(model, (), target, folder / f"model{next(numbers)}", example=example).path
-            process = keeper.enter_context(RuntimeProcess(path, target, model=factory_of(model)))
-            process.set_batch(batch)
-            return process
+        def opener(model: Model) -> Open:
+            path = deliver(model, target, folder / f"model{next(numbers)}", example=example).path
+            return partial(_opened, path, target, batch, factory_of(model))
 
-        first = start(reference, stack)
+        first = opener(reference)
 
         def ratio_of(model: Model) -> Estimate:
-            with ExitStack() as own:
-                samples = interleave({"reference": first, "model": start(model, own)}, seconds=seconds)
-            found = summarise(
-                samples["model"], samples["reference"], target.batch, target.threads, "reference"
-            )
-            assert found.ratio is not None
-            return found.ratio
+            sittings = take_sittings({"reference": first, "model": opener(model)}, "reference", seconds)
+            found = summarise_sittings(sittings, "model", "reference", target.batch, target.threads).ratio
+            assert found is not None
+            return found
 
         yield ratio_of
+
+
+@contextmanager
+def _opened(
+    path: Path, target: Target, batch: tuple[Path, ...], factory: Factory | None, verify: bool = True
+) -> Iterator[RuntimeProcess]:
+    with RuntimeProcess(path, target, model=factory, limits=LIMITS, verify=verify) as process:
+        process.set_batch(batch)
+        yield process
 
 
 def ratios(
@@ -85,7 +90,8 @@ def ratios(
         reference: of which the latency counts as 1; it must run.
         target: where all run.
         inputs: examples that the timed batch is made of.
-        seconds: of timing, all together; six rounds are made in any case.
+        seconds: of timing, all together, the opening of processes included; one sitting of six rounds is
+            made in any case.
 
     Returns:
         The ratio of each artefact's latency to the reference's with its interval at 95%, and for those that
@@ -104,25 +110,17 @@ def ratios(
             raise refusal
         failures[name] = str(refusal)
 
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penjing-")))
+    with scratch() as folder:
         batch = save_arrays(folder, timed_batch(inputs, target), "batch")
-        processes = {}
-        for name, path in folders.items():
-            try:
-                checked = name == reference
-                process = RuntimeProcess(path, target, limits=LIMITS, verify=checked)
-                stack.enter_context(process)
-                process.set_batch(batch)
-                processes[name] = process
-            except Refused as refusal:
-                fail(name, refusal)
-        samples = interleave(processes, min_calls=1, seconds=seconds, on_failure=fail)
+        openers: dict[str, Open] = {
+            name: partial(_opened, path, target, batch, None, verify=name == reference)
+            for name, path in folders.items()
+        }
+        sittings = take_sittings(openers, reference, seconds, fail, min_calls=1)
     found = {}
-    for name, times in samples.items():
-        if name == reference:
-            continue
-        ratio = summarise(times, samples[reference], target.batch, target.threads, reference).ratio
-        assert ratio is not None
-        found[name] = ratio
+    for name in sittings.samples:
+        if name != reference:
+            ratio = summarise_sittings(sittings, name, reference, target.batch, target.threads).ratio
+            assert ratio is not None
+            found[name] = ratio
     return found, failures

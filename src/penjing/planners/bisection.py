@@ -26,7 +26,7 @@ from penjing.core.search import Planner
 from penjing.core.trial import Trial
 from penjing.core.value import Value
 from penjing.planners.forecast import WITHOUT_TIME
-from penjing.planners.recovery import recovery
+from penjing.planners.recovery import plan_recovery
 from penjing.prune.blocks import RemoveBlocks
 from penjing.prune.channels import PruneChannels
 
@@ -132,7 +132,7 @@ class Lever:
         return tuple(kept_width(w, ratio, 1, self.round_to) for w in self.widths) or (ratio,)
 
 
-def bisection(setting: Setting, options: Bisection | None = None) -> Planner:
+def bisect(setting: Setting, options: Bisection | None = None) -> Planner:
     """Propose plans; told of each trial, end when every lever's largest share that passes is known."""
     options = options or Bisection()
     best = setting.start or setting.baseline
@@ -163,7 +163,7 @@ class _Search:
         structure = sorted((*self.cut, *step), key=lambda method: isinstance(method, PruneChannels))
         recovers: Plan = ()
         if self.setting.trainable and epochs is not None:
-            recovers = (recovery(epochs, self.setting.training_precision),)
+            recovers = (plan_recovery(epochs, self.setting.training_precision),)
         return chain(structure, self.setting.repair, recovers, self.precision)
 
 

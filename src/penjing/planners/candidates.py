@@ -76,8 +76,8 @@ class Probed(Value):
     reason: str = ""
 
 
-def candidates(
-    layers: Sequence[Mapping[str, Any]], multiply_adds: Mapping[str, int], target: Target
+def list_recipes(
+    kinds: Mapping[str, str], multiply_adds: Mapping[str, int], target: Target
 ) -> tuple[Candidate, ...]:
     """Return the recipes that are worth a measurement, the most promising first.
 
@@ -87,11 +87,11 @@ def candidates(
     in OpenVINO, which runs its operators in float), and weights alone in 8 and 4 bits.
 
     Args:
-        layers: `name` and `kind` of each.
+        kinds: of each layer, by its name.
         multiply_adds: of one example, by layer.
         target: where the result must run; none where its runtime takes no integer graph.
     """
-    kinds = {str(x["name"]): str(x["kind"]) for x in layers if x["kind"] in _KINDS}
+    kinds = {name: kind for name, kind in kinds.items() if kind in _KINDS}
     if "onnx" not in runtime_for(target).backends() or not kinds:
         return ()
     linear = [name for name, kind in kinds.items() if kind == "linear"]
@@ -143,14 +143,14 @@ def _partly_float(
 
 
 def _static_without(left: list[str], names: list[str]) -> Plan:
-    left_out = patterns(left, [name for name in names if name not in left])
+    left_out = match_with_patterns(left, [name for name in names if name not in left])
     return chain(only(" | ".join(f"!{pattern}" for pattern in left_out), Int8Static()), CorrectBias())
 
 
-def patterns(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+def match_with_patterns(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     """Return shell patterns that match all of some names and none of the others, in which `*` is a number.
 
-    >>> patterns(["a.0.x", "a.1.x"], ["a.0.y"])
+    >>> match_with_patterns(["a.0.x", "a.1.x"], ["a.0.y"])
     ('a.*.x',)
     """
     found: list[str] = []
@@ -172,7 +172,7 @@ def _widest(name: str, others: Sequence[str]) -> str:
     return ".".join(exact)
 
 
-def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
+def order_recipes(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
     """Return the recipes that a search is to try, in this order, the first that keeps quality being the last.
 
     The fastest first, those that are as fast by expected loss. A recipe that does not pay in speed is tried
@@ -183,11 +183,11 @@ def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
         rows: what was measured.
         budget: its limits and number of trials.
     """
-    slowest_first = sorted((row for row in rows if row.ratio is not None), key=ratio_of, reverse=True)
+    slowest_first = sorted((row for row in rows if row.ratio is not None), key=get_ratio, reverse=True)
     measured = [*{_values(row): row for row in slowest_first}.values()]
-    tried = _by_speed([row for row in measured if ratio_of(row) < PAYS])
+    tried = _by_speed([row for row in measured if get_ratio(row) < PAYS])
     if limits_bytes(budget):
-        others = _by_speed([row for row in measured if ratio_of(row) >= PAYS])
+        others = _by_speed([row for row in measured if get_ratio(row) >= PAYS])
         tried += sorted(others, key=lambda row: len(row.float_layers))
     most = MOST if budget.trials is None else min(MOST, max(1, budget.trials // 3))
     return tuple(plan_from_json(row.plan) for row in tried[:most])
@@ -196,9 +196,9 @@ def ordered(rows: Sequence[Probed], budget: Budget) -> tuple[Plan, ...]:
 def _by_speed(rows: Sequence[Probed]) -> list[Probed]:
     """Return the fastest first, those that are as fast by expected loss."""
     found: list[Probed] = []
-    left = sorted(rows, key=ratio_of)
+    left = sorted(rows, key=get_ratio)
     while left:
-        close = [row for row in left if ratio_of(row) <= CLOSE * ratio_of(left[0])]
+        close = [row for row in left if get_ratio(row) <= CLOSE * get_ratio(left[0])]
         found += sorted(close, key=lambda row: row.loss)
         left = left[len(close) :]
     return found
@@ -216,7 +216,7 @@ def limits_bytes(budget: Budget) -> bool:
     return bool(budget.costs.keys() & {"size", "memory"})
 
 
-def ratio_of(row: Probed) -> float:
+def get_ratio(row: Probed) -> float:
     """Return the measured ratio of a recipe that has one."""
     assert row.ratio is not None
     return row.ratio.value

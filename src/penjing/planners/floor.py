@@ -10,7 +10,7 @@ FLOOR_RATIO = 0.875
 """Channels removed by the probe; past this little is left of any network."""
 
 
-def floor_plan(precisions: tuple[Plan, ...], prunable: bool) -> Plan | None:
+def plan_smallest_model(precisions: tuple[Plan, ...], prunable: bool) -> Plan | None:
     """Return the plan of the probe, untrained, or None where no method applies."""
     cut = (PruneChannels(ratio=FLOOR_RATIO, score="l2"),) if prunable else ()
     precision = precisions[0] if precisions else ()

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from penjing.core.budget import COSTS, Budget, say
 from penjing.core.measurement import Measurement
-from penjing.core.trial import cost_of
+from penjing.core.trial import get_cost
 from penjing.core.value import Value
 
 TRAINED_TRIALS = 4
@@ -22,7 +22,7 @@ WITHOUT_TIME = 3.0
 """Epochs of recovery where the budget sets no time."""
 
 
-class Line(Value):
+class LimitForecast(Value):
     """One limit: what it means here, where the baseline stands, and what was seen of reaching it."""
 
     name: str
@@ -45,7 +45,7 @@ class Forecast(Value):
         warnings: what the user should know before waiting.
     """
 
-    lines: tuple[Line, ...]
+    lines: tuple[LimitForecast, ...]
     met: bool
     epochs: float
     trial_seconds: float
@@ -109,10 +109,10 @@ def forecast(
     )
 
 
-def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement | str) -> Line:
-    limit, unit, base = budget.costs[name], COSTS[name], cost_of(baseline, name)
+def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement | str) -> LimitForecast:
+    limit, unit, base = budget.costs[name], COSTS[name], get_cost(baseline, name)
     if base is None and limit.relative:
-        return Line(
+        return LimitForecast(
             name=name,
             limit=limit.value,
             baseline=None,
@@ -124,7 +124,7 @@ def _line(name: str, budget: Budget, baseline: Measurement, floor: Measurement |
     share = "" if not base else f", {bound / base * 100:.0f}% of the baseline's {say(base, unit)}"
     met = base is not None and base <= bound
     hint = " (kept already)" if met else _looks(name, bound, floor)
-    return Line(
+    return LimitForecast(
         name=name, limit=bound, baseline=base, unit=unit, met=met, words=f"{say(bound, unit)}{share}{hint}"
     )
 
@@ -133,7 +133,7 @@ def _looks(name: str, bound: float, floor: Measurement | str) -> str:
     """Judge a limit by the smallest model that was built and measured, untrained."""
     if isinstance(floor, str):
         return f" (not probed whether it can be reached: {floor})"
-    lowest = cost_of(floor, name)
+    lowest = get_cost(floor, name)
     if lowest is None:
         return ""
     seen = f"the smallest model probed has {say(lowest, COSTS[name])}"

@@ -16,7 +16,7 @@ SMOOTHED = chain(SmoothActivations(), Int8Static(observer="minmax"), CorrectBias
 """Clipping ranges, which helps convolutional networks, harms transformers (docs/benchmarks.md)."""
 
 
-def recipes(kinds: Iterable[str], target: Target) -> tuple[Plan, ...]:
+def choose_recipes_by_rule(kinds: Iterable[str], target: Target) -> tuple[Plan, ...]:
     """Return the recipes of the stage PRECISION for a model with these kinds of layers.
 
     Convolutions: static int8 only (their dynamic int8 kernel is slower than float). Models of linear

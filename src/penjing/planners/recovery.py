@@ -11,10 +11,10 @@ from penjing.core.registry import handler_for
 from penjing.distillation.logits import Distill
 from penjing.repair.batchnorm import ReestimateBatchNorm
 from penjing.repair.least_squares import LeastSquares
-from penjing.train.strategy import Strategy
+from penjing.train.method import TrainingMethod
 
 
-def repairs(kinds: Iterable[str], backend: str) -> Plan:
+def plan_repair(kinds: Iterable[str], backend: str) -> Plan:
     """Return the repair that follows every cut of a model with these kinds of layers.
 
     Least squares, which also takes the statistics of BatchNorm layers anew; where the backend has no handler
@@ -27,7 +27,7 @@ def repairs(kinds: Iterable[str], backend: str) -> Plan:
     return chain(ReestimateBatchNorm()) if statistics else ()
 
 
-def recovery(epochs: float, precision: Literal["float32", "bfloat16"]) -> Distill:
+def plan_recovery(epochs: float, precision: Literal["float32", "bfloat16"]) -> Distill:
     """Return the training that follows cut and repair.
 
     Of the ways that `benchmarks/recovery.py` compares none brings more back at every cut and rate.
@@ -35,6 +35,6 @@ def recovery(epochs: float, precision: Literal["float32", "bfloat16"]) -> Distil
     return Distill(epochs=epochs, lr=0.1, schedule="one_cycle", precision=precision)
 
 
-def epochs_of(plan: Plan) -> float:
+def count_epochs(plan: Plan) -> float:
     """Return the epochs of all methods of a plan that train."""
-    return sum(method.epochs for method in map(inner, plan) if isinstance(method, Strategy))
+    return sum(m.strategy.epochs for m in map(inner, plan) if isinstance(m, TrainingMethod))

@@ -12,6 +12,7 @@ from typing import Any
 from penjing.core.errors import Refused
 from penjing.core.executor import refusal_of
 from penjing.core.progress import Line
+from penjing.core.system import system_fault
 
 Message = dict[str, Any]
 
@@ -54,12 +55,15 @@ def attempt(work: Callable[[], Any]) -> Message:
     try:
         return {"status": "done", "value": plain(work())}
     except Refused as refused:
-        return {"status": "refused", "refusal": refusal_of(refused).model_dump(), "reason": str(refused)}
+        refusal = refusal_of(refused)
+        said = {"refusal": refusal.model_dump(), "reason": str(refused), "fault": refusal.fault}
+        return {"status": "refused"} | said
     # One candidate's defect, even a call of sys.exit, must not end the run; it is reported in full.
     except (Exception, SystemExit) as error:  # noqa: BLE001
         return {
             "status": "crashed",
             "reason": f"{type(error).__name__}: {error}",
+            "fault": system_fault(error),
             "detail": traceback.format_exc(),
         }
 

@@ -101,8 +101,14 @@ class Child:
         self._code: int | None = None
         self._partial = b""
         self._known: dict[int, psutil.Process] = {}
-        self._socket, theirs = socket.socketpair()
-        life, self._life = os.pipe()
+        with refusing(sys.executable, "started"):
+            life, self._life = os.pipe()
+            try:
+                self._socket, theirs = socket.socketpair()
+            except BaseException:
+                os.close(life)
+                os.close(self._life)
+                raise
         try:
             self._process = _start(
                 (theirs.fileno(), life, payload.fileno(), call.fileno()), _environment(environment)

@@ -111,6 +111,7 @@ class _Watch:
             status=said["status"],
             value=said.get("value"),
             reason=said.get("reason", ""),
+            fault=said.get("fault", ""),
             detail=last_lines(said["detail"]) if "detail" in said else self._log_tail(said["status"]),
             refusal=Refusal(**said["refusal"]) if "refusal" in said else None,
             peak_bytes=self.peak or None,

@@ -66,7 +66,7 @@ class RemoveBlocks(Method):
 @handles(RemoveBlocks, "torch")
 def remove_blocks(model: Model, method: RemoveBlocks, context: Context) -> Outcome:
     """Find the blocks, choose a set, take it out; one change for every block and every neighbour of one."""
-    from penjing.backends.torch.structure.blocks import find_blocks, take_out
+    from penjing.backends.torch.structure.blocks import find_blocks, remove_blocks
 
     example = context.task.valid.example()
     blocks = find_blocks(model, example)
@@ -77,7 +77,7 @@ def remove_blocks(model: Model, method: RemoveBlocks, context: Context) -> Outco
     shortened = _shortened(model, blocks, method, context)
     influences = shortened.influences()
     chosen, divergences = _choose(covered, count, method, shortened, influences)
-    result = take_out(model, blocks, chosen, example)
+    result = remove_blocks(model, blocks, chosen, example)
     together = shortened.divergence(chosen)
     context.notes["blocks_removed"] = {"names": chosen, "divergence": together}
     changes = Changes(method)

@@ -19,17 +19,17 @@ from penjing.core.registry import handles
 from penjing.core.task import Split
 from penjing.core.value import Model
 from penjing.train.hooks import NO_HOOKS, Hooks
-from penjing.train.objective import Objective, task_objective
-from penjing.train.outcome import trained
-from penjing.train.sparsify import Choice, Schedule, Sparsifier
-from penjing.train.strategy import Strategy
-from penjing.train.teacher import Teaching, taught
+from penjing.train.method import TrainingMethod
+from penjing.train.objective import Objective, make_objective
+from penjing.train.outcome import train_by_method
+from penjing.train.sparsify import MaskChoice, Schedule, Sparsifier
+from penjing.train.teacher import DistillationConfig, prepare_distillation
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
-class PruneGradually(Sparse, Strategy):
+class PruneGradually(Sparse, TrainingMethod):
     """Make more and more weights zero while the others train.
 
     Attributes:
@@ -105,9 +105,11 @@ def prune_gradually(model: Model, method: PruneGradually, context: Context) -> O
 @contextlib.contextmanager
 def _objective(method: PruneGradually, context: Context) -> Iterator[tuple[Split | None, Objective]]:
     if not method.alpha:
-        yield None, task_objective(context.task, method.label_smoothing)
+        yield None, make_objective(context.task, method.strategy.label_smoothing)
         return
-    with taught(context, Teaching.by(method, alpha=method.alpha)) as lesson:
+    with prepare_distillation(
+        context, DistillationConfig.for_strategy(method.strategy, alpha=method.alpha)
+    ) as lesson:
         yield lesson
 
 
@@ -123,13 +125,14 @@ class _Course:
     names: tuple[str, ...]
 
     def train(self, hooks: Hooks = NO_HOOKS, runs: int = 1) -> Change:
-        seconds = self.method.max_seconds
-        strategy = self.method.model_copy(update={"max_seconds": seconds and seconds / runs})
-        return trained(self.model, strategy, self.context, self.objective, self.split, hooks).changes[0]
+        seconds = self.method.strategy.max_seconds
+        method = self.method.model_copy(update={"max_seconds": seconds and seconds / runs})
+        outcome = train_by_method(self.model, method, self.context, self.objective, self.split, hooks)
+        return outcome.changes[0]
 
     def sparsifier(self, schedule: Schedule, moments: Sequence[float] = ()) -> Sparsifier:
         m = self.method
-        choice = Choice(m.criterion, m.zeros, m.scope, m.floor)
+        choice = MaskChoice(m.criterion, m.zeros, m.scope, m.floor)
         return Sparsifier(self.model, self.names, choice, schedule, moments)
 
 
@@ -140,7 +143,7 @@ def _ramped(course: _Course) -> Iterator[Change]:
         lambda progress: ramp_at(m.ramp, progress, m.begin, m.end, m.share),
         moments[:1] if m.ramp == "one_shot" else moments,
     )
-    yield course.train(Hooks(gradients=sparsifier.gradients, stepped=sparsifier.stepped))
+    yield course.train(Hooks(after_backward=sparsifier.after_backward, after_step=sparsifier.after_step))
     sparsifier.finish()
 
 
@@ -155,7 +158,7 @@ def _rates_rewound(course: _Course) -> Iterator[Change]:
 def _weights_rewound(course: _Course) -> Iterator[Change]:
     m = course.method
     early = _Early(course.model, m.begin)
-    yield course.train(Hooks(stepped=early.stepped), m.rounds + 1)
+    yield course.train(Hooks(after_step=early.after_step), m.rounds + 1)
     for number in range(1, m.rounds + 1):
         course.sparsifier(lambda progress: m.share).mask(round_sparsity(number, m.rounds, m.share))
         early.restore()
@@ -169,16 +172,16 @@ class _Early:
         self._model, self._begin = model, begin
         self._state = None if begin else self._copy()
 
-    def stepped(self, progress: float) -> None:
+    def after_step(self, progress: float) -> None:
         if self._state is None and progress >= self._begin:
             self._state = self._copy()
 
     def restore(self) -> None:
         """Put the tensors back; masked weights stay zero."""
-        from penjing.backends.torch.masks import enforce
+        from penjing.backends.torch.masks import enforce_masks
 
         self._model.load_state_dict(self._state or self._copy())
-        enforce(self._model)
+        enforce_masks(self._model)
 
     def _copy(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}

@@ -95,9 +95,9 @@ def prune_second_order(model: Model, method: PruneSecondOrder, context: Context)
 def _reasons(
     model: Model, found: Sequence[Candidate], context: Context, batches: Sequence[Batch]
 ) -> dict[str, str]:
-    from penjing.backends.torch.curvature.example_gradients import reason_against
+    from penjing.backends.torch.curvature.per_sample_gradients import explain_unsupported
 
-    reasons = {c.name: reason_against(model.get_submodule(c.name)) for c in found}
+    reasons = {c.name: explain_unsupported(model.get_submodule(c.name)) for c in found}
     reasons = {name: reason for name, reason in reasons.items() if reason}
     left = [c.name for c in found if c.name not in reasons]
     return reasons | why_not_called(context.backend, model, left, tuple(x[:1] for x in batches[0][0]))

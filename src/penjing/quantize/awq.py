@@ -83,18 +83,20 @@ def _scaled(
     """Scale in place; return by layer the moments of its inputs after that, and facts."""
     import torch
 
-    from penjing.backends.torch.quant.scaling import feeds, scale
+    from penjing.backends.torch.quant.scaling import find_feeds, scale_inputs
     from penjing.backends.torch.tensors import to_inputs
 
     found: dict[str, tuple[Floats, Facts]] = {}
-    for feed in feeds(reference, list(moments), to_inputs(reference, probe), context.seed, context.covers):
+    for feed in find_feeds(
+        reference, list(moments), to_inputs(reference, probe), context.seed, context.covers
+    ):
         gram, scaling = moments[feed.consumers[0]], Facts(scaled_by="", alpha=0.0)
         if feed.producer:
             context.say(Line.step(f"QuantizeAWQ: {', '.join(feed.consumers)}"))
             weights = [context.backend.read(model, name)["weight"] for name in feed.consumers]
             format = model.get_submodule(feed.consumers[0]).weight_quantizer.format
             factors, alpha = awq(np.concatenate(weights).astype(np.float64), gram, format)
-            scale(model, feed, torch.from_numpy(factors))
+            scale_inputs(model, feed, torch.from_numpy(factors))
             gram = gram / np.outer(factors, factors)
             scaling = Facts(scaled_by=feed.producer, alpha=alpha)
         found |= dict.fromkeys(feed.consumers, (gram, scaling))

@@ -11,12 +11,12 @@ from penjing.core.errors import Refused
 from penjing.core.method import Outcome, Stage
 from penjing.core.registry import handles
 from penjing.core.value import Model
-from penjing.train.outcome import trained
-from penjing.train.strategy import Strategy
-from penjing.train.teacher import Teaching, taught
+from penjing.train.method import TrainingMethod
+from penjing.train.outcome import train_by_method
+from penjing.train.teacher import DistillationConfig, prepare_distillation
 
 
-class TrainQuantized(Strategy):
+class TrainQuantized(TrainingMethod):
     """Train weights and scales of a quantized model with rounding in the forward pass.
 
     Follows a method that put the model on formats, of any kind. Gradients pass straight through the rounding;
@@ -53,9 +53,11 @@ def train_quantized(model: Model, method: TrainQuantized, context: Context) -> O
     for quantizer in quantizers:
         quantizer.learned()
     try:
-        how = Teaching.by(method, temperature=method.temperature, alpha=method.alpha)
-        with taught(context, how) as (split, objective):
-            return trained(model, method, context, objective, split)
+        config = DistillationConfig.for_strategy(
+            method.strategy, temperature=method.temperature, alpha=method.alpha
+        )
+        with prepare_distillation(context, config) as (split, objective):
+            return train_by_method(model, method, context, objective, split)
     finally:
         for quantizer in quantizers:
             quantizer.learned(False)

@@ -40,9 +40,9 @@ class ReestimateBatchNorm(Method):
 @handles(ReestimateBatchNorm, "torch")
 def reestimate_batchnorm(model: Model, method: ReestimateBatchNorm, context: Context) -> Outcome:
     """Pass the data once and write the pooled statistics; one change for every BatchNorm layer covered."""
-    from penjing.backends.torch.observe.batch_statistics import normalizations, reestimate
+    from penjing.backends.torch.observe.batch_statistics import find_batchnorms, reestimate
 
-    layers = {name: module for name, module in normalizations(model).items() if context.covers(name)}
+    layers = {name: module for name, module in find_batchnorms(model).items() if context.covers(name)}
     kept = {name: module for name, module in layers.items() if module.running_mean is not None}
     moved = reestimate(model, kept, _batches(method, context)) if kept else {}
     changes = Changes(method)

@@ -33,15 +33,15 @@ class ReplaceBatchNorm(Method):
 @handles(ReplaceBatchNorm, "torch")
 def replace_batchnorm(model: Model, method: ReplaceBatchNorm, context: Context) -> Outcome:
     """Return a model with GroupNorm; one change for every BatchNorm layer covered."""
-    from penjing.backends.torch.cut.group_norms import values_by_channel, with_group_norms
-    from penjing.backends.torch.observe.batch_statistics import normalizations
+    from penjing.backends.torch.cut.group_norms import count_values_by_channel, replace_batchnorms
+    from penjing.backends.torch.observe.batch_statistics import find_batchnorms
 
-    layers = {name: layer for name, layer in normalizations(model).items() if context.covers(name)}
+    layers = {name: layer for name, layer in find_batchnorms(model).items() if context.covers(name)}
     groups, changes = dict[str, int](), Changes(method)
     if not layers:
         changes.skip("", "no BatchNorm layer")
         return Outcome(model, changes)
-    values = values_by_channel(model, context.task.valid.example())
+    values = count_values_by_channel(model, context.task.valid.example())
     for name, layer in layers.items():
         count = largest_divisor(layer.num_features, method.groups)
         together = values.get(name, 0) * layer.num_features // count
@@ -52,7 +52,7 @@ def replace_batchnorm(model: Model, method: ReplaceBatchNorm, context: Context) 
         else:
             groups[name] = count
             changes.done(name, groups=count, values=together)
-    return Outcome(with_group_norms(model, groups) if groups else model, changes)
+    return Outcome(replace_batchnorms(model, groups) if groups else model, changes)
 
 
 def largest_divisor(number: int, most: int) -> int:

@@ -104,7 +104,7 @@ def least_squares(model: Model, method: LeastSquares, context: Context) -> Outco
     Raises:
         Refused: fewer than 32 training examples.
     """
-    from penjing.backends.torch.curvature.positions import positions_that_count
+    from penjing.backends.torch.curvature.positions import find_contributing_positions
     from penjing.backends.torch.masks import masks_of
     from penjing.backends.torch.observe.comparison import compare
     from penjing.backends.torch.observe.lockstep import Pass, run_hooked
@@ -116,7 +116,7 @@ def least_squares(model: Model, method: LeastSquares, context: Context) -> Outco
         return Outcome(model, changes)
     found = compare(model, layers, method.examples, context)
     linear = [name for name in found.layers if kinds[name] == "linear"]
-    counting = positions_that_count(found.original, linear, found.inputs, context.seed)
+    counting = find_contributing_positions(found.original, linear, found.inputs, context.seed)
     for name, reason in found.reasons.items():
         changes.skip(name, reason)
     with Pass(found.original, found.layers, found.inputs) as original:
@@ -171,18 +171,18 @@ def _unneeded(sums: Sums, weight: NDArray[Any], bias: NDArray[Any] | None) -> st
 
 def _sums(name: str, work: _Work, module: nn.Module, x: Tensor) -> tuple[str, Sums | None]:
     """Return why a layer cannot be refitted, or its sums for the fit and for the check."""
-    from penjing.backends.torch.observe.comparison import random_of
-    from penjing.backends.torch.observe.observations import blocks_of, inputs_of, observations
+    from penjing.backends.torch.observe.comparison import make_generator
+    from penjing.backends.torch.observe.observations import count_groups, count_inputs, gather_rows
 
-    blocks, inputs, outputs = blocks_of(module), inputs_of(module), len(module.weight)
+    blocks, inputs, outputs = count_groups(module), count_inputs(module), len(module.weight)
     needed = 8 * inputs * (blocks * inputs + outputs)
     if needed > GRAM_BYTES:
         return f"sums over {inputs} inputs take {needed >> 20} MiB, the limit is {GRAM_BYTES >> 20} MiB", None
     wanted, kept = work.original.output(name), work.comparison.kept[name]
     if wanted is None:
         return ELSEWHERE, None
-    draw, counting = random_of(work.context, name), work.counting.get(name)
-    rows = observations(module, x, wanted, kept, work.method.observations, draw, counting)
+    draw, counting = make_generator(work.context, name), work.counting.get(name)
+    rows = gather_rows(module, x, wanted, kept, work.method.observations, draw, counting)
     if rows is None:
         return ELSEWHERE, None
     fit, check = (NormalEquations(blocks, inputs, outputs // blocks) for _ in range(2))

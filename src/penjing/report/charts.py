@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from markupsafe import Markup
 
-from penjing.core.measurement import Estimate, Latency, Measurement
+from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured
 from penjing.core.verdict import is_share
-from penjing.report.words import Json, clean, median_ms, metric_of
+from penjing.report.record import Record, StepRow
+from penjing.report.words import clean, median_ms, metric_of
+
+PointOf = Callable[[StepRow], list[float] | None]
+"""Value, low and high of a step in a chart; None where there is no number."""
 
 MAX_POINTS = 500
 """Trials drawn in the Pareto chart; the page says so where there are more."""
@@ -19,16 +23,14 @@ MAX_CLASSES = 40
 """Classes drawn in the chart by class: those that changed most."""
 
 
-def chart_data(record: Json) -> dict[str, Any]:
+def build_charts(record: Record) -> dict[str, Any]:
     """Return the data of every chart that the record has numbers for, by the id of its canvas.
 
     Keys: `pareto`, `ablation-latency`, `ablation-quality`, `distribution`, `classes`. A chart without
     numbers is absent, so that no empty axes are drawn.
     """
-    result = _measurement(record.get("result"))
-    base = _measurement((record.get("baselines") or {}).get("target"))
+    result, base, ablation = record.result, record.baselines.target, record.ablation
     metric = metric_of(record)
-    ablation = record.get("ablation") or ()
     charts = {
         "pareto": _pareto(record, base, result, metric),
         "ablation-latency": _steps(ablation, _latency_point, "latency p50, ms"),
@@ -39,10 +41,10 @@ def chart_data(record: Json) -> dict[str, Any]:
     return {name: chart for name, chart in charts.items() if chart is not None}
 
 
-def script_json(data: Any) -> Markup:
+def dump_script_json(data: Any) -> Markup:
     """Return JSON that is safe inside a script element: no `<`, `>`, `&` or line separator survives.
 
-    >>> script_json({"name": "</script>"})
+    >>> dump_script_json({"name": "</script>"})
     Markup('{"name":"\\\\u003c/script\\\\u003e"}')
     """
     text = json.dumps(_plain(data), allow_nan=False, separators=(",", ":"))
@@ -64,10 +66,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _measurement(data: Any) -> Measurement | None:
-    return None if data is None else Measurement.model_validate(data)
 
 
 def _scale(metric: str) -> float:
@@ -92,64 +90,59 @@ def _point(m: Measurement | None, name: str) -> dict[str, Any] | None:
     }
 
 
-def _pareto(
-    record: Json, base: Measurement | None, result: Measurement | None, metric: str
-) -> dict[str, Any] | None:
+def _pareto(record: Record, base: Measurement, result: Measurement, metric: str) -> dict[str, Any] | None:
     points: dict[str, list[dict[str, Any]]] = {"feasible": [], "infeasible": [], "front": []}
-    for trial in list(record.get("trials") or ())[:MAX_POINTS]:
-        point = _point(_measurement(trial.get("measurement")), str(trial.get("name", "")))
+    for trial in record.trials[:MAX_POINTS]:
+        point = _point(trial.measurement, trial.name)
         if point is None:
             continue
-        points["feasible" if trial.get("feasible") else "infeasible"].append(point)
-        if trial.get("pareto"):
+        points["feasible" if trial.feasible else "infeasible"].append(point)
+        if trial.pareto:
             points["front"].append(point)
     points["front"].sort(key=lambda p: p["x"])
     for name, m in (("baseline", base), ("result", result)):
-        point = _point(m, "" if m is None else m.name)
+        point = _point(m, m.name)
         points[name] = [] if point is None else [point]
     if not any(points.values()):
         return None
     return {"points": points, "metric": axis_title(metric)}
 
 
-def _steps(steps: Sequence[Json], point: Any, axis: str) -> dict[str, Any] | None:
-    found = [(str(step.get("step", "")), point(step)) for step in steps]
+def _steps(steps: Sequence[StepRow], point: PointOf, axis: str) -> dict[str, Any] | None:
+    found = [(step.step, point(step)) for step in steps]
     if not any(p is not None for _, p in found):
         return None
     return {"labels": [name for name, _ in found], "points": [p for _, p in found], "axis": axis}
 
 
-def _latency_point(step: Json) -> list[float] | None:
-    value = step.get("latency_ms")
+def _latency_point(step: StepRow) -> list[float] | None:
+    value, low, high = step.latency_ms, step.low, step.high
     if value is None:
         return None
-    low, high = step.get("low"), step.get("high")
     return [value, value if low is None else low, value if high is None else high]
 
 
-def _quality_point(step: Json, metric: str) -> list[float] | None:
-    q = step.get("quality") or {}
-    if q.get("kind") != "estimate":
+def _quality_point(step: StepRow, metric: str) -> list[float] | None:
+    q = step.quality
+    if isinstance(q, NotMeasured):
         return None
-    return [q[key] * _scale(metric) for key in ("value", "low", "high")]
+    return [value * _scale(metric) for value in (q.value, q.low, q.high)]
 
 
-def _distribution(record: Json) -> list[dict[str, Any]] | None:
-    base = record.get("baselines") or {}
+def _distribution(record: Record) -> list[dict[str, Any]] | None:
     lines = []
-    for role, name, data in (
-        ("eager", "float", base.get("eager")),
-        ("baseline", "float", base.get("target")),
-        ("result", "result", record.get("result")),
+    for role, name, m in (
+        ("eager", "float", record.baselines.eager),
+        ("baseline", "float", record.baselines.target),
+        ("result", "result", record.result),
     ):
-        m = _measurement(data)
         if m is not None and isinstance(m.latency, Latency) and m.latency.quantiles_ms:
             lines.append({"role": role, "name": f"{name} in {m.target}", "ms": m.latency.quantiles_ms})
     return lines or None
 
 
-def _classes(base: Measurement | None, result: Measurement | None) -> dict[str, Any] | None:
-    rows = class_rows(base, result)[:MAX_CLASSES]
+def _classes(base: Measurement, result: Measurement) -> dict[str, Any] | None:
+    rows = list_class_recalls(base, result)[:MAX_CLASSES]
     if not rows:
         return None
     return {
@@ -159,20 +152,18 @@ def _classes(base: Measurement | None, result: Measurement | None) -> dict[str, 
     }
 
 
-def class_rows(
-    base: Measurement | None, result: Measurement | None
+def list_class_recalls(
+    base: Measurement, result: Measurement
 ) -> list[tuple[str, float | None, float | None]]:
     """Return (class, recall before, recall after), what lost most first where there are many classes."""
-    before = {} if base is None else base.per_class
-    after = {} if result is None else result.per_class
+    before, after = base.per_class, result.per_class
     rows = [(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
     if len(rows) > MAX_CLASSES:
         rows.sort(key=lambda row: math.inf if row[1] is None or row[2] is None else row[2] - row[1])
     return rows
 
 
-def latency_gap(record: Json) -> float | None:
+def compare_eager_latency(record: Record) -> float | None:
     """Return the median latency of the eager model over that of the target's float baseline."""
-    base = record.get("baselines") or {}
-    eager, target = median_ms(_measurement(base.get("eager"))), median_ms(_measurement(base.get("target")))
+    eager, target = median_ms(record.baselines.eager), median_ms(record.baselines.target)
     return None if not eager or not target else eager / target

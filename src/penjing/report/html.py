@@ -13,45 +13,42 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from penjing.core.files import write_text
-from penjing.report.charts import MAX_CLASSES, MAX_POINTS, chart_data, script_json
-from penjing.report.view import check, view
-from penjing.report.words import Json, clean
+from penjing.report.charts import MAX_CLASSES, MAX_POINTS, build_charts, dump_script_json
+from penjing.report.record import Record
+from penjing.report.view import build_view
+from penjing.report.words import clean
 
 MAX_BYTES = 1_900_000
 """Largest report in bytes; longer tables are cut, and the page says so."""
 
 
-def render(record: Json, folder: Path | None = None) -> str:
-    """Return the report of a run's record (plain JSON) as one HTML document below 2 MB.
+def render(record: Record, folder: Path | None = None) -> str:
+    """Return the report of a run's record as one HTML document below 2 MB.
 
     Every string of the record is escaped and stripped of control characters; the page makes no request
     and its content security policy lets only its own two scripts run. `folder` is the run directory.
-
-    Raises:
-        Refused: not a record, or one that a newer version wrote.
     """
-    check(record)
-    own, assets = template("report.html.j2"), page_assets("report.js")
+    own, assets = load_template("report.html.j2"), load_page_assets("report.js")
     rows = 3000
     while True:
         page = own.render(
-            **view(record, rows, folder),
+            **build_view(record, rows, folder),
             **assets,
             rows_shown=rows,
             max_points=MAX_POINTS,
             max_classes=MAX_CLASSES,
-            charts=script_json(chart_data(record)),
+            charts=dump_script_json(build_charts(record)),
         )
         if rows <= 50 or len(page.encode()) <= MAX_BYTES:
             return page
         rows //= 2
 
 
-def write_report(record: Json, path: str | Path) -> Path:
+def write_report(record: Record, path: str | Path) -> Path:
     """Render a record and write it atomically; returns the path.
 
     Raises:
-        Refused: as `render`, or the file cannot be written.
+        Refused: the file cannot be written.
     """
     path = Path(path)
     write_text(path, render(record, path.parent))
@@ -74,13 +71,13 @@ def _environment() -> Environment:
     )
 
 
-def template(name: str) -> Template:
+def load_template(name: str) -> Template:
     """Return a template of this package, whose values are escaped and stripped of control characters."""
     return _environment().get_template(name)
 
 
 @cache
-def page_assets(name: str) -> dict[str, Markup]:
+def load_page_assets(name: str) -> dict[str, Markup]:
     """Return the style and the scripts of a page, with the hashes that its content security policy names.
 
     Args:

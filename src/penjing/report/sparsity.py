@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 from penjing.core.measurement import Measurement
-from penjing.report import words
-from penjing.report.words import Json, amount, clean, percent
+from penjing.report.record import Record
+from penjing.report.words import amount, clean, percent
 
 
-def zeros_sentence(record: Json) -> str:
+def describe_zeros(record: Record) -> str:
     """Say what the masks of the delivered model save and what not; empty where no step made masks.
 
     A step that masks reports the sparsity of each layer in its changes.
     """
-    shown = dict(words.measurements(record))
-    result = shown.get("result")
-    masked = any(
-        c.get("status") == "done" and "sparsity" in (c.get("detail") or {})
-        for c in record.get("changes") or ()
-    )
-    if result is None or result.operations is None or not masked or not result.operations.zeros:
+    result = record.result
+    masked = any(change.done and "sparsity" in change.detail for change in record.changes)
+    if result.operations is None or not masked or not result.operations.zeros:
         return ""
     share = percent(round(result.operations.zeros / result.operations.parameters, 3))
     return " ".join(
         [
             f"{share} of the parameters are zero.",
-            _bytes(result, shown.get("float model in the target")),
+            _bytes(result, record.baselines.target),
             f"In {clean(result.target, 60)} zeros take as much time as other numbers: they save none.",
         ]
     )
 
 
-def _bytes(result: Measurement, base: Measurement | None) -> str:
+def _bytes(result: Measurement, base: Measurement) -> str:
     if result.compressed_bytes is None:
         return "They save bytes where the files are compressed."
     before = (
         ""
-        if base is None or base.compressed_bytes is None
+        if base.compressed_bytes is None
         else (f", those of the float model {amount(base.compressed_bytes, 'bytes')}")
     )
     return (

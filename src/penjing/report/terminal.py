@@ -20,10 +20,11 @@ from rich.text import Text
 from penjing.core.measurement import Measurement
 from penjing.report import words
 from penjing.report.progress import Progress, console, is_plain, write
-from penjing.report.recipes import probed_recipes
-from penjing.report.sparsity import zeros_sentence
-from penjing.report.view import check, headline
-from penjing.report.words import Json, clean
+from penjing.report.recipes import describe_recipes
+from penjing.report.record import Record
+from penjing.report.sparsity import describe_zeros
+from penjing.report.view import write_headline
+from penjing.report.words import clean
 
 __all__ = ["Progress", "clean", "console", "final_table", "measurement_table", "plain_table"]
 
@@ -39,18 +40,14 @@ HEADERS = (
 STYLES = {"reached": "bold green", "not_reached": "bold red", "inconclusive": "bold yellow"}
 
 
-def final_table(record: Json, console: Console, report: str | Path | None = None) -> None:
+def final_table(record: Record, console: Console, report: str | Path | None = None) -> None:
     """Print baselines, result and runners-up, every limit with its numbers, and how to go on.
 
     Args:
-        record: the run's record, plain JSON.
+        record: of the run.
         console: where to print; narrow or plain consoles get `plain_table`.
         report: path of the HTML report, where one was written.
-
-    Raises:
-        Refused: not a record, or of a newer schema.
     """
-    check(record)
     table = _table(record)
     narrow = Span.get(console, console.options.update(width=1000), table).maximum > console.width
     if is_plain(console) or narrow:
@@ -61,37 +58,35 @@ def final_table(record: Json, console: Console, report: str | Path | None = None
     for line in _plans(record):
         console.print(_text(line))
     metric = words.metric_of(record)
-    for name, limit in _limits(record):
-        status = limit["status"]
+    for name, limit in record.verdict.limits.items():
+        status = limit.status
         mark = f"{words.STATUS_MARKS.get(status, '?')} {_word(status)}"
         said = f"  {words.title_of(name)}: {words.limit_sentence(name, limit, metric)}"
         console.print(Text.assemble((mark, STYLES.get(status, "")), said))
-        if limit.get("reason"):
-            console.print(_text(f"    {clean(limit['reason'])}"))
-    console.print(Text(headline(record), style=STYLES.get(record["verdict"]["status"], "bold")))
+        if limit.reason:
+            console.print(_text(f"    {clean(limit.reason)}"))
+    console.print(Text(write_headline(record), style=STYLES.get(record.verdict.status, "bold")))
     for closing in _closing(record, report):
         console.print(_text(closing), soft_wrap=True)
 
 
-def plain_table(record: Json, *, width: int = 80, report: str | Path | None = None) -> str:
+def plain_table(record: Record, *, width: int = 80, report: str | Path | None = None) -> str:
     """Return the final table as plain text: aligned columns where they fit, else a block for each model.
 
     No line is longer than `width` characters (at least 20), paths and code to copy excepted.
     """
-    check(record)
     metric = words.metric_of(record)
     headers = [" / ".join(filter(None, h)).replace("- / ", "-") for h in _headers(metric)]
     rows = [[_joined(cell) for cell in row] for row in _rows(record)]
-    lines = _wrapped(clean(record.get("name") or "run"), width)
+    lines = _wrapped(clean(record.name or "run"), width)
     lines += _aligned(headers, rows, width) or _blocks(headers, rows, width)
     for text in _plans(record):
         lines += _wrapped(text, width)
-    for name, limit in _limits(record):
-        text = (
-            f"{_word(limit['status'])}: {words.title_of(name)}: {words.limit_sentence(name, limit, metric)}"
-        )
-        lines += _wrapped(text + (f" ({clean(limit['reason'])})" if limit.get("reason") else ""), width)
-    lines += _wrapped(headline(record), width)
+    for name, limit in record.verdict.limits.items():
+        said = words.limit_sentence(name, limit, metric)
+        text = f"{_word(limit.status)}: {words.title_of(name)}: {said}"
+        lines += _wrapped(text + (f" ({clean(limit.reason)})" if limit.reason else ""), width)
+    lines += _wrapped(write_headline(record), width)
     return "\n".join([*lines, *_closing(record, report)])
 
 
@@ -115,8 +110,8 @@ def measurement_table(measurements: Mapping[str, Measurement], on: Console, titl
     write(on, "\n".join([clean(title), *(_aligned(headers, texts, width) or _blocks(headers, texts, width))]))
 
 
-def _table(record: Json) -> Table:
-    return _grid(clean(record.get("name") or "run"), words.metric_of(record), _rows(record))
+def _table(record: Record) -> Table:
+    return _grid(clean(record.name or "run"), words.metric_of(record), _rows(record))
 
 
 def _grid(title: str, metric: str, rows: list[list[tuple[str, str]]]) -> Table:
@@ -142,15 +137,15 @@ def _headers(metric: str) -> list[tuple[str, str]]:
     return [(clean(metric, 16), "") if h[0] == "quality" else h for h in HEADERS]
 
 
-def _rows(record: Json) -> list[list[tuple[str, str]]]:
+def _rows(record: Record) -> list[list[tuple[str, str]]]:
     """Return the cells of each model, each of two lines at most."""
     shown = _named(record)
     return [[name, *_cells(m)] for name, m in shown]
 
 
-def _named(record: Json) -> list[tuple[tuple[str, str], Measurement]]:
+def _named(record: Record) -> list[tuple[tuple[str, str], Measurement]]:
     found: list[tuple[tuple[str, str], Measurement]] = []
-    for role, m in words.measurements(record):
+    for role, m in record.measurements():
         if role == "runner-up":
             found.append(((f"runner-up {sum(n[0].startswith(role) for n, _ in found) + 1}", ""), m))
         else:
@@ -158,13 +153,17 @@ def _named(record: Json) -> list[tuple[tuple[str, str], Measurement]]:
     return found
 
 
-def _plans(record: Json) -> list[str]:
+def _plans(record: Record) -> list[str]:
     lines = [
         f"{name[0]}: {clean(m.name)} in {clean(m.target, 40)}"
         for name, m in _named(record)
         if name[0] != "float"
     ]
-    said = [words.chosen_runtime(record), probed_recipes(record), zeros_sentence(record)]
+    said = [
+        words.chosen_runtime(record.runtimes, record.baselines.target.target),
+        describe_recipes(record.recipes),
+        describe_zeros(record),
+    ]
     return [*lines, *filter(None, said)]
 
 
@@ -195,22 +194,16 @@ def _joined(cell: tuple[str, str]) -> str:
     return f"{first}, {second}" if first == "float" else f"{first} ({second})"
 
 
-def _limits(record: Json) -> list[tuple[str, Json]]:
-    return list((record["verdict"].get("limits") or {}).items())
-
-
 def _word(status: str) -> str:
     return words.STATUS_WORDS.get(status, "inconclusive")
 
 
-def _closing(record: Json, report: str | Path | None) -> list[str]:
+def _closing(record: Record, report: str | Path | None) -> list[str]:
     lines = [f"failed trials: {count} × {reason}" for reason, count in words.failures(record)[:3]]
     if report is not None:
         lines.append(f"report: {clean(report, 4000)}")
     load = words.how_to_load(record, None if report is None else Path(report).parent)
-    return (
-        lines if load is None else [*lines, "load it with:", *(f"    {clean(line, 4000)}" for line in load)]
-    )
+    return [*lines, "load it with:", *(f"    {clean(line, 4000)}" for line in load)]
 
 
 def _aligned(headers: list[str], rows: list[list[str]], width: int) -> list[str]:

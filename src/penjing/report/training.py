@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from penjing.core.files import write_text
-from penjing.report.charts import script_json
-from penjing.report.html import page_assets, template
+from penjing.report.charts import dump_script_json
+from penjing.report.html import load_page_assets, load_template
 from penjing.report.words import Json
 
 MAX_CURVES = 12
@@ -21,7 +21,7 @@ def render_training(record: Json) -> str:
     """
     share = not record["metric"].startswith("loss") and 0 <= record["quality"] <= 1
     runs = [_row(i, run, share) for i, run in enumerate(record["runs"])]
-    return template("training.html.j2").render(
+    return load_template("training.html.j2").render(
         goal=_goal(record["goal"], share),
         reached=record["reached"],
         seconds=f"{record['seconds']:.1f} s",
@@ -34,8 +34,8 @@ def render_training(record: Json) -> str:
         runs=runs,
         events=record["events"],
         probe=[(name, f"{1e3 * seconds:.3g} ms") for name, seconds in record["probe"].items()],
-        charts=script_json(_charts(record, share)),
-        **page_assets("training.js"),
+        charts=dump_script_json(_charts(record, share)),
+        **load_page_assets("training.js"),
     )
 
 
@@ -125,14 +125,14 @@ def write_range_report(optimizer: str, found: Json, path: Path) -> Path:
     """
     points = [list(pair) for pair in zip(found["rates"], found["losses"], strict=True)]
     chart = {"sets": [{"label": optimizer, "points": points}], "y": "training loss, smoothed"}
-    page = template("range.html.j2").render(
+    page = load_template("range.html.j2").render(
         optimizer=optimizer,
         suggestion=f"{found['suggestion']:.3g}",
         highest=f"{found['highest']:.3g}",
         steps=len(points),
         rows=[(f"{rate:.3g}", f"{loss:.4g}") for rate, loss in points],
-        charts=script_json({"ranges": chart}),
-        **page_assets("training.js"),
+        charts=dump_script_json({"ranges": chart}),
+        **load_page_assets("training.js"),
     )
     write_text(path, page)
     return path

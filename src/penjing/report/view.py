@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penjing.core.errors import Exit, Refused
 from penjing.core.measurement import Measurement, NotMeasured
+from penjing.core.value import Value
+from penjing.core.verdict import Verdict
 from penjing.report import words
-from penjing.report.certificate import certificate
-from penjing.report.charts import class_rows, latency_gap
-from penjing.report.recipes import probed_recipes, recipe_rows
-from penjing.report.sparsity import zeros_sentence
-from penjing.report.words import RECALL, Json, amount, clean, number, quality
-
-SCHEMA = 1
-"""Newest schema of a record that this version reads."""
+from penjing.report.certificate import describe_certificate
+from penjing.report.charts import compare_eager_latency, list_class_recalls
+from penjing.report.recipes import describe_recipes, list_recipe_rows
+from penjing.report.record import Record, StepRow, TrialRow
+from penjing.report.sparsity import describe_zeros
+from penjing.report.words import RECALL, amount, clean, number, quality
 
 
 @dataclass(frozen=True)
@@ -27,100 +27,69 @@ class Cell:
     note: str = ""
 
 
-def check(record: Any) -> None:
-    """Refuse what is not the record of a run that this version can read."""
-    if not isinstance(record, dict) or "verdict" not in record:
-        raise Refused(
-            "the record has a verdict",
-            value=type(record).__name__,
-            place="report",
-            fix="pass the record.json of a finished run",
-        )
-    schema = record.get("schema", 1)
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise Refused(
-            f"the record's schema is at most {SCHEMA}",
-            value=schema,
-            place="report",
-            fix="read it with the version of Penjing that wrote it, or a newer one",
-            code=Exit.ENVIRONMENT,
-        )
-
-
-def view(record: Json, rows: int, folder: Path | None = None) -> dict[str, Any]:
+def build_view(record: Record, rows: int, folder: Path | None = None) -> dict[str, Any]:
     """Return everything that the template shows.
 
     Args:
         record: the run's record.
         rows: largest number of rows of the tables that grow with model and search.
         folder: the run directory, for the lines that load the artefact.
-
-    Raises:
-        Refused: not a record, or of a newer schema.
     """
-    check(record)
-    shown = words.measurements(record)
-    base = next((m for role, m in shown if role == "float model in the target"), None)
-    result = next((m for role, m in shown if role == "result"), None)
-    metric = words.metric_of(record)
-    verdict = record["verdict"]
+    shown, result, base = record.measurements(), record.result, record.baselines.target
+    metric, verdict = words.metric_of(record), record.verdict
     return {
-        "name": record.get("name") or "run",
-        "version": record.get("penjing", ""),
-        "created": record.get("created", ""),
+        "name": record.name or "run",
+        "version": record.penjing,
+        "created": record.created,
         "metric": metric,
-        "status": verdict["status"],
-        "headline": headline(record),
-        "summary": summary(result, base, verdict, metric),
+        "status": verdict.status,
+        "headline": write_headline(record),
+        "summary": write_summary(result, base, verdict, metric),
         "limits": _limits(verdict, metric),
-        "verdict_notes": list(verdict.get("notes") or ()),
-        "notes": list(record.get("notes") or ()),
+        "verdict_notes": list(verdict.notes),
+        "notes": record.notes,
         "measured": [_measured_row(role, m) for role, m in shown],
         "runtime_note": _runtime_note(record),
-        "recipe_note": probed_recipes(record),
-        "recipes": recipe_rows(record),
-        "zeros": zeros_sentence(record),
-        "difference": None if result is None or result.difference is None else number(result.difference),
+        "recipe_note": describe_recipes(record.recipes),
+        "recipes": list_recipe_rows(record.recipes),
+        "zeros": describe_zeros(record),
+        "difference": None if result.difference is None else number(result.difference),
         "metrics": _metric_rows(shown),
-        "ablation": [_step_row(step, metric) for step in record.get("ablation") or ()],
-        "plan": words.plan_words(record.get("plan")),
+        "ablation": [_step_row(step, metric) for step in record.ablation],
+        "plan": words.plan_words(record.plan),
         "classes": _class_rows(base, result, rows),
         "changes": _change_rows(record, rows),
         "change_counts": _change_counts(record),
         "trials": _trial_rows(record, rows),
         "failures": words.failures(record),
-        "totals": {key: len(record.get(key) or ()) for key in ("changes", "trials")},
-        "certificate": certificate(verdict.get("certificate"), metric),
-        "environment": list(words.flat(record.get("environment") or {})),
-        "forecast": list(words.flat(record.get("forecast") or {})),
-        "config": list(words.flat(record.get("config") or {})),
+        "totals": {"changes": len(record.changes), "trials": len(record.trials)},
+        "certificate": describe_certificate(verdict.certificate, metric),
+        "environment": list(words.flat(record.environment)),
+        "forecast": [] if record.forecast is None else _fields(record.forecast),
+        "config": _fields(record.config),
         "spent": _spent(record),
         "artefact": _artefact(record),
         "load": words.how_to_load(record, folder),
     }
 
 
-def headline(record: Json) -> str:
+def write_headline(record: Record) -> str:
     """Return the verdict in one line."""
-    verdict = record["verdict"]
-    limits = (verdict.get("limits") or {}).values()
+    verdict = record.verdict
+    limits = verdict.limits.values()
     total = len(limits)
-    count = {s: sum(1 for x in limits if x.get("status") == s) for s in words.STATUS_WORDS}
-    if record.get("result") is None:
-        return "No candidate could be delivered; the baseline stands"
+    count = {s: sum(1 for x in limits if x.status == s) for s in words.STATUS_WORDS}
     if not total:
         return "No limits were set; measured, not judged"
-    if verdict["status"] == "reached":
+    if verdict.status == "reached":
         return "The limit is reached" if total == 1 else f"All {total} limits are reached"
-    if verdict["status"] == "not_reached":
+    if verdict.status == "not_reached":
         return f"{count['not_reached']} of {total} limits not reached; this is the best that was found"
     return f"{count['inconclusive']} of {total} limits inconclusive: the measurements do not decide"
 
 
-def summary(result: Measurement | None, base: Measurement | None, verdict: Json, metric: str) -> str:
+def write_summary(result: Measurement, base: Measurement, verdict: Verdict, metric: str) -> str:
     """Say in one sentence what became of the model."""
-    if result is None or base is None:
-        return "There is no result to compare with the baseline; see the trials below for the reasons."
     parts = []
     speed, interval = words.speedup_of(result)
     if interval and speed not in ("—", words.NOT_MEASURED):
@@ -130,25 +99,25 @@ def summary(result: Measurement | None, base: Measurement | None, verdict: Json,
         times = base.size_bytes / result.size_bytes
         parts.append(f"{times:.2f} times smaller" if times >= 1 else f"{1 / times:.2f} times larger")
     said = [f"is {', '.join(parts)}"] if parts else []
-    found = (verdict.get("certificate") or {}).get("drop") or {}
-    if found.get("value") is not None:
-        verb = "loses" if found["value"] >= 0 else "gains"
-        said.append(f"{verb} {words.drop(abs(found['value']), metric)} of {clean(metric, 60)}")
+    if verdict.certificate is not None:
+        lost = verdict.certificate.drop.value
+        verb = "loses" if lost >= 0 else "gains"
+        said.append(f"{verb} {words.drop(abs(lost), metric)} of {clean(metric, 60)}")
     became = " and ".join(said) or "was measured"
     return f"Against the float model in {clean(base.target, 60)}, the result {became}."
 
 
-def _limits(verdict: Json, metric: str) -> list[dict[str, str]]:
+def _limits(verdict: Verdict, metric: str) -> list[dict[str, str]]:
     return [
         {
             "title": words.title_of(name),
-            "status": limit["status"],
-            "word": words.STATUS_WORDS.get(limit["status"], "inconclusive"),
-            "mark": words.STATUS_MARKS.get(limit["status"], "?"),
+            "status": limit.status,
+            "word": words.STATUS_WORDS[limit.status],
+            "mark": words.STATUS_MARKS[limit.status],
             "sentence": words.limit_sentence(name, limit, metric),
-            "reason": limit.get("reason") or "",
+            "reason": limit.reason,
         }
-        for name, limit in (verdict.get("limits") or {}).items()
+        for name, limit in verdict.limits.items()
     ]
 
 
@@ -170,14 +139,14 @@ def _measured_row(role: str, m: Measurement) -> dict[str, Any]:
     }
 
 
-def _runtime_note(record: Json) -> str:
-    gap = latency_gap(record)
-    chosen = words.chosen_runtime(record)
+def _runtime_note(record: Record) -> str:
+    gap = compare_eager_latency(record)
+    chosen = words.chosen_runtime(record.runtimes, record.baselines.target.target)
     if gap is None:
         return chosen
     how = f"{gap:.1f} times faster" if gap >= 1 else f"{1 / gap:.1f} times slower"
     if chosen:
-        base = clean(record["baselines"]["target"]["target"], 60)
+        base = clean(record.baselines.target.target, 60)
         return (
             f"The change of runtime alone makes the float model in {base} {how} than PyTorch eager. {chosen}"
         )
@@ -195,7 +164,7 @@ def _metric_rows(shown: list[tuple[str, Measurement]]) -> dict[str, Any]:
         ("parameters", [_parameters(m) for _, m in shown]),
         *((name, [quality(m.metrics.get(name), name) for _, m in shown]) for name in names),
     ]
-    return {"columns": [Cell(role, m.name) for role, m in shown], "rows": rows if shown else []}
+    return {"columns": [Cell(role, m.name) for role, m in shown], "rows": rows}
 
 
 def _throughput(m: Measurement) -> str:
@@ -208,31 +177,29 @@ def _parameters(m: Measurement) -> str:
     return words.NOT_MEASURED if m.operations is None else amount(m.operations.parameters, "count")
 
 
-def _step_row(step: Json, metric: str) -> tuple[str, Cell, Cell, str, str]:
-    q = step.get("quality") or {"kind": "not_measured", "reason": ""}
-    if q.get("kind") == "estimate":
-        interval = words.between(quality(q["low"], metric), quality(q["high"], metric))
-        judged = Cell(quality(q["value"], metric), interval)
+def _step_row(step: StepRow, metric: str) -> tuple[str, Cell, Cell, str, str]:
+    q = step.quality
+    if isinstance(q, NotMeasured):
+        judged = Cell(words.NOT_MEASURED, q.reason)
     else:
-        judged = Cell(words.NOT_MEASURED, q.get("reason") or "")
+        interval = words.between(quality(q.low, metric), quality(q.high, metric))
+        judged = Cell(quality(q.value, metric), interval)
     latency = Cell(words.NOT_MEASURED)
-    if step.get("latency_ms") is not None:
-        low, high = step.get("low"), step.get("high")
+    if step.latency_ms is not None:
+        low, high = step.low, step.high
         between = "" if low is None or high is None else words.between(amount(low, "ms"), amount(high, "ms"))
-        latency = Cell(amount(step["latency_ms"], "ms"), between)
-    size, operations = step.get("size_bytes"), step.get("operations")
+        latency = Cell(amount(step.latency_ms, "ms"), between)
+    size, operations = step.size_bytes, step.operations
     return (
-        str(step.get("step", "")),
+        step.step,
         judged,
         latency,
         words.NOT_MEASURED if size is None else amount(size, "bytes"),
-        words.NOT_MEASURED if not operations else amount(operations["multiply_adds"], "count"),
+        words.NOT_MEASURED if operations is None else amount(operations.multiply_adds, "count"),
     )
 
 
-def _class_rows(
-    base: Measurement | None, result: Measurement | None, rows: int
-) -> list[tuple[str, str, str, str]]:
+def _class_rows(base: Measurement, result: Measurement, rows: int) -> list[tuple[str, str, str, str]]:
     return [
         (
             name,
@@ -240,74 +207,75 @@ def _class_rows(
             quality(after, RECALL),
             "—" if before is None or after is None else words.drop(after - before, RECALL, signed=True),
         )
-        for name, before, after in class_rows(base, result)[:rows]
+        for name, before, after in list_class_recalls(base, result)[:rows]
     ]
 
 
-def _change_rows(record: Json, rows: int) -> list[tuple[str, str, str, str]]:
+def _change_rows(record: Record, rows: int) -> list[tuple[str, str, str, str]]:
     return [
         (
-            change["method"],
-            change["layer"],
-            change["status"],
-            "; ".join(filter(None, (change.get("reason"), _details(change.get("detail") or {})))),
+            change.method,
+            change.layer,
+            change.status,
+            "; ".join(filter(None, (change.reason, _details(change.detail)))),
         )
-        for change in list(record.get("changes") or ())[:rows]
+        for change in record.changes[:rows]
     ]
 
 
-def _details(detail: Json) -> str:
+def _details(detail: Mapping[str, float | int | str]) -> str:
     return ", ".join(
         f"{key.replace('_', ' ')} {number(value) if isinstance(value, int | float) else value}"
         for key, value in detail.items()
     )
 
 
-def _change_counts(record: Json) -> list[tuple[str, int, int]]:
+def _change_counts(record: Record) -> list[tuple[str, int, int]]:
     counts: dict[str, list[int]] = {}
-    for change in record.get("changes") or ():
-        counts.setdefault(change["method"], [0, 0])[change["status"] != "done"] += 1
+    for change in record.changes:
+        counts.setdefault(change.method, [0, 0])[not change.done] += 1
     return [(method, done, skipped) for method, (done, skipped) in counts.items()]
 
 
-def _trial_rows(record: Json, rows: int) -> list[dict[str, Any]]:
+def _trial_rows(record: Record, rows: int) -> list[dict[str, Any]]:
     found = []
-    for trial in list(record.get("trials") or ())[:rows]:
-        m = None if trial.get("measurement") is None else Measurement.model_validate(trial["measurement"])
-        state = "keeps every limit" if trial.get("feasible") else _broken(trial)
-        failed = trial.get("status") == "failed"
+    for trial in record.trials[:rows]:
+        m = trial.measurement
+        state = "keeps every limit" if trial.feasible else _broken(trial)
+        failed = trial.status == "failed"
         found.append(
             {
-                "name": str(trial.get("name", "")),
-                "state": "failed" if failed else state + (", on the front" if trial.get("pareto") else ""),
-                "reason": trial.get("reason") or "",
+                "name": trial.name,
+                "state": "failed" if failed else state + (", on the front" if trial.pareto else ""),
+                "reason": trial.reason,
                 "quality": Cell(*words.quality_of(m)) if m else Cell("—"),
                 "latency": Cell(*words.latency_of(m, "p50_ms")) if m else Cell("—"),
                 "size": words.size_of(m) if m else "—",
-                "seconds": amount(words.seconds_of(trial), "s"),
+                "seconds": amount(trial.seconds, "s"),
             }
         )
     return found
 
 
-def _broken(trial: Json) -> str:
-    names = [words.title_of(name).lower() for name in trial.get("breaks") or ()]
+def _broken(trial: TrialRow) -> str:
+    names = [words.title_of(name).lower() for name in trial.breaks]
     return f"breaks {', '.join(names)}" if names else "breaks a limit"
 
 
-def _spent(record: Json) -> dict[str, Any]:
-    spent = record.get("spent") or {}
-    by, total = spent.get("by") or {}, spent.get("seconds") or 0.0
+def _spent(record: Record) -> dict[str, Any]:
+    by, total, trials = record.spent.by, record.spent.seconds, record.spent.trials
     rows = [
         (name, amount(seconds, "s"), round(100 * seconds / total, 1) if total else 0.0)
         for name, seconds in sorted(by.items(), key=lambda item: -item[1])
     ]
-    return {"total": amount(total, "s"), "trials": spent.get("trials"), "rows": rows}
+    return {"total": amount(total, "s"), "trials": trials, "rows": rows}
 
 
-def _artefact(record: Json) -> dict[str, Any] | None:
-    artefact = record.get("artefact")
-    if not artefact:
-        return None
-    files = [(f["name"], amount(f["bytes"], "bytes"), f["sha256"]) for f in artefact.get("files") or ()]
-    return {"path": artefact.get("path", ""), "sha256": artefact.get("sha256", ""), "files": files}
+def _artefact(record: Record) -> dict[str, Any]:
+    artefact = record.artefact
+    files = [(file.name, amount(file.bytes, "bytes"), file.sha256) for file in artefact.files]
+    return {"path": artefact.path, "sha256": artefact.sha256, "files": files}
+
+
+def _fields(value: Value) -> list[tuple[str, str]]:
+    return list(words.flat(value.model_dump(mode="json")))

@@ -10,7 +10,8 @@ from typing import Any
 
 from penjing.core.budget import say
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured
-from penjing.core.verdict import is_share
+from penjing.core.verdict import LimitVerdict, is_share
+from penjing.report.record import Record, RuntimeRows
 
 Json = Mapping[str, Any]
 
@@ -192,19 +193,19 @@ def in_unit(value: float | None, name: str, unit: str, metric: str) -> str:
     return drop(value, metric) if name == "max_drop" else amount(value, unit)
 
 
-def limit_sentence(name: str, limit: Json, metric: str) -> str:
+def limit_sentence(name: str, limit: LimitVerdict, metric: str) -> str:
     """Say what was measured against a limit, with the interval, the bound and the baseline."""
-    unit = clean(limit.get("unit") or "", 20)
+    unit = clean(limit.unit, 20)
 
     def words(value: float | None) -> str:
         return in_unit(value, name, unit, metric)
 
-    measured, low, high = limit.get("measured"), limit.get("low"), limit.get("high")
+    measured, low, high = limit.measured, limit.low, limit.high
     if measured is None:
-        return f"{NOT_MEASURED}; the limit is {words(limit.get('limit'))}"
+        return f"{NOT_MEASURED}; the limit is {words(limit.limit)}"
     interval = "" if low is None or high is None or low == high else f" ({between(words(low), words(high))})"
-    text = f"measured {words(measured)}{interval}; the limit is {words(limit.get('limit'))}"
-    baseline = limit.get("baseline")
+    text = f"measured {words(measured)}{interval}; the limit is {words(limit.limit)}"
+    baseline = limit.baseline
     if baseline is None:
         return text
     if name == "max_drop":
@@ -247,56 +248,40 @@ def flat(data: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, "—" if data is None else clean(data)
 
 
-def how_to_load(record: Json, folder: Path | None = None) -> tuple[str, str] | None:
-    """Return the two lines of Python that load the delivered artefact; None where there is none.
+def how_to_load(record: Record, folder: Path | None = None) -> tuple[str, str]:
+    """Return the two lines of Python that load the delivered artefact.
 
     `folder` is the run directory, which a relative path of the artefact starts from.
     """
-    artefact = record.get("artefact")
-    if not artefact or not artefact.get("path"):
-        return None
-    path = Path(str(artefact["path"])) if folder is None else folder.absolute() / str(artefact["path"])
+    name = record.artefact.path
+    path = Path(name) if folder is None else folder.absolute() / name
     if path.is_absolute() and path.is_relative_to(Path.cwd()):
         path = path.relative_to(Path.cwd())
-    runtime = (record.get("config") or {}).get("target", {}).get("runtime", "onnxruntime")
-    model = ", model=make_model" if runtime == "torch" else ""
+    model = ", model=make_model" if record.config.target.runtime == "torch" else ""
     return "import penjing as pj", f"predict = pj.load({str(path)!r}{model})"
 
 
-def measurements(record: Json) -> list[tuple[str, Measurement]]:
-    """Return what the before/after table shows, in its order, each with its role."""
-    base = record.get("baselines") or {}
-    found = [
-        ("float model in PyTorch eager", base.get("eager")),
-        ("float model in the target", base.get("target")),
-        ("result", record.get("result")),
-        *(("runner-up", m) for m in record.get("runners_up") or ()),
-    ]
-    return [(role, Measurement.model_validate(m)) for role, m in found if m is not None]
+def chosen_runtime(runtimes: RuntimeRows, reference: str) -> str:
+    """Say what the chosen runtime and precision gain alone; nothing where the baseline runs there.
 
-
-def chosen_runtime(record: Json) -> str:
-    """Say what the chosen runtime and precision gain alone; nothing where the baseline runs there."""
-    runtimes = record.get("runtimes") or {}
-    chosen, base = runtimes.get("chosen"), (record.get("baselines") or {}).get("target") or {}
-    row = (runtimes.get("rows") or {}).get(chosen)
-    if not row or not row.get("measurement"):
+    `reference` names the target of the baseline.
+    """
+    row = runtimes.rows.get(runtimes.chosen)
+    latency = None if row is None or row.measurement is None else row.measurement.latency
+    if not isinstance(latency, Latency) or latency.ratio is None:
         return ""
-    ratio = (row["measurement"].get("latency") or {}).get("ratio")
-    if not ratio:
-        return ""
-    value = float(ratio["value"])
+    value = latency.ratio.value
     how = f"{1 / value:.2f} times faster" if value <= 1 else f"{value:.2f} times slower"
-    where = clean(base.get("target") or "the baseline", 60)
+    where = clean(reference or "the baseline", 60)
     return (
-        f"{clean(chosen, 60)} alone makes the float model {how} than {where}, which quality and speed-ups "
-        "are counted from."
+        f"{clean(runtimes.chosen, 60)} alone makes the float model {how} than {where}, which quality "
+        "and speed-ups are counted from."
     )
 
 
-def metric_of(record: Json) -> str:
-    """Return the name of the metric that judges, from whatever was measured."""
-    return next((clean(m.metric, 60) for role, m in reversed(measurements(record))), "quality")
+def metric_of(record: Record) -> str:
+    """Return the name of the metric that judges, fit to show."""
+    return clean(record.metric, 60)
 
 
 def median_ms(m: Measurement | None) -> float | None:
@@ -304,17 +289,11 @@ def median_ms(m: Measurement | None) -> float | None:
     return m.latency.p50_ms.value if m is not None and isinstance(m.latency, Latency) else None
 
 
-def failures(record: Json) -> list[tuple[str, int]]:
+def failures(record: Record) -> list[tuple[str, int]]:
     """Group the failed trials by reason, the most frequent first."""
     counts: dict[str, int] = {}
-    for trial in record.get("trials") or ():
-        if trial.get("status") == "failed":
-            reason = clean(trial.get("reason") or "no reason given")
+    for trial in record.trials:
+        if trial.status == "failed":
+            reason = clean(trial.reason or "no reason given")
             counts[reason] = counts.get(reason, 0) + 1
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-
-
-def seconds_of(trial: Json) -> float:
-    """Return the wall time of a trial, given as one number or by activity."""
-    seconds = trial.get("seconds") or 0.0
-    return float(sum(seconds.values())) if isinstance(seconds, Mapping) else float(seconds)

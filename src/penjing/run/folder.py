@@ -51,7 +51,11 @@ _VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OMP
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Where the parts of one run lie."""
+    """Where the parts of one run lie.
+
+    >>> RunFolder(Path("runs/mine")).record.as_posix()
+    'runs/mine/record.json'
+    """
 
     path: Path
 
@@ -117,6 +121,12 @@ def create_run(out: Path | str | None, name: str, *, needed_bytes: int = 0) -> R
     Raises:
         Refused: the path is a file, holds a run or anything else, cannot be written, or has too little
             room. Nothing is overwritten, and nothing stays behind.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = create_run(f"{folder}/mine", "net")
+    ...     sorted(path.name for path in run.path.iterdir())
+    ['artefacts', 'logs']
     """
     if out is None:
         path = _numbered(Path("runs"), re.sub(r"[^\w.-]+", "-", name).strip("-.") or "run")
@@ -144,6 +154,12 @@ def open_run(path: Path | str) -> RunFolder:
 
     Raises:
         Refused: no such folder, not a run, damaged, or of a newer version.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_config(create_run(folder, "net"), {"seed": 0})
+    ...     read_config(open_run(folder))
+    {'seed': 0}
     """
     run = RunFolder(Path(path).expanduser().absolute())
     if not run.path.is_dir():
@@ -203,7 +219,11 @@ def read_config(run: RunFolder) -> dict[str, Any]:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Return versions, processor, cores, memory (bytes), system and thread settings, as plain data."""
+    """Return versions, processor, cores, memory (bytes), system and thread settings, as plain data.
+
+    >>> describe_environment()["memory_bytes"] > 1e6
+    True
+    """
     affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     return {
         "python": platform.python_version(),

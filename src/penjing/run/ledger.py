@@ -45,7 +45,11 @@ _EVENTS = "SELECT seq, key, kind, data, sha256 FROM events"
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened: the key it is about (may be empty), its kind and plain data."""
+    """Something that happened: the key it is about (may be empty), its kind and plain data.
+
+    >>> Event("trial-1", "attempt", {"number": 1}).kind
+    'attempt'
+    """
 
     key: str
     kind: str
@@ -62,6 +66,11 @@ class Ledger:
     Raises:
         Refused: the file is damaged (it is moved aside and named), foreign, of a newer version, or the
             disk's reasons.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Ledger(f"{folder}/ledger.sqlite") as ledger:
+    ...     ledger.put("trial-1", {"drop": 0.01}), ledger.put("trial-1", {"drop": 0.5}), ledger.get("trial-1")
+    (True, False, {'drop': 0.01})
     """
 
     def __init__(self, path: Path | str, *, create: bool = True) -> None:

@@ -3,117 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from penjing.core.artefact import ArtefactFile
 from penjing.core.budget import Budget
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import read_json
-from penjing.core.measurement import Measurement
-from penjing.core.method import Change
 from penjing.core.target import Target
-from penjing.core.verdict import Verdict
-from penjing.planners.candidates import Probed
-from penjing.report.view import check
+from penjing.report.record import Record, check_schema
 from penjing.run.folder import RunFolder, read_config
 
 Plain = dict[str, Any]
-
-
-class TrialRow(BaseModel):
-    """A trial as the record lists it."""
-
-    id: int
-    name: str
-    plan: list[Plain]
-    status: Literal["done", "failed"]
-    reason: str
-    measurement: Measurement | None
-    drop: float | None
-    flips: float | None
-    feasible: bool
-    breaks: dict[str, float]
-    pareto: bool
-    seconds: float
-
-
-class StepRow(BaseModel):
-    """A row of the ablation."""
-
-    step: str
-    quality: Plain
-    latency_ms: float | None
-    low: float | None
-    high: float | None
-    size_bytes: int | None
-    operations: Plain | None
-
-
-class Place(BaseModel):
-    """Where the delivered model lies, with the SHA-256 of its manifest."""
-
-    path: str
-    sha256: str
-    files: list[ArtefactFile]
-
-
-class RuntimeRow(BaseModel):
-    """The float model in one of the runtimes that were compared."""
-
-    measurement: Measurement | None
-    drop: float | None
-    flips: float | None
-    status: Literal["done", "failed"]
-    reason: str
-
-
-class Runtimes(BaseModel):
-    """The runtimes that were compared before the search, if any."""
-
-    asked: str = ""
-    chosen: str = ""
-    words: list[str] = Field(default_factory=list)
-    rows: dict[str, RuntimeRow] = Field(default_factory=dict)
-
-
-class Recipes(BaseModel):
-    """The precision recipes whose latency was measured before the search, if any."""
-
-    words: list[str] = Field(default_factory=list)
-    rows: list[Probed] = Field(default_factory=list)
-    cached: bool = False
-
-
-class Asked(BaseModel):
-    """What the run was asked."""
-
-    budget: Plain
-    target: Target
-    seed: int
-    metric: str
-    class_names: list[str]
-
-
-class Record(BaseModel):
-    """The form of `record.json`, as docs/json.md describes it; used to check, never to hold."""
-
-    verdict: Verdict
-    artefact: Place
-    baselines: dict[str, Measurement | None]
-    runtimes: Runtimes = Field(default_factory=Runtimes)
-    recipes: Recipes = Field(default_factory=Recipes)
-    result: Measurement
-    runners_up: list[Measurement]
-    config: Asked
-    plan: list[Plain]
-    changes: list[Change]
-    ablation: list[StepRow]
-    trials: list[TrialRow]
-    environment: Plain
-    spent: Plain
-    notes: list[str]
 
 
 class Settings(BaseModel):
@@ -125,22 +26,21 @@ class Settings(BaseModel):
     seed: int = Field(ge=0)
 
 
-def read_record(folder: Path) -> Plain:
+def read_record(folder: Path) -> Record:
     """Return a run's record after a check of its form.
 
     Raises:
         Refused: no JSON, of another form or a newer schema, or its artefact lies outside the run.
     """
     path = folder / "record.json"
-    record = read_json(path)
-    check(record)
+    content = read_json(path)
+    check_schema(content)
     try:
-        form = Record.model_validate(record)
+        record = Record.model_validate(content)
     except ValidationError as error:
         raise _foreign(path, error) from error
-    locate_artefact(folder, form.artefact.path)
-    checked: Plain = record
-    return checked
+    locate_artefact(folder, record.artefact.path)
+    return record
 
 
 def find_best(folder: Path) -> Path:
@@ -165,6 +65,9 @@ def locate_artefact(folder: Path, name: str) -> Path:
 
     Raises:
         Refused: the name leads out of the run directory.
+
+    >>> locate_artefact(Path("runs/mine"), "artefacts/a/artefact").as_posix()
+    'runs/mine/artefacts/a/artefact'
     """
     pure = PurePosixPath(name)
     inside = (folder / pure).resolve().is_relative_to(folder.resolve())

@@ -6,27 +6,30 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 from penjing.core.budget import COSTS, Budget
-from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured, Operations
+from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured, Operations, Quantity
 from penjing.core.method import Stage, stage_of
 from penjing.core.plan import plan_from_json, plan_name
 from penjing.core.progress import Line
 from penjing.core.registry import method_from_json
-from penjing.core.trial import Trial, cost_of
+from penjing.core.trial import Trial, get_cost
 from penjing.core.verdict import Certificate, LimitVerdict, Verdict, judge_upper
 from penjing.measurement.certify import certify
 from penjing.planners.bisection import Setting
+from penjing.report.record import StepRow
+from penjing.search.build_job import STRUCTURE
 from penjing.search.evaluate import REFERENCE, measure_candidates
-from penjing.search.jobs import STRUCTURE
 from penjing.search.session import Session
+from penjing.search.values import Tested
 
 CANDIDATES = 4
 """Candidates tested beside the float model; more would only add chances to stop early."""
 
 
-def sequence(trials: Sequence[Trial], baseline: Trial, passes: Callable[[Trial], bool]) -> list[Trial]:
+def order_candidates(
+    trials: Sequence[Trial], baseline: Trial, passes: Callable[[Trial], bool]
+) -> list[Trial]:
     """Return the candidates in the fixed order of testing: safest first, fastest last.
 
     Only trials that will probably pass, of these those that keep every limit on cost where there are any,
@@ -47,7 +50,7 @@ def _dominates(a: Trial, b: Trial) -> bool:
     return pair_a != pair_b and pair_a[0] <= pair_b[0] and pair_a[1] <= pair_b[1]
 
 
-def choose(candidates: Sequence[Trial], certified: int | None, budget: Budget) -> int:
+def choose_candidate(candidates: Sequence[Trial], certified: int | None, budget: Budget) -> int:
     """Return the index of the candidate to deliver: the fastest certified one.
 
     Where nothing is certified (too few examples, or no limit on quality to certify): with a limit the
@@ -62,7 +65,7 @@ def choose(candidates: Sequence[Trial], certified: int | None, budget: Budget) -
     )
 
 
-def verdict(
+def judge_limits(
     budget: Budget,
     result: Measurement,
     baseline: Measurement,
@@ -94,7 +97,7 @@ def _judge_cost(budget: Budget, name: str, result: Measurement, baseline: Measur
     limit, unit = budget.costs[name], COSTS[name]
     if name == "latency":
         return _judge_latency(budget, result, baseline)
-    value, base = cost_of(result, name), cost_of(baseline, name)
+    value, base = get_cost(result, name), get_cost(baseline, name)
     if value is None or (limit.relative and not base):
         reason = (
             getattr(result.memory_bytes, "reason", "") if name == "memory" else f"{name} was not measured"
@@ -177,7 +180,7 @@ class Judged:
     baseline: Measurement
     eager: Measurement | None
     runners_up: tuple[Measurement, ...]
-    ablation: list[dict[str, Any]]
+    ablation: list[StepRow]
     seconds: dict[str, float]
     notes: tuple[str, ...]
 
@@ -193,25 +196,25 @@ def certify_and_judge(session: Session, trials: Sequence[Trial], baseline: Trial
     tried = [*trials, *([start] if start is not None else [])]
     candidates = _candidates(session.budget, tried, baseline, setting)
     keys = [candidate.key for candidate in candidates]
-    done = session.once("certificate", keys, partial(_measure_and_test, session, candidates, setting.start))
-    certificate = Certificate.model_validate(done["certificate"]) if done["certificate"] else None
-    measured = {name: Measurement.model_validate(m) for name, m in done["measurements"].items()}
-    index = choose(candidates, done["certified"], session.budget)
+    work = partial(_measure_and_test, session, candidates, setting.start)
+    done = session.once("certificate", keys, Tested, work)
+    measured = done.measurements
+    index = choose_candidate(candidates, done.certified, session.budget)
     chosen = candidates[index]
-    apart = chosen.measurement.difference if chosen.measurement is not None else None
-    result, reference = measured[keys[index]].model_copy(update={"difference": apart}), measured[keys[0]]
+    difference = chosen.measurement.difference if chosen.measurement is not None else None
+    result, reference = measured[keys[index]].model_copy(update={"difference": difference}), measured[keys[0]]
     spent = (session.elapsed, len(trials))
     return Judged(
         chosen=chosen,
-        certified=done["certified"] is not None,
-        verdict=verdict(session.budget, result, reference, certificate, spent),
+        certified=done.certified is not None,
+        verdict=judge_limits(session.budget, result, reference, done.certificate, spent),
         result=result,
         baseline=reference,
         eager=measured.get("eager"),
         runners_up=tuple(measured[key] for i, key in enumerate(keys) if i not in (0, index)),
         ablation=_ablation(session, chosen, baseline, measured),
-        seconds=done["seconds"],
-        notes=tuple(chosen.warnings),
+        seconds=done.seconds,
+        notes=chosen.warnings,
     )
 
 
@@ -222,13 +225,13 @@ def _slower(a: Trial, b: Trial) -> bool:
 
 def _candidates(budget: Budget, trials: Sequence[Trial], baseline: Trial, setting: Setting) -> list[Trial]:
     if budget.max_drop is not None:
-        return sequence(trials, baseline, setting.passes)
+        return order_candidates(trials, baseline, setting.passes)
     done = [trial for trial in trials if trial.status == "done" and trial.drop is not None]
     done.sort(key=lambda t: (max([1.0, *t.breaks.values()]), t.drop or 0.0))
     return [baseline, *done[:CANDIDATES]]
 
 
-def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Trial | None) -> dict[str, Any]:
+def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Trial | None) -> Tested:
     count = "1 candidate" if len(candidates) == 1 else f"{len(candidates)} candidates"
     session.say(Line.phase(f"certifying {count} on {len(session.task.test)} unseen examples"))
     began = time.perf_counter()
@@ -250,7 +253,7 @@ def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Tria
     targets = session.task.test.arrays()[1]
     tested = candidates
     if session.budget.max_drop is None:
-        tested = [candidates[choose(candidates, None, session.budget)]]
+        tested = [candidates[choose_candidate(candidates, None, session.budget)]]
     certificate, certified = certify(
         named[candidates[0].key].outputs,
         [(c.name, named[c.key].outputs) for c in tested],
@@ -258,22 +261,20 @@ def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Tria
         session.task,
         session.budget.max_drop,
         session.budget.confidence,
-        session.task.class_names,
     )
-    return {
-        "certificate": certificate.model_dump(mode="json"),
-        "certified": certified,
-        "measurements": {
-            key: m.measurement.model_copy(update={"name": names.get(key, key)}).model_dump(mode="json")
-            for key, m in named.items()
+    return Tested(
+        certificate=certificate,
+        certified=certified,
+        measurements={
+            key: m.measurement.model_copy(update={"name": names.get(key, key)}) for key, m in named.items()
         },
-        "seconds": {"measurement": time.perf_counter() - began},
-    }
+        seconds={"measurement": time.perf_counter() - began},
+    )
 
 
 def _ablation(
     session: Session, chosen: Trial, baseline: Trial, measured: dict[str, Measurement]
-) -> list[dict[str, Any]]:
+) -> list[StepRow]:
     """Return a row for the float model and one for each step: quality, latency, size, operations.
 
     Where the result runs in another runtime or precision than the baseline, that is the first step.
@@ -283,32 +284,32 @@ def _ablation(
     current = measured[baseline.key]
     moved = measured.get(session.key("runtime", session.target.label))
     where = "the target" if moved is None else session.reference.label
-    rows = [_row(f"float model in {where}", current.quality.model_dump(mode="json"), current)]
+    rows = [_row(f"float model in {where}", current.quality, current)]
     if moved is not None and chosen.key != baseline.key:
         current = moved
         words = f"the same in {session.target.label}"
-        rows.append(_row(words, current.quality.model_dump(mode="json"), current))
+        rows.append(_row(words, current.quality, current))
     shaped = measured.get(f"{STRUCTURE} {chosen.key}")
     for step in chosen.steps:
-        kind = stage_of(method_from_json(step["step"]))
+        kind = stage_of(method_from_json(step.step))
         if kind is Stage.STRUCTURE:
             current = shaped or measured[chosen.key]
         elif kind is Stage.PRECISION:
             current = measured[chosen.key]
-        words = plan_name(plan_from_json([step["step"]]))
-        counted = current.model_copy(update={"operations": Operations.model_validate(step["operations"])})
-        rows.append(_row(words, step["quality"], counted))
+        words = plan_name(plan_from_json([step.step]))
+        counted = current.model_copy(update={"operations": step.operations})
+        rows.append(_row(words, step.quality, counted))
     return rows
 
 
-def _row(step: str, quality: dict[str, Any], measurement: Measurement) -> dict[str, Any]:
-    latency = measurement.latency if isinstance(measurement.latency, Latency) else None
-    return {
-        "step": step,
-        "quality": quality,
-        "latency_ms": latency and latency.p50_ms.value,
-        "low": latency and latency.p50_ms.low,
-        "high": latency and latency.p50_ms.high,
-        "size_bytes": measurement.size_bytes,
-        "operations": measurement.operations and measurement.operations.model_dump(mode="json"),
-    }
+def _row(step: str, quality: Quantity, measurement: Measurement) -> StepRow:
+    p50 = measurement.latency.p50_ms if isinstance(measurement.latency, Latency) else None
+    return StepRow(
+        step=step,
+        quality=quality,
+        latency_ms=None if p50 is None else p50.value,
+        low=None if p50 is None else p50.low,
+        high=None if p50 is None else p50.high,
+        size_bytes=measurement.size_bytes,
+        operations=measurement.operations,
+    )

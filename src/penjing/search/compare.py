@@ -7,8 +7,8 @@ from typing import Any
 
 from penjing.core.budget import say
 from penjing.core.measurement import Estimate, Measurement
-from penjing.core.trial import cost_of
-from penjing.search.record import open_result
+from penjing.core.trial import get_cost
+from penjing.search.result import Result, open_result
 
 _COSTS = (("latency", "ms"), ("size", "bytes"), ("memory", "bytes"), ("operations", "count"))
 
@@ -23,13 +23,13 @@ def compare_runs(first: Path, second: Path) -> dict[str, Any]:
         Refused: a folder is no finished run.
     """
     results = [open_result(first), open_result(second)]
-    a, b = (Measurement.model_validate(result.record["result"]) for result in results)
+    a, b = (result.typed.result for result in results)
     rows = [_quality(a, b), *(_cost(name, unit, a, b) for name, unit in _COSTS), _ratio(a, b)]
     rows.append(
         {
             "name": "verdict",
-            "first": results[0].record["verdict"]["status"],
-            "second": results[1].record["verdict"]["status"],
+            "first": results[0].verdict.status,
+            "second": results[1].verdict.status,
             "words": "",
         }
     )
@@ -49,7 +49,7 @@ def _interval(m: Measurement) -> str:
 
 
 def _cost(name: str, unit: str, a: Measurement, b: Measurement) -> dict[str, Any]:
-    first, second = cost_of(a, name), cost_of(b, name)
+    first, second = get_cost(a, name), get_cost(b, name)
     words = f"{second / first:.2f}×" if first and second else ""
     return {"name": name, "first": _say(first, unit), "second": _say(second, unit), "words": words}
 
@@ -64,13 +64,13 @@ def _say(value: float | None, unit: str) -> str:
     return "not measured" if value is None else say(value, unit)
 
 
-def _notes(a: Measurement, b: Measurement, results: list[Any]) -> list[str]:
+def _notes(a: Measurement, b: Measurement, results: list[Result]) -> list[str]:
     notes = ["latencies were measured in two runs, not interleaved: trust ratios to the own float model more"]
     if a.metric != b.metric:
         notes.append(f"different metrics: {a.metric} and {b.metric}")
     if a.target != b.target:
         notes.append(f"different targets: {a.target} and {b.target}")
-    machines = [result.record["environment"].get("processor") for result in results]
+    machines = [result.typed.environment.get("processor") for result in results]
     if machines[0] != machines[1]:
         notes.append(f"different machines: {machines[0]} and {machines[1]}")
     return notes

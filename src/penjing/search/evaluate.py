@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,18 +19,18 @@ from penjing.core.executor import Finished, Limits, candidate_seed
 from penjing.core.measurement import Measurement, Operations
 from penjing.core.plan import Plan, plan_name, plan_to_json
 from penjing.core.progress import Line
+from penjing.core.scratch import scratch
 from penjing.core.target import Target
-from penjing.core.trial import Trial, broken
-from penjing.measurement.measure import Measured, difference, measure_all
+from penjing.core.trial import Trial, find_broken_limits
+from penjing.measurement.agreement import TOLERANCE, difference
+from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.quality import maximized
-from penjing.search.jobs import build
-from penjing.search.session import Session
+from penjing.search.build_job import build
+from penjing.search.session import Session, read_row
+from penjing.search.values import BuildRow, Built, TrialRow
 
 Outputs = NDArray[Any]
-
-TOLERANCE = 1e-3
-"""Largest relative difference between a file's outputs and those of the model in memory."""
 
 NOISES = 3.0
 """How many times the difference of two evaluations in memory a file's outputs may differ besides."""
@@ -54,14 +53,14 @@ def evaluate(session: Session, plan: Plan, baseline: Trial, limits: Limits, word
     key = session.key("trial", data)
     known = session.ledger.get(key)
     if known is not None:
-        return Trial.model_validate(known["trial"])
+        return read_row(TrialRow, known, session.ledger.path).trial
     session.say(Line.phase(f"{words} {plan_name(plan)}"))
-    built = session.once("build", data, partial(_build, session, data, key, limits))
-    trial = session.once("trial", data, lambda: {"trial": _trial(session, plan, key, built, baseline)})
-    return Trial.model_validate(trial["trial"])
+    built = session.once("build", data, BuildRow, partial(_build, session, data, key, limits))
+    work = partial(_trial, session, plan, key, built.finished, baseline)
+    return session.once("trial", data, TrialRow, work).trial
 
 
-def _build(session: Session, data: list[dict[str, Any]], key: str, limits: Limits) -> dict[str, Any]:
+def _build(session: Session, data: list[dict[str, Any]], key: str, limits: Limits) -> BuildRow:
     folder = artefact_folder(session, key)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -69,30 +68,29 @@ def _build(session: Session, data: list[dict[str, Any]], key: str, limits: Limit
     finished = session.executor.run(
         build, data, session.target, folder, seed, limits=limits, name=key, say=session.say
     )
-    return {"finished": finished.model_dump(mode="json")}
+    return BuildRow(finished=finished)
 
 
-def _trial(session: Session, plan: Plan, key: str, built: dict[str, Any], baseline: Trial) -> dict[str, Any]:
-    finished = Finished.model_validate(built["finished"])
+def _trial(session: Session, plan: Plan, key: str, finished: Finished, baseline: Trial) -> TrialRow:
     name, data = plan_name(plan), plan_to_json(plan)
     failed = Trial(key=key, name=name, plan=data, status="failed", seconds={"compression": finished.seconds})
     if finished.value is None:
         words = f"{finished.status}: {finished.reason}"
-        return failed.model_copy(update={"reason": words}).model_dump(mode="json")
+        return TrialRow(trial=failed.model_copy(update={"reason": words}))
     start = time.perf_counter()
     folder = artefact_folder(session, key)
-    operations = Operations.model_validate(finished.value["operations"])
+    built = Built.model_validate(finished.value)
     try:
-        results = measure_candidates(session, {name: folder / "artefact"}, {name: operations}, "valid")
+        results = measure_candidates(session, {name: folder / "artefact"}, {name: built.operations}, "valid")
         expected = np.load(folder / "expected.npy", allow_pickle=False)
-        exact = outputs_in_float32(session, session.target, folder / "artefact", len(expected))
-        apart = apart_from_memory(results[name], expected, finished.value["noise"], exact)
+        exact = run_in_float32(session, session.target, folder / "artefact", len(expected))
+        deviation = compare_with_memory(results[name], expected, built.noise, exact)
     except Refused as refused:
         if refused.code == Exit.ENVIRONMENT:
             raise
-        return failed.model_copy(update={"reason": f"not measured: {refused}"}).model_dump(mode="json")
-    seconds = dict(finished.value["seconds"]) | {"measurement": time.perf_counter() - start}
-    seconds["start"] = finished.seconds - sum(finished.value["seconds"].values())
+        return TrialRow(trial=failed.model_copy(update={"reason": f"not measured: {refused}"}))
+    seconds = built.seconds | {"measurement": time.perf_counter() - start}
+    seconds["start"] = finished.seconds - sum(built.seconds.values())
     trial = Trial(
         key=key,
         name=name,
@@ -100,10 +98,10 @@ def _trial(session: Session, plan: Plan, key: str, built: dict[str, Any], baseli
         status="done",
         folder=str(folder.relative_to(session.folder)),
         seconds=seconds,
-        steps=finished.value["steps"],
+        steps=built.steps,
     )
-    judged = judge(session, results[name], results[REFERENCE], apart, trial, baseline)
-    return judged.model_dump(mode="json")
+    judged = judge_trial(session, results[name], results[REFERENCE], deviation, trial, baseline)
+    return TrialRow(trial=judged)
 
 
 def measure_candidates(
@@ -124,18 +122,18 @@ def measure_candidates(
     factory = factory_of(session.model)
     entries: dict[str, Any] = {REFERENCE: (session.path("float", "target"), session.reference, factory)}
     if eager:
-        entries["eager"] = (session.path("float", "eager"), eager_target(session.target), factory)
+        entries["eager"] = (session.path("float", "eager"), make_eager_target(session.target), factory)
     entries |= {name: (folder, session.target, factory) for name, folder in folders.items()}
     return measure_all(entries, session.task, split, REFERENCE, operations, session.latency_seconds)
 
 
-def eager_target(target: Target) -> Target:
+def make_eager_target(target: Target) -> Target:
     """Return PyTorch eager with the same threads and batch."""
     return Target("torch", threads=target.threads, batch=target.batch)
 
 
 @dataclass(frozen=True)
-class Apart:
+class Deviation:
     """How far a file's outputs are from the model's in memory, relative to the largest output.
 
     Attributes:
@@ -149,7 +147,9 @@ class Apart:
     limit: float
 
 
-def apart_from_memory(mine: Measured, expected: Outputs, noise: float, exact: Outputs | None = None) -> Apart:
+def compare_with_memory(
+    mine: Measured, expected: Outputs, noise: float, exact: Outputs | None = None
+) -> Deviation:
     """Compare a file's outputs with the model's in memory.
 
     Args:
@@ -160,28 +160,27 @@ def apart_from_memory(mine: Measured, expected: Outputs, noise: float, exact: Ou
     """
     found = difference(mine.outputs[: len(expected)], expected)
     held = found if exact is None else difference(exact, expected)
-    return Apart(found, held, TOLERANCE + NOISES * noise)
+    return Deviation(found, held, TOLERANCE + NOISES * noise)
 
 
-def outputs_in_float32(session: Session, target: Target, artefact: Path, examples: int) -> Outputs | None:
+def run_in_float32(session: Session, target: Target, artefact: Path, examples: int) -> Outputs | None:
     """Return an artefact's outputs for the first examples in float32; None where the target computes so."""
     if target.mode != "bf16":
         return None
     inputs = tuple(x[:examples] for x in session.task.valid.arrays()[0])
     batch = open_artefact(artefact).evaluation_batch(session.task.batch_size)
     with (
-        tempfile.TemporaryDirectory(prefix="penjing-") as temporary,
+        scratch() as folder,
         RuntimeProcess(artefact, target.reference) as process,
     ):
-        folder = Path(temporary)
         return process.outputs(save_arrays(folder, inputs, "inputs"), batch, folder / "outputs.npy")
 
 
-def judge(
+def judge_trial(
     session: Session,
     mine: Measured,
     reference: Measured,
-    apart: Apart,
+    deviation: Deviation,
     trial: Trial,
     baseline: Trial,
 ) -> Trial:
@@ -190,31 +189,31 @@ def judge(
     Args:
         session: of the run.
         mine, reference: the artefact and the float model, measured in one interleaved run.
-        apart: what `apart_from_memory` returned.
+        deviation: what `compare_with_memory` returned.
         trial: without its measurement.
         baseline: the float model, whose costs relative limits are shares of.
     """
-    measurement = mine.measurement.model_copy(update={"difference": apart.found})
-    if apart.exact > apart.limit:
-        words = f"{apart.exact:.2g} (limit {apart.limit:g})"
+    measurement = mine.measurement.model_copy(update={"difference": deviation.found})
+    if deviation.exact > deviation.limit:
+        words = f"{deviation.exact:.2g} (limit {deviation.limit:g})"
         reason = f"the file's outputs differ from the model's in memory by {words}"
         return trial.model_copy(update={"status": "failed", "reason": reason, "measurement": measurement})
-    drop = drop_of(session, measurement, reference.measurement)
-    flips = flips_of(mine.outputs, reference.outputs)
+    drop = compute_drop(session, measurement, reference.measurement)
+    flips = compute_flips(mine.outputs, reference.outputs)
     base = reference.measurement if baseline.measurement is None else baseline.measurement
-    warnings = [] if not trial.plan else _warnings(measurement)
+    warnings = _warnings(measurement) if trial.plan else ()
     return trial.model_copy(
         update={
             "measurement": measurement,
             "drop": drop,
             "flips": flips,
             "warnings": warnings,
-            "breaks": broken(session.budget, measurement, base, drop),
+            "breaks": find_broken_limits(session.budget, measurement, base, drop),
         }
     )
 
 
-def drop_of(session: Session, measurement: Measurement, reference: Measurement) -> float | None:
+def compute_drop(session: Session, measurement: Measurement, reference: Measurement) -> float | None:
     """Return how much quality was lost, whatever the direction of the metric; None where undefined."""
     mine, base = getattr(measurement.quality, "value", None), getattr(reference.quality, "value", None)
     if mine is None or base is None:
@@ -222,13 +221,13 @@ def drop_of(session: Session, measurement: Measurement, reference: Measurement) 
     return float(base - mine) if maximized(session.task) else float(mine - base)
 
 
-def flips_of(outputs: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:
+def compute_flips(outputs: np.ndarray[Any, Any], reference: np.ndarray[Any, Any]) -> float:
     """Return the share of examples whose predicted class differs."""
     return float(np.mean(outputs.argmax(-1) != reference.argmax(-1)))
 
 
-def _warnings(measurement: Measurement) -> list[str]:
+def _warnings(measurement: Measurement) -> tuple[str, ...]:
     ratio = getattr(measurement.latency, "ratio", None)
     if ratio is not None and ratio.low > 1:
-        return [f"slower than the float model: {ratio.value:.2f} times its latency"]
-    return []
+        return (f"slower than the float model: {ratio.value:.2f} times its latency",)
+    return ()

@@ -2,49 +2,36 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from penjing.arrays.statistics import needed_examples, smallest_certifiable_drop
 from penjing.core.budget import Budget
-from penjing.core.errors import Refused
-from penjing.core.executor import Finished, candidate_seed, refused_from
-from penjing.core.measurement import Measurement, Operations
-from penjing.core.plan import Plan, plan_from_json, plan_name
+from penjing.core.plan import Plan, plan_from_json
 from penjing.core.progress import Line
 from penjing.core.search import search
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.trial import Trial
 from penjing.core.value import Model
-from penjing.measurement.measure import Measured
 from penjing.measurement.nondeterminism import within_noise
-from penjing.measurement.quality import reacts
-from penjing.planners.bisection import ROUNDINGS, Bisection, Setting, bisection
-from penjing.planners.floor import floor_plan
-from penjing.planners.forecast import Forecast, Timing, forecast
-from penjing.planners.recovery import epochs_of, repairs
+from penjing.planners.bisection import ROUNDINGS, Bisection, Setting, bisect
+from penjing.planners.forecast import Forecast
+from penjing.planners.recovery import count_epochs, plan_repair
+from penjing.search.baseline import measure_baseline
 from penjing.search.certification import certify_and_judge
-from penjing.search.evaluate import REFERENCE, apart_from_memory, evaluate, judge, measure_candidates
-from penjing.search.jobs import survey
-from penjing.search.open import open_session
+from penjing.search.evaluate import evaluate
+from penjing.search.forecast import FLOOR_SHARE, forecast_search, is_enough, limit_trial_seconds
+from penjing.search.open_session import open_session
 from penjing.search.recipes import choose_recipes
-from penjing.search.record import Result, finish, write_best
-from penjing.search.resources import candidate_limits
+from penjing.search.record import Ending, finish, write_best
+from penjing.search.resources import limit_candidate
+from penjing.search.result import Result
 from penjing.search.runtimes import choose_runtime
 from penjing.search.session import Session
-
-PATIENCE, LEAST_PATIENCE = 20.0, 300.0
-"""A candidate may take so many times the forecast of a trial, and at least so many seconds."""
-
-FLOOR_SHARE = 0.1
-"""The probe of what can be reached may take this share of the time."""
-
+from penjing.search.survey import survey_original
+from penjing.search.values import Baselines, Survey
 
 PROBED_TRIALS = 6
 """Trials from which on some may go into comparing roundings."""
@@ -86,176 +73,37 @@ def optimize(
 
 
 def _run(session: Session) -> Result:
-    facts = session.once("survey", None, partial(_survey, session))
-    session.task.check_labels(facts["outputs"])
-    baselines = session.once("baseline", None, partial(_baseline, session, facts))
-    baseline = Trial.model_validate(baselines["trial"])
+    survey = session.once("survey", None, Survey, partial(survey_original, session))
+    session.task.check_labels(survey.outputs)
+    baselines = session.once("baseline", None, Baselines, partial(measure_baseline, session, survey))
+    baseline, asked = baselines.trial, session.target
     write_best(session, [baseline])
-    kinds = {layer["kind"] for layer in facts["layers"]}
-    setting = Setting(
+    setting = _setting(session, survey, baseline)
+    runtime = choose_runtime(session, survey, setting)
+    session = runtime.session
+    recipes = choose_recipes(session, survey, runtime.start or baseline)
+    setting = replace(setting, start=runtime.start, precisions=recipes.plans, ordered=recipes.measured)
+    forecast = forecast_search(session, survey, baseline, setting)
+    trials = [] if forecast.met or is_enough(setting) else _search(session, setting, forecast)
+    judged = certify_and_judge(session, trials, baseline, setting)
+    judged = replace(judged, verdict=within_noise(judged.verdict, survey.spread, survey.notes))
+    ending = Ending(survey, baselines, forecast, runtime.found, recipes.found, trials, judged)
+    return finish(session, asked, ending)
+
+
+def _setting(session: Session, survey: Survey, baseline: Trial) -> Setting:
+    return Setting(
         budget=session.budget,
         baseline=baseline,
         precisions=(),
-        prunable=any(group["size"] > 1 for group in facts["groups"]),
-        repair=repairs(kinds, facts["backend"]),
-        trainable=facts["epoch_seconds"] is not None,
-        training_precision=facts["precision"] or "float32",
+        prunable=any(group.size > 1 for group in survey.groups),
+        repair=plan_repair(survey.kinds.values(), survey.backend),
+        trainable=survey.epoch_seconds is not None,
+        training_precision=survey.precision or "float32",
         n_test=len(session.task.test),
-        widths=tuple(group["size"] for group in facts["groups"]),
-        blocks=len(facts["blocks"]),
+        widths=tuple(group.size for group in survey.groups),
+        blocks=len(survey.blocks),
     )
-    choice = choose_runtime(session, facts, setting)
-    session = choice.session
-    found = choose_recipes(session, facts, choice.start or baseline)
-    setting = replace(setting, start=choice.start, precisions=found.plans, ordered=found.measured)
-    plans = _forecast(session, facts, baseline, setting)
-    trials = [] if plans.met or _enough(setting) else _search(session, setting, plans)
-    certified = certify_and_judge(session, trials, baseline, setting)
-    honest = within_noise(certified.verdict, facts["spread"], tuple(facts["notes"]))
-    certified = replace(certified, verdict=honest)
-    return finish(session, facts, baselines, plans, trials, certified, (choice.data, found.data))
-
-
-def _enough(setting: Setting) -> bool:
-    """Tell whether the change of runtime or precision alone keeps every limit on cost, and quality holds."""
-    start = setting.start
-    return start is not None and bool(setting.budget.costs) and start.feasible and setting.passes(start)
-
-
-def _survey(session: Session) -> dict[str, Any]:
-    session.say(Line.phase("looking at the model"))
-    start = time.perf_counter()
-    limits = candidate_limits(session.budget.time)
-    finished = session.executor.run(
-        survey,
-        session.target,
-        session.folder,
-        candidate_seed(session.seed, "survey"),
-        session.budget.time is not None,
-        limits=limits,
-        name="survey",
-        say=session.say,
-    )
-    return _value(finished) | {"wall": time.perf_counter() - start}
-
-
-def _value(finished: Finished) -> dict[str, Any]:
-    """Return what a job that must succeed returned; raise what went wrong."""
-    if finished.value is not None:
-        return finished.value
-    if finished.refusal is not None:
-        raise refused_from(finished.refusal)
-    raise Refused(
-        "the model can be surveyed",
-        value=f"{finished.status}: {finished.reason} {finished.detail}",
-        place="survey",
-        fix=f"see {finished.log}" if finished.log else "",
-    )
-
-
-def _baseline(session: Session, facts: dict[str, Any]) -> dict[str, Any]:
-    session.say(Line.phase("measuring the original"))
-    start = time.perf_counter()
-    operations = Operations.model_validate(facts["operations"])
-    counts = {REFERENCE: operations, "eager": operations}
-    results = measure_candidates(session, {}, counts, "valid", eager=facts["eager"])
-    mine = results[REFERENCE]
-    seconds = {"measurement": time.perf_counter() - start}
-    key = session.key("trial", [])
-    blank = Trial(key=key, name=plan_name(()), plan=[], status="done", folder="float", seconds=seconds)
-    expected = np.load(session.path("float", "expected.npy"), allow_pickle=False)
-    apart = apart_from_memory(mine, expected, facts["noise"])
-    trial = judge(session, mine, mine, apart, blank, blank)
-    if trial.status == "failed":
-        raise Refused(
-            "the exported model agrees with the model",
-            value=trial.reason,
-            place="export",
-            fix="report the model's operators; nothing can be certified on a wrong export",
-        )
-    eager = results["eager"].measurement.model_dump(mode="json") if "eager" in results else None
-    return {"trial": trial.model_dump(mode="json"), "eager": eager, "notes": _reaction(session, mine)}
-
-
-def _reaction(session: Session, measured: Measured) -> list[str]:
-    """Return a note where the metric is the same whatever the outputs are."""
-    try:
-        note = reacts(session.task, measured.outputs, session.task.valid.arrays()[1])
-    except Refused:  # defined on the model's outputs but not on shuffled ones: it reacts
-        return []
-    return [note] if note else []
-
-
-def _forecast(session: Session, facts: dict[str, Any], baseline: Trial, setting: Setting) -> Forecast:
-    """Say what the budget means here; probe what could be reached where that is cheap."""
-
-    def work() -> dict[str, Any]:
-        timing = Timing(
-            survey=facts["wall"] - facts["seconds"].get("training", 0.0),
-            measurement=baseline.seconds["measurement"],
-            epoch=facts["epoch_seconds"],
-            spent=session.elapsed,
-        )
-        assert baseline.measurement is not None
-        certifiable = _certifiable(session)
-        plain = forecast(session.budget, baseline.measurement, timing, certifiable, "")
-        floor = _floor(session, setting, baseline, plain)
-        timing = timing.model_copy(update={"spent": session.elapsed})
-        told = forecast(session.budget, baseline.measurement, timing, certifiable, floor)
-        return told.model_dump(mode="json")
-
-    content = session.once("forecast", None, work)
-    plans = Forecast.model_validate({k: v for k, v in content.items() if k != "elapsed"})
-    _announce(session, plans, setting)
-    return plans
-
-
-def _certifiable(session: Session) -> tuple[float, int | None]:
-    """Return the smallest drop that the test examples can certify, and how many the asked one needs."""
-    n, confidence, asked = len(session.task.test), session.budget.confidence, session.budget.max_drop
-    if asked is None:
-        return 0.0, None
-    needed = needed_examples(asked, 0.0, confidence)
-    return smallest_certifiable_drop(n, 0.0, confidence), needed if needed > n else None
-
-
-def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast) -> Measurement | str:
-    """Build and measure the smallest model, untrained, or say why not."""
-    time_left = session.budget.time
-    plan = floor_plan(setting.precisions, setting.prunable)
-    if plans.met or _enough(setting) or not session.budget.costs:
-        return "there is nothing to search"
-    if plan is None:
-        return "nothing here makes this model cheaper"
-    if time_left is not None and plans.cheap_seconds > FLOOR_SHARE * time_left:
-        return "no time"
-    limits = candidate_limits(_patience(plans, time_left))
-    trial = evaluate(session, plan, baseline, limits, "probing what can be reached:")
-    return trial.measurement or f"{trial.name}: {trial.reason}"
-
-
-def _patience(plans: Forecast, left: float | None) -> float:
-    """Return the seconds after which a candidate is taken to hang, or the time is up."""
-    limit = max(LEAST_PATIENCE, PATIENCE * plans.trial_seconds)
-    return limit if left is None else min(limit, left)
-
-
-def _announce(session: Session, plans: Forecast, setting: Setting) -> None:
-    for line in plans.lines:
-        session.say(Line.note(f"limit {line.name}: {line.words}"))
-    if session.budget.max_drop is not None:
-        session.say(Line.note(f"limit max_drop: {session.budget.max_drop * 100:g} points"))
-    if plans.met:
-        session.say(
-            Line.note("the float model in the target keeps every limit on cost already: nothing to search")
-        )
-    elif setting.start is not None and _enough(setting):
-        session.say(Line.note(f"{setting.start.name}, keeps every limit on cost already: nothing to search"))
-    else:
-        text = f"a trial takes about {plans.trial_seconds:.0f} s with {plans.epochs:g} epochs of recovery"
-        session.say(Line.note(text))
-    for warning in plans.warnings:
-        session.say(Line.warning(f"warning: {warning}"))
 
 
 def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
@@ -267,10 +115,10 @@ def _search(session: Session, setting: Setting, plans: Forecast) -> list[Trial]:
         return float("inf") if budget is None else budget - session.elapsed - plans.reserve_seconds
 
     def one(plan: Plan) -> Trial:
-        return evaluate(session, plan, setting.baseline, candidate_limits(_patience(plans, left())))
+        return evaluate(session, plan, setting.baseline, limit_candidate(limit_trial_seconds(plans, left())))
 
     start = [] if setting.start is None else [setting.start]
-    planner = bisection(setting, options)
+    planner = bisect(setting, options)
     for trial in search(planner, one, session.budget, left, partial(_next_seconds, plans)):
         trials.append(trial)
         session.say(Line.trial(_line(trial)))
@@ -291,11 +139,11 @@ def _affordable(session: Session, plans: Forecast) -> Bisection:
 
 def _next_seconds(plans: Forecast, plan: Plan, done: list[Trial]) -> float:
     """Forecast a plan: what comes with any trial, and training at the pace of the last one that trained."""
-    epochs = epochs_of(plan)
+    epochs = count_epochs(plan)
     pace = (plans.trial_seconds - plans.cheap_seconds) / plans.epochs
     for trial in done:
         if trial.seconds.get("training"):
-            pace = trial.seconds["training"] / epochs_of(plan_from_json(trial.plan))
+            pace = trial.seconds["training"] / count_epochs(plan_from_json(trial.plan))
     return plans.cheap_seconds + epochs * pace
 
 

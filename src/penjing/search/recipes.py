@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import psutil
 from pydantic import ValidationError
@@ -21,13 +19,22 @@ from penjing.core.plan import Plan, digest, plan_to_json
 from penjing.core.progress import Line
 from penjing.core.trial import Trial
 from penjing.measurement.side_by_side import ratios
-from penjing.planners.candidates import PAYS, Candidate, Probed, candidates, limits_bytes, ordered, ratio_of
-from penjing.planners.recipes import recipes
+from penjing.planners.candidates import (
+    PAYS,
+    Candidate,
+    Probed,
+    get_ratio,
+    limits_bytes,
+    list_recipes,
+    order_recipes,
+)
+from penjing.planners.recipes import choose_recipes_by_rule
 from penjing.run.folder import describe_environment
 from penjing.search.evaluate import REFERENCE
-from penjing.search.recipe_job import NO_TIME, deliver_recipes
-from penjing.search.resources import candidate_limits
+from penjing.search.recipes_job import NO_TIME, deliver_recipes
+from penjing.search.resources import limit_candidate
 from penjing.search.session import Session
+from penjing.search.values import RecipeChoice, Survey
 from penjing.targets.graph_shape import digest_graph
 
 KIND = "recipes"
@@ -48,51 +55,43 @@ PROCESS_BYTES = 250_000_000
 
 
 @dataclass(frozen=True)
-class Recipes:
+class ChosenRecipes:
     """What the planner gets.
 
     Attributes:
         plans: to try, in this order.
         measured: whether the order was measured, so that the first that keeps quality is the fastest.
-        data: for the record: `words`, `rows`, `notes`, `cached`, `seconds`.
+        found: by the probe.
     """
 
     plans: tuple[Plan, ...]
     measured: bool
-    data: dict[str, Any]
+    found: RecipeChoice
 
 
-def choose_recipes(session: Session, facts: Mapping[str, Any], start: Trial) -> Recipes:
+def choose_recipes(session: Session, survey: Survey, start: Trial) -> ChosenRecipes:
     """Measure the latency of every legal recipe beside float, unless the cache or the ledger has it.
 
     Without the time, the memory or a call short enough for it the recipes are those of fixed rules.
 
     Args:
         session: with the target in which the trials run.
-        facts: of the survey.
+        survey: of the original.
         start: the float model there.
     """
-    by_layer = facts["operations"]["by_layer"]
-    legal = candidates(facts["layers"], by_layer, session.target)
+    legal = list_recipes(survey.kinds, survey.operations.by_layer, session.target)
     if not legal:
-        return Recipes((), False, _data())
+        return ChosenRecipes((), False, RecipeChoice())
     content = [session.target.label, *(plan_to_json(candidate.plan) for candidate in legal)]
-    data = session.once(KIND, content, partial(_known_or_probed, session, legal, start))
-    for line in data["words"]:
+    found = session.once(KIND, content, RecipeChoice, partial(_known_or_probed, session, legal, start))
+    for line in found.words:
         session.say(Line.note(line))
-    rows = [Probed.model_validate(row) for row in data["rows"]]
-    if not any(row.ratio is not None for row in rows):
-        kinds = {layer["kind"] for layer in facts["layers"]}
-        return Recipes(recipes(kinds, session.target), False, data)
-    return Recipes(ordered(rows, session.budget), True, data)
+    if not any(row.ratio is not None for row in found.rows):
+        return ChosenRecipes(choose_recipes_by_rule(survey.kinds.values(), session.target), False, found)
+    return ChosenRecipes(order_recipes(found.rows, session.budget), True, found)
 
 
-def _data(rows: tuple[Probed, ...] = (), notes: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
-    plain = [row.model_dump(mode="json") for row in rows]
-    return {"words": [*notes], "rows": plain, "notes": [*notes], "cached": False, "seconds": {}} | more
-
-
-def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Trial) -> dict[str, Any]:
+def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Trial) -> RecipeChoice:
     """Return what the cache has, and what a probe of the rest found where there is time for one."""
     reference = _float_folder(session, start)
     key = _key(session, reference, legal)
@@ -101,9 +100,9 @@ def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Tria
     names = {row.name for row in known}
     unknown = tuple(candidate for candidate in legal if candidate.name not in names)
     if not unknown:
-        return _data(known, words=_words(session, known, " (from the cache)"), cached=True)
+        return RecipeChoice(words=_words(session, known, " (from the cache)"), rows=known, cached=True)
     needed = _bytes(reference) * (len(unknown) + 1)
-    reason = too_little(session.budget.time, start.latency_ms, needed)
+    reason = explain_no_probe(session.budget.time, start.latency_ms, needed)
     seconds: dict[str, float] = {}
     if not reason:
         session.say(Line.phase(f"comparing precision recipes: {', '.join(c.name for c in unknown)}"))
@@ -114,18 +113,19 @@ def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Tria
             reason = str(refusal)
     if not any(row.ratio is not None for row in known):
         notes = (*notes, f"precision recipes go by rules, not measured: {reason or 'none could be timed'}")
-        return _data(known, notes, seconds=seconds)
+        return RecipeChoice(words=notes, rows=known, notes=notes, seconds=seconds)
     lasting = [row.model_dump(mode="json") for row in known if row.reason != NO_TIME]
     notes = tuple(filter(None, [*notes, reason or keep(KIND, key, {"rows": lasting})]))
-    return _data(known, notes, words=[*_words(session, known), *notes], seconds=seconds)
+    words = (*_words(session, known), *notes)
+    return RecipeChoice(words=words, rows=known, notes=notes, seconds=seconds)
 
 
-def seconds_of(limit: float | None) -> float:
+def limit_probe_seconds(limit: float | None) -> float:
     """Return the seconds that a probe may take in a run with this limit on its own."""
     return MOST_S if limit is None else min(MOST_S, max(LEAST_S, SHARE * limit))
 
 
-def too_little(limit: float | None, call_ms: float | None, needed_bytes: int) -> str:
+def explain_no_probe(limit: float | None, call_ms: float | None, needed_bytes: int) -> str:
     """Say why a probe is not worth its cost; nothing where it is.
 
     Args:
@@ -137,7 +137,7 @@ def too_little(limit: float | None, call_ms: float | None, needed_bytes: int) ->
         return f"a probe may take {LEAST_S:g} s, more than a tenth of the run's {limit:g} s"
     if call_ms is None:
         return "the latency of the float model was not measured"
-    if _fitting(seconds_of(limit) / 2, call_ms) < 1:
+    if _fitting(limit_probe_seconds(limit) / 2, call_ms) < 1:
         return f"a call takes {call_ms:.3g} ms, too long for a short probe"
     if needed_bytes > psutil.virtual_memory().available / 2:
         return f"the processes would need about {needed_bytes / 1e9:.2g} GB of memory"
@@ -187,7 +187,7 @@ def _probe(
     shutil.rmtree(folder, ignore_errors=True)
     try:
         made = _made(session, legal, folder)
-        left = seconds_of(session.budget.time) - made.seconds["compression"]
+        left = limit_probe_seconds(session.budget.time) - made.seconds["compression"]
         timing = time.perf_counter()
         found, reasons = _timed(session, {REFERENCE: reference} | made.folders, left, start)
     finally:
@@ -224,7 +224,7 @@ def _numbered(legal: tuple[Candidate, ...]) -> list[str]:
 
 
 def _made(session: Session, legal: tuple[Candidate, ...], folder: Path) -> _Made:
-    seconds = seconds_of(session.budget.time) / 2
+    seconds = limit_probe_seconds(session.budget.time) / 2
     plans = {name: plan_to_json(c.plan) for name, c in zip(_numbered(legal), legal, strict=True)}
     finished = session.executor.run(
         deliver_recipes,
@@ -234,13 +234,18 @@ def _made(session: Session, legal: tuple[Candidate, ...], folder: Path) -> _Made
         candidate_seed(session.seed, KIND),
         seconds,
         session.path("float", "target", "model.onnx"),
-        limits=candidate_limits(session.budget.time),
+        limits=limit_candidate(session.budget.time),
         name=KIND,
         say=session.say,
     )
     found = finished.value
     if found is None:
-        raise Refused("the recipes can be written", value=f"{finished.status}: {finished.reason}", place=KIND)
+        raise Refused(
+            "the precision recipes must be written before they are timed",
+            value=f"{finished.status}: {finished.reason}",
+            place=KIND,
+            fix="none is needed: rules choose instead",
+        )
     folders = {name: folder / name for name in found["float"]}
     return _Made(folders, found["float"], found["refused"], found["layers"], found["seconds"])
 
@@ -260,9 +265,9 @@ def _timed(
     return found, failures | dict.fromkeys(names[most:], NO_TIME)
 
 
-def _words(session: Session, rows: tuple[Probed, ...], source: str = "") -> list[str]:
+def _words(session: Session, rows: tuple[Probed, ...], source: str = "") -> tuple[str, ...]:
     """Return what was found, a line for each recipe, the fastest first, and a last one if none pays."""
-    measured = sorted((row for row in rows if row.ratio is not None), key=ratio_of)
+    measured = sorted((row for row in rows if row.ratio is not None), key=get_ratio)
     lines = [f"precision recipes, latency over that of float{source}:"]
     for row in measured:
         assert row.ratio is not None
@@ -272,7 +277,7 @@ def _words(session: Session, rows: tuple[Probed, ...], source: str = "") -> list
         slower = "" if row.ratio.value < PAYS else "; it does not pay here"
         lines.append(f"{words}{stays}{slower}")
     lines += [f"{row.name} was not measured: {row.reason}" for row in rows if row.ratio is None]
-    if measured and ratio_of(measured[0]) >= PAYS:
+    if measured and get_ratio(measured[0]) >= PAYS:
         kept = "tried for its size alone" if limits_bytes(session.budget) else "float is kept"
-        lines.append(f"lower precision does not pay here: {ratio_of(measured[0]):.2f} times float; {kept}")
-    return lines
+        lines.append(f"lower precision does not pay here: {get_ratio(measured[0]):.2f} times float; {kept}")
+    return tuple(lines)

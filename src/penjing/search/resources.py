@@ -24,7 +24,7 @@ USUAL_TRIALS = 12
 _BYTES = 4
 
 
-def model_bytes(backend: Backend, model: Model) -> int:
+def estimate_model_bytes(backend: Backend, model: Model) -> int:
     """Estimate the bytes of a model's weights, four for each number; nothing is read or copied."""
     shapes = (shape for layer in backend.layers(model) for shape in layer.shapes.values())
     return _BYTES * sum(math.prod(shape) for shape in shapes)
@@ -39,7 +39,7 @@ def check_memory(weights: int) -> None:
     needed, available = COPIES * weights, int(psutil.virtual_memory().available)
     if needed > available:
         raise Refused(
-            "the memory holds the copies of the model that a run needs",
+            "the memory must hold the copies of the model that a run needs",
             place="model",
             value=f"about {say(needed, 'bytes')} needed for weights of {say(weights, 'bytes')}, "
             f"{say(available, 'bytes')} available",
@@ -48,7 +48,7 @@ def check_memory(weights: int) -> None:
         )
 
 
-def candidate_limits(seconds: float | None) -> Limits:
+def limit_candidate(seconds: float | None) -> Limits:
     """Return the limits of one candidate's process: its time, and most of the memory that is free now.
 
     Without a limit of its own a candidate that grows would be ended by the system, and others with it.
@@ -56,7 +56,7 @@ def candidate_limits(seconds: float | None) -> Limits:
     return Limits(seconds=seconds, memory_bytes=int(MEMORY_SHARE * psutil.virtual_memory().available))
 
 
-def disk_bytes(weights: int, budget: Budget) -> int:
+def estimate_disk_bytes(weights: int, budget: Budget) -> int:
     """Estimate what a run writes: the float model twice, and two files of at most its size for a trial."""
     trials = USUAL_TRIALS if budget.trials is None else budget.trials
     return weights * 2 * (1 + trials)

@@ -21,25 +21,27 @@ from penjing.core.trial import Trial
 from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.process import factory_of
 from penjing.planners.bisection import Setting
-from penjing.search.evaluate import REFERENCE, apart_from_memory, judge, outputs_in_float32
-from penjing.search.jobs import deliver_float
-from penjing.search.resources import candidate_limits
+from penjing.report.record import RuntimeRow
+from penjing.search.evaluate import REFERENCE, compare_with_memory, judge_trial, run_in_float32
+from penjing.search.resources import limit_candidate
+from penjing.search.runtimes_job import deliver_float
 from penjing.search.session import Session
+from penjing.search.values import RuntimeChoice, Survey
 
 
 @dataclass(frozen=True)
-class Choice:
+class ChosenRuntime:
     """Where the trials of a run are made.
 
     Attributes:
         session: with the chosen target.
         start: the float model there as a trial; None where the baseline runs there.
-        data: for the record: `asked`, `chosen`, `words`, `rows`, `notes`, `seconds`.
+        found: by the comparison.
     """
 
     session: Session
     start: Trial | None
-    data: dict[str, Any]
+    found: RuntimeChoice
 
 
 def check_target(target: Target) -> None:
@@ -51,17 +53,17 @@ def check_target(target: Target) -> None:
     for each in dict.fromkeys((target.reference, *(() if target.runtime == "auto" else (target,)))):
         need_to_deliver(each)
         runtime_for(each)
-    if target.mode == "bf16" and "bf16" not in openvino_modes():
+    if target.mode == "bf16" and "bf16" not in list_openvino_modes():
         raise Refused(
-            "the processor computes in bf16",
-            value="it offers f32 only",
+            "needs a processor that computes in bf16",
+            value="one that offers f32 only",
             place="target.mode",
             fix="use the mode f32",
             code=Exit.ENVIRONMENT,
         )
 
 
-def openvino_modes() -> tuple[str, ...]:
+def list_openvino_modes() -> tuple[str, ...]:
     """Return the float precisions that OpenVINO has here, none where it is not installed."""
     if missing("openvino") or missing("onnx"):
         return ()
@@ -70,7 +72,7 @@ def openvino_modes() -> tuple[str, ...]:
     return list_float_precisions()
 
 
-def competitors(target: Target, backend: str) -> tuple[Target, ...]:
+def list_competitors(target: Target, backend: str) -> tuple[Target, ...]:
     """Return the targets to compare with the baseline's: for `auto` every one that is installed.
 
     PyTorch competes only where it is asked to and the model is a torch module; for a target whose precision
@@ -78,47 +80,41 @@ def competitors(target: Target, backend: str) -> tuple[Target, ...]:
     """
     if target.runtime != "auto":
         return (target,) if target.reference != target else ()
-    named: list[tuple[str, str]] = [("openvino", mode) for mode in openvino_modes()]
+    named: list[tuple[str, str]] = [("openvino", mode) for mode in list_openvino_modes()]
     if target.mode == "torch" and backend == "torch" and not missing("torch"):
         named += [("torch", "eager"), ("torch", "compiled")]
     common = target.model_dump(exclude={"runtime", "mode"})
     return tuple(Target(**{"runtime": runtime, "mode": mode, **common}) for runtime, mode in named)
 
 
-def choose_runtime(session: Session, facts: Mapping[str, Any], setting: Setting) -> Choice:
+def choose_runtime(session: Session, survey: Survey, setting: Setting) -> ChosenRuntime:
     """Measure the float model in every competing runtime and precision, and choose; kept in the ledger.
 
     Chosen is the fastest of those that are faster than the baseline with certainty, whose file agrees with
     the model and whose quality will probably be certified. A target whose precision was named is kept.
     """
     asked = session.target
-    targets = {target.label: target for target in competitors(asked, facts["backend"])}
-    work = partial(_compare, session, facts, setting, targets)
-    data = session.once("runtimes", sorted(targets), work) if targets else _nothing(session, asked)
-    chosen = targets.get(data["chosen"], session.reference)
-    for line in data["words"]:
+    targets = {target.label: target for target in list_competitors(asked, survey.backend)}
+    work = partial(_compare, session, survey, setting, targets)
+    found = session.once("runtimes", sorted(targets), RuntimeChoice, work) if targets else _alone(session)
+    chosen = targets.get(found.chosen, session.reference)
+    for line in found.words:
         session.say(Line.note(line))
-    start = data.get("trials", {}).get(chosen.label)
-    trial = None if start is None else Trial.model_validate(start)
-    return Choice(replace(session, target=chosen), trial, data | {"asked": asked.label})
+    return ChosenRuntime(replace(session, target=chosen), found.trials.get(chosen.label), found)
 
 
-def _nothing(session: Session, asked: Target) -> dict[str, Any]:
-    notes = (
-        [f"no other runtime than {session.reference.label} is installed"] if asked.runtime == "auto" else []
-    )
-    return {"chosen": session.reference.label, "words": notes, "rows": {}, "notes": notes, "seconds": {}}
+def _alone(session: Session) -> RuntimeChoice:
+    label = session.reference.label
+    notes = (f"no other runtime than {label} is installed",) if session.target.runtime == "auto" else ()
+    return RuntimeChoice(chosen=label, words=notes, notes=notes)
 
 
-def _compare(
-    session: Session, facts: Mapping[str, Any], setting: Setting, targets: dict[str, Target]
-) -> dict[str, Any]:
+def _compare(session: Session, survey: Survey, setting: Setting, targets: dict[str, Target]) -> RuntimeChoice:
     session.say(Line.phase(f"comparing runtimes: {', '.join([session.reference.label, *targets])}"))
     delivered, seconds = _deliver(session, targets)
     start = time.perf_counter()
     usable = {label: target for label, target in targets.items() if label not in delivered}
-    operations = Operations.model_validate(facts["operations"])
-    trials, reasons = _measure(session, usable, operations, facts["noise"], setting.baseline)
+    trials, reasons = _measure(session, usable, survey.operations, survey.noise, setting.baseline)
     seconds = seconds | {"measurement": time.perf_counter() - start}
     reasons = delivered | reasons
     for label, trial in trials.items():
@@ -127,15 +123,15 @@ def _compare(
         elif not setting.passes(trial):
             reasons[label] = "its quality would not be certified"
     best = _fastest(session, trials, reasons)
-    notes = [f"{label} was not chosen: {reason}" for label, reason in reasons.items()]
-    return {
-        "chosen": best,
-        "words": [*_words(session, trials, best), *notes],
-        "rows": {label: _row(trial) for label, trial in trials.items()},
-        "notes": notes,
-        "trials": {label: trial.model_dump(mode="json") for label, trial in trials.items()},
-        "seconds": seconds,
-    }
+    notes = tuple(f"{label} was not chosen: {reason}" for label, reason in reasons.items())
+    return RuntimeChoice(
+        chosen=best,
+        words=(*_words(session, trials, best), *notes),
+        rows={label: _row(trial) for label, trial in trials.items()},
+        notes=notes,
+        trials=trials,
+        seconds=seconds,
+    )
 
 
 def _deliver(session: Session, targets: dict[str, Target]) -> tuple[dict[str, str], dict[str, float]]:
@@ -147,7 +143,7 @@ def _deliver(session: Session, targets: dict[str, Target]) -> tuple[dict[str, st
         folders,
         session.path("float"),
         candidate_seed(session.seed, "runtimes"),
-        limits=candidate_limits(session.budget.time),
+        limits=limit_candidate(session.budget.time),
         name="runtimes",
         say=session.say,
     )
@@ -172,8 +168,8 @@ def _measure(
     trials = {}
     expected = np.load(session.path("float", "expected.npy"), allow_pickle=False)
     for label in found.keys() - {REFERENCE}:
-        exact = outputs_in_float32(session, targets[label], artefacts[label], len(expected))
-        apart = apart_from_memory(found[label], expected, noise, exact)
+        exact = run_in_float32(session, targets[label], artefacts[label], len(expected))
+        deviation = compare_with_memory(found[label], expected, noise, exact)
         blank = Trial(
             key=session.key("runtime", label),
             name=f"float, {label}",
@@ -181,7 +177,7 @@ def _measure(
             status="done",
             folder=f"float/{_folder(label)}",
         )
-        trials[label] = judge(session, found[label], found[REFERENCE], apart, blank, baseline)
+        trials[label] = judge_trial(session, found[label], found[REFERENCE], deviation, blank, baseline)
     return {label: trials[label] for label in targets if label in trials}, reasons
 
 
@@ -244,15 +240,14 @@ def _ratio(measurement: Measurement | None) -> Any:
     return latency.ratio if isinstance(latency, Latency) else None
 
 
-def _row(trial: Trial) -> dict[str, Any]:
-    measurement = None if trial.measurement is None else trial.measurement.model_dump(mode="json")
-    return {
-        "measurement": measurement,
-        "drop": trial.drop,
-        "flips": trial.flips,
-        "status": trial.status,
-        "reason": trial.reason,
-    }
+def _row(trial: Trial) -> RuntimeRow:
+    return RuntimeRow(
+        measurement=trial.measurement,
+        drop=trial.drop,
+        flips=trial.flips,
+        status=trial.status,
+        reason=trial.reason,
+    )
 
 
 def _folder(label: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from penjing.core.backend import backend_for, enter
 from penjing.core.budget import Budget
 from penjing.core.errors import Exit, Refused
 from penjing.core.measurement import Operations
+from penjing.core.scratch import scratch
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.core.verdict import Verdict
@@ -18,7 +18,7 @@ from penjing.measurement.certify import certify
 from penjing.measurement.measure import measure_all
 from penjing.measurement.process import factory_of
 from penjing.run.reading import find_best, read_record
-from penjing.search.certification import verdict
+from penjing.search.certification import judge_limits
 from penjing.search.evaluate import REFERENCE
 
 
@@ -41,20 +41,20 @@ def verify(folder: Path | str, task: Task, budget: Budget, *, model: Model | Non
     folder = Path(folder).expanduser().absolute()
     run = (folder / "best.json").is_file()
     artefact = open_artefact(find_best(folder) if run else folder)
-    with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:
-        baseline = folder / "float" / "target" if run else _delivered(model, task, artefact, Path(temporary))
+    with scratch() as temporary:
+        baseline = folder / "float" / "target" if run else _delivered(model, task, artefact, temporary)
         return _judge(artefact, baseline, task, budget, model, _operations(folder) if run else {})
 
 
 def _delivered(model: Model | None, task: Task, artefact: Artefact, folder: Path) -> Path:
     if model is None:
         raise Refused(
-            "a bare artefact is judged beside its original",
+            "needs the original beside a bare artefact",
             place="verify",
-            fix="pass model=, or the run directory instead of the artefact",
+            fix="pass model=, or give the run directory instead of the artefact",
             code=Exit.USAGE,
         )
-    return deliver(model, (), artefact.target.reference, folder / "float", example=task.valid.example()).path
+    return deliver(model, artefact.target.reference, folder / "float", example=task.valid.example()).path
 
 
 def _operations(run: Path) -> dict[str, Operations | None]:
@@ -62,11 +62,7 @@ def _operations(run: Path) -> dict[str, Operations | None]:
     if not (run / "record.json").is_file():
         return {}
     record = read_record(run)
-    found = {
-        REFERENCE: record["baselines"]["target"]["operations"],
-        "artefact": record["result"]["operations"],
-    }
-    return {name: value and Operations.model_validate(value) for name, value in found.items()}
+    return {REFERENCE: record.baselines.target.operations, "artefact": record.result.operations}
 
 
 def _judge(
@@ -92,7 +88,8 @@ def _judge(
         task,
         budget.max_drop,
         budget.confidence,
-        task.class_names,
     )
     limits = budget.model_copy(update={"time": None, "trials": None})
-    return verdict(limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, (0.0, 0))
+    return judge_limits(
+        limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, (0.0, 0)
+    )

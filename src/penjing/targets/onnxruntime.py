@@ -12,7 +12,6 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
-from penjing.core.plan import Plan
 from penjing.core.target import Target
 from penjing.core.value import Model
 from penjing.targets.onnx_file import describe_file, read_input_specs, write_onnx
@@ -71,7 +70,7 @@ class OnnxRuntime:
         """Name the backends whose models can be delivered."""
         return ("numpy", "onnx", "torch")
 
-    def deliver(self, model: Model, plan: Plan, example: Arrays, folder: Path) -> dict[str, Any]:
+    def deliver(self, model: Model, example: Arrays, folder: Path) -> dict[str, Any]:
         """Write `model.onnx` into the folder, check it and return facts for the manifest.
 
         The facts: `format`, `opset`, and `inputs` and `outputs` with names, dtypes and shapes (None for a

@@ -7,7 +7,6 @@ processor can. Reference: https://docs.openvino.ai, "Precision Control" and "CPU
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import bring
 from penjing.core.method import Change, Changes
-from penjing.core.plan import Plan
+from penjing.core.scratch import scratch
 from penjing.core.target import Target, need_to_deliver
 from penjing.core.value import Model
 from penjing.targets.signature import Guard, TensorSpec, find_fixed_batch
@@ -80,7 +79,7 @@ class OpenVino:
         """Name the backends whose models can be delivered."""
         return ("numpy", "onnx", "torch")
 
-    def deliver(self, model: Model, plan: Plan, example: Arrays, folder: Path) -> dict[str, Any]:
+    def deliver(self, model: Model, example: Arrays, folder: Path) -> dict[str, Any]:
         """Write `model.xml` and `model.bin` into the folder, compile them and return facts for the manifest.
 
         The facts are those of ONNX Runtime, with `integer_layers` (that run on integers) and
@@ -95,8 +94,8 @@ class OpenVino:
         from penjing.backends.onnx.integers.stated import find_integer_layers
         from penjing.targets.onnx_file import describe_file, write_onnx
 
-        with tempfile.TemporaryDirectory(prefix="penjing-") as temporary:
-            path = Path(temporary) / "model.onnx"
+        with scratch() as temporary:
+            path = temporary / "model.onnx"
             proto = write_onnx(model, example, path)
             try:
                 ov.save_model(ov.Core().read_model(path), folder / FILE, compress_to_fp16=False)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from penjing.backends.torch.cut.exported import ExportedNet
 from penjing.backends.torch.cut.verify import TOLERANCE, difference, probes, run_quietly
 from penjing.backends.torch.graph.capture import capture
-from penjing.backends.torch.stored.graph_reader import net_of
-from penjing.backends.torch.stored.graph_writer import describe
+from penjing.backends.torch.stored.graph_reader import build_net
+from penjing.backends.torch.stored.graph_writer import describe_graph
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
 from penjing.targets import torch_weights
@@ -35,7 +35,7 @@ def write(module: torch.nn.Module, example: Arrays, folder: Path, weights: Path)
     """
     try:
         captured = capture(module, example)
-        data, constants = describe(module, captured)
+        data, constants = describe_graph(module, captured)
         (folder / GRAPH).write_text(json.dumps(data, separators=(",", ":"), allow_nan=False), "utf-8")
         if constants:
             save_file(constants, folder / CONSTANTS)
@@ -65,7 +65,7 @@ def read(folder: Path, weights: Path) -> ExportedNet:
         raise Refused(
             "the stored graph must be readable", value=error, place=str(folder), fix="deliver the model again"
         ) from error
-    net: ExportedNet = net_of(data, constants).eval()
+    net: ExportedNet = build_net(data, constants).eval()
     try:
         torch_weights.load(net, weights)
     except (SafetensorError, OSError, RuntimeError) as error:

@@ -19,7 +19,6 @@ from penjing.backends.torch.structure.history import HISTORY, history
 from penjing.core.artefact import open_artefact
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
-from penjing.core.plan import Plan
 from penjing.core.target import Target
 from penjing.core.value import Model
 from penjing.targets import stored_graph, torch_weights
@@ -69,7 +68,7 @@ class TorchRuntime:
         """Name the backends whose models can be delivered."""
         return ("torch",)
 
-    def deliver(self, model: Model, plan: Plan, example: Arrays, folder: Path) -> dict[str, Any]:
+    def deliver(self, model: Model, example: Arrays, folder: Path) -> dict[str, Any]:
         """Write weights (masked tensors packed), recipe and graph; return facts for the manifest.
 
         `recipe.json` holds the inputs (dtypes and the shapes of one example) and the history, the units

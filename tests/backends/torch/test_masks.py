@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from penjing.backends.torch import BACKEND
-from penjing.backends.torch.masks import enforce, masks_of, set_masks, zeros_and_weights
+from penjing.backends.torch.masks import count_zeros, enforce_masks, masks_of, set_masks
 from penjing.backends.torch.tensors import Selected
 from penjing.core.backend import MaskBackend
 from penjing.core.errors import Refused
@@ -51,7 +51,7 @@ def test_a_mask_zeroes_and_is_read_back_and_does_not_enter_the_state():
         np.testing.assert_array_equal(weight[~mask], 0)
         assert (weight[mask] != 0).all()
     assert set(model.state_dict()) == keys
-    zeros, weights = zeros_and_weights(model)
+    zeros, weights = count_zeros(model)
     assert (zeros, weights) == (sum((~m).sum() for m in masks.values()), sum(m.size for m in masks.values()))
 
 
@@ -89,7 +89,7 @@ def test_tied_tensors_share_their_mask():
     model, mask = Tied(), RNG.random((4, 4)) < 0.5
     set_masks(model, {"b.weight": mask})
     assert set(masks_of(model)) == {"a.weight", "b.weight"}
-    assert zeros_and_weights(model) == (int((~mask).sum()), 16)
+    assert count_zeros(model) == (int((~mask).sum()), 16)
 
 
 def test_enforcing_covers_weights_gradients_and_momentum():
@@ -105,7 +105,7 @@ def test_enforcing_covers_weights_gradients_and_momentum():
     state = optimizer.state[weight]["momentum_buffer"]
     assert weight[gone].abs().max() > 0
     assert state[gone].abs().max() > 0
-    enforce(model, optimizer)
+    enforce_masks(model, optimizer)
     for tensor in (weight, weight.grad, state):
         assert tensor[gone].abs().max() == 0
         assert tensor[~gone].abs().min() >= 0

@@ -20,8 +20,8 @@ from penjing.backends.torch.quantizers import (  # noqa: E402
     CLASSES,
     Quantizer,
     quantized_layers,
+    remove_quantizers,
     set_quantizers,
-    without_quantizers,
 )
 from penjing.core.number_format import number_format  # noqa: E402
 
@@ -162,7 +162,7 @@ def test_quantized_layers_compute_with_rounded_values_and_go_back(plain):
     assert [found.name for found in BACKEND.layers(layer)] == [""], "quantizers are no layers"
     twin = copy.deepcopy(layer)
     torch.testing.assert_close(twin(x), layer(x))
-    without_quantizers(layer)
+    remove_quantizers(layer)
     assert type(layer) is plain
     torch.testing.assert_close(layer(x), expected(x))
 
@@ -173,5 +173,5 @@ def test_a_simulation_is_not_delivered(net, tmp_path):
         if runtime == "onnxruntime":
             pytest.importorskip("onnxruntime")
         with pytest.raises(pj.Refused, match="cannot be a simulation of number formats") as caught:
-            pj.deliver(net, (), pj.Target(runtime), tmp_path / runtime, example=(X,))
+            pj.deliver(net, pj.Target(runtime), tmp_path / runtime, example=(X,))
         assert "int4 channel in fc" in str(caught.value)

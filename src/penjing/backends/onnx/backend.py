@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +22,7 @@ from penjing.core.backend import Arrays, Backend, Groups, Heads, Layer
 from penjing.core.errors import Refused, nearest
 from penjing.core.files import write_bytes
 from penjing.core.measurement import Operations
+from penjing.core.scratch import scratch
 from penjing.core.task import Batch
 
 if TYPE_CHECKING:
@@ -197,13 +196,10 @@ class OnnxBackend:
         Raises:
             Refused: the export fails or its normalized form has other outputs.
         """
-        folder = tempfile.mkdtemp(prefix="penjing-")
-        try:
-            path = Path(folder) / "model.onnx"
+        with scratch() as folder:
+            path = folder / "model.onnx"
             backend.export(model, example, path)
             return normalize(load_onnx(path), example)
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _data_input(node: NodeProto) -> int:

@@ -16,7 +16,7 @@ from penjing.backends.torch.curvature.output_slopes import output_slopes
 from penjing.backends.torch.cut import cut
 from penjing.backends.torch.cut.verify import check_capture
 from penjing.backends.torch.graph.capture import capture
-from penjing.backends.torch.graph.flow import TorchGroups, label
+from penjing.backends.torch.graph.flow import TorchGroups, label_channels
 from penjing.backends.torch.observe import observe
 from penjing.backends.torch.structure import blocks
 from penjing.core.backend import Arrays, GateGradients, Groups, Heads, KroneckerFactors, Layer, Sample
@@ -31,12 +31,12 @@ class TorchBackend:
     name = "torch"
 
     def copy(self, model: Model) -> Model:
-        """Return an independent copy; see `check.copied`."""
-        return check.copied(model)
+        """Return an independent copy; see `check.copy_module`."""
+        return check.copy_module(model)
 
     def layers(self, model: Model) -> tuple[Layer, ...]:
         """List the modules that hold tensors, in the order of the model."""
-        return tensors.layers(model)
+        return tensors.list_layers(model)
 
     def read(self, model: Model, layer: str) -> dict[str, NDArray[Any]]:
         """Return copies of a layer's tensors."""
@@ -58,7 +58,7 @@ class TorchBackend:
         captured = capture(model, example)
         if tensors.device_of(model).type != "meta":
             check_capture(model, captured)
-        return label(model, captured, heads)
+        return label_channels(model, captured, heads)
 
     def blocks(self, model: Model, example: Arrays) -> tuple[str, ...]:
         """Name the blocks that could be taken out; see `blocks.find_blocks`."""
@@ -110,12 +110,12 @@ class TorchBackend:
         self, model: Model, layers: Sequence[str], batches: Sequence[Batch], centred: bool, seed: int
     ) -> dict[str, NDArray[np.float64]]:
         """Return the mean squared derivatives of the model's outputs by those of layers."""
-        modules = {name: tensors.layer_module(model, name) for name in layers}
+        modules = {name: tensors.find_layer(model, name) for name in layers}
         return output_slopes(model, modules, batches, centred, seed)
 
     def operations(self, model: Model, example: Arrays) -> Operations:
         """Count parameters and multiply-adds for one example."""
-        return operations.operations(model, example)
+        return operations.count_operations(model, example)
 
     def fingerprint(self, model: Model) -> str:
         """Return a SHA-256 over the code and every tensor."""

@@ -18,11 +18,15 @@ from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
 
 
-def copied(model: nn.Module) -> nn.Module:
+def copy_module(model: nn.Module) -> nn.Module:
     """Return an independent copy; ties within the model stay.
 
     Raises:
         Refused: the module holds something that cannot be copied (a lock, a tensor inside a graph).
+
+    >>> net = nn.Linear(2, 3)
+    >>> copy_module(net).weight is net.weight
+    False
     """
     try:
         return copy.deepcopy(model)
@@ -123,7 +127,12 @@ def _check_finite(tensors: dict[str, Tensor]) -> None:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return a SHA-256 over all tensors (names, shapes, types, values), masks and the code of the model."""
+    """Return a SHA-256 over all tensors (names, shapes, types, values), masks and the code of the model.
+
+    >>> net = nn.Linear(2, 3)
+    >>> fingerprint(net) == fingerprint(copy_module(net)), fingerprint(net) == fingerprint(nn.Linear(2, 3))
+    (True, False)
+    """
     digest = hashlib.sha256()
     for part in (re.sub(r" at 0x[0-9a-f]+", "", repr(model)), *_sources(model)):
         digest.update(part.encode() + b"\0")

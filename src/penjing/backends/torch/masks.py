@@ -34,6 +34,11 @@ def set_masks(model: nn.Module, masks: Mapping[str, NDArray[np.bool_]]) -> None:
 
     Raises:
         Refused: no parameter of this name, another shape or type, or a mask that keeps nothing.
+
+    >>> net = nn.Linear(2, 2)
+    >>> set_masks(net, {"weight": np.eye(2, dtype=bool)})
+    >>> net.weight[0, 1].item(), net.weight[1, 0].item()
+    (0.0, 0.0)
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
@@ -50,13 +55,13 @@ def set_masks(model: nn.Module, masks: Mapping[str, NDArray[np.bool_]]) -> None:
                 own[local] = torch.from_numpy(np.array(chosen)).to(parameter.device)
         if own or hasattr(module, MASKS):
             setattr(module, MASKS, own)
-    enforce(model)
+    enforce_masks(model)
 
 
 How = TypeVar("How")
 
 
-def enforce(model: nn.Module, optimizer: Optimizer | None = None) -> None:
+def enforce_masks(model: nn.Module, optimizer: Optimizer | None = None) -> None:
     """Zero every weight that a mask removes, its gradient, and what an optimizer remembers of it."""
     with torch.no_grad():
         for parameter, mask in masked_parameters(model):
@@ -77,7 +82,7 @@ def masked_parameters(model: nn.Module) -> Iterator[tuple[nn.Parameter, Tensor]]
             yield parameter, mask.to(parameter.device)
 
 
-def sliced(model: nn.Module, cuts: Mapping[int, How], cut: Callable[[Tensor, How], Tensor]) -> None:
+def slice_masks(model: nn.Module, cuts: Mapping[int, How], cut: Callable[[Tensor, How], Tensor]) -> None:
     """Let masks follow tensors that are about to be cut.
 
     Args:
@@ -93,7 +98,7 @@ def sliced(model: nn.Module, cuts: Mapping[int, How], cut: Callable[[Tensor, How
                 own[local] = cut(mask, how)
 
 
-def zeros_and_weights(model: nn.Module) -> tuple[int, int]:
+def count_zeros(model: nn.Module) -> tuple[int, int]:
     """Return how many weights the masks remove, and how many weights the masked tensors have."""
     counts = [(int(mask.numel() - mask.sum()), mask.numel()) for _, mask in masked_parameters(model)]
     return sum(zeros for zeros, _ in counts), sum(weights for _, weights in counts)

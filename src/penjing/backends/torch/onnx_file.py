@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx, nn
 
-from penjing.backends.torch.graph.capture import capture, quiet, require_dynamic
+from penjing.backends.torch.graph.capture import capture, require_dynamic, silenced
 from penjing.backends.torch.quantizers import refuse_simulated
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
@@ -39,7 +39,7 @@ def export(model: nn.Module, example: Arrays, path: Path) -> None:
     require_dynamic(captured)
     several = len(captured.outputs) > 1
     _fix_strides(captured.program.graph_module)
-    with quiet():
+    with silenced():
         try:
             program = torch.onnx.export(
                 captured.program,

@@ -91,7 +91,7 @@ def _shrunk(x: Tensor, quantizer: Quantizer, largest: float) -> Tensor:
     if scale.requires_grad:
         factor = 1 / math.sqrt(x.numel() / max(scale.numel(), 1) * max(largest, 1))
         scale = scale.detach() + (scale - scale.detach()) * factor
-    return spread(scale, quantizer.format, x.shape).expand(x.shape)
+    return broadcast_scale(scale, quantizer.format, x.shape).expand(x.shape)
 
 
 def _values(x: Tensor, quantizer: Quantizer) -> Tensor:
@@ -109,7 +109,7 @@ def _integers(x: Tensor, quantizer: Quantizer) -> Tensor:
         return _in_parts(x, quantizer)
     zero = quantizer.zero_point
     scale = _shrunk(x, quantizer, quantizer.format.highest)
-    zero = x.new_zeros(()) if zero is None else spread(zero.to(x.dtype), quantizer.format, x.shape)
+    zero = x.new_zeros(()) if zero is None else broadcast_scale(zero.to(x.dtype), quantizer.format, x.shape)
     return _StraightThrough.apply(x, scale, zero, quantizer.format.lowest, quantizer.format.highest)
 
 
@@ -120,15 +120,15 @@ def _in_parts(x: Tensor, quantizer: Quantizer) -> Tensor:
     for start in range(0, len(x), step):
         rows = slice(start, start + step)
         part, shape = y[rows], x[rows].shape
-        own = spread(scale[rows], format, shape)
+        own = broadcast_scale(scale[rows], format, shape)
         torch.div(x[rows], own, out=part)
         part.round_()
-        offset = 0 if zero is None else spread(zero[rows].to(x.dtype), format, shape)
+        offset = 0 if zero is None else broadcast_scale(zero[rows].to(x.dtype), format, shape)
         part.add_(offset).clamp_(format.lowest, format.highest).sub_(offset).mul_(own)
     return y
 
 
-def spread(values: Tensor, format: NumberFormat, shape: tuple[int, ...]) -> Tensor:
+def broadcast_scale(values: Tensor, format: NumberFormat, shape: tuple[int, ...]) -> Tensor:
     """Return scales (or zero points) so that they broadcast over a tensor of a shape."""
     if format.granularity == "channel":
         return values.reshape(-1, *[1] * (len(shape) - 1))
@@ -242,6 +242,12 @@ def set_quantizers(module: nn.Module, weight: Quantizer | None, inputs: Quantize
         module: of a class in `CLASSES`, or quantized already.
         weight: of its weight.
         inputs: of its input.
+
+    >>> layer, int8 = nn.Linear(2, 1), NumberFormat.model_validate("int8 tensor")
+    >>> set_quantizers(layer, Quantizer(int8, torch.ones(int8.scale_shape((1, 2)))), None)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[0.4, 1.6]])), layer.bias.data.zero_()
+    >>> layer(torch.ones(1, 2)).item()
+    2.0
     """
     if not isinstance(module, _Quantized):
         module.__class__ = CLASSES[type(module)]
@@ -275,7 +281,7 @@ def quantizers_of(model: nn.Module) -> list[Quantizer]:
     return [module for module in model.modules() if isinstance(module, Quantizer)]
 
 
-def without_quantizers(model: nn.Module) -> None:
+def remove_quantizers(model: nn.Module) -> None:
     """Make every quantized layer one of torch's own again, in place, its weights rounded for good."""
     for _, module in list(quantized_layers(model)):
         if module.weight_quantizer is not None:

@@ -8,9 +8,9 @@ import numpy as np
 from torch import nn
 
 from penjing.backends.torch.backend import TorchBackend
-from penjing.backends.torch.cut.group_norms import with_group_norms
-from penjing.backends.torch.observe.batch_statistics import normalizations
-from penjing.backends.torch.structure.blocks import find_blocks, take_out
+from penjing.backends.torch.cut.group_norms import replace_batchnorms
+from penjing.backends.torch.observe.batch_statistics import find_batchnorms
+from penjing.backends.torch.structure.blocks import find_blocks, remove_blocks
 from penjing.backends.torch.structure.history import Entry, history
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
@@ -78,11 +78,11 @@ def _skip(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
             place="model()",
             fix=_FIX,
         )
-    return take_out(module, blocks, list(entry["skip"]), example)
+    return remove_blocks(module, blocks, list(entry["skip"]), example)
 
 
 def _normalize(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
-    layers = normalizations(module)
+    layers = find_batchnorms(module)
     for name, count in entry["group_norm"].items():
         if name not in layers or layers[name].num_features % count:
             raise Refused(
@@ -91,7 +91,7 @@ def _normalize(module: nn.Module, entry: Entry, example: Arrays) -> nn.Module:
                 place="model()",
                 fix=_FIX,
             )
-    return with_group_norms(module, entry["group_norm"])
+    return replace_batchnorms(module, entry["group_norm"])
 
 
 _STEPS: dict[str, Any] = {"keep": _cut, "skip": _skip, "group_norm": _normalize}

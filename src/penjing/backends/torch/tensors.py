@@ -34,7 +34,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def to_numpy(tensor: Tensor) -> NDArray[Any]:
-    """Return a copy as an array; bfloat16, which NumPy lacks, as float32, which holds all its values."""
+    """Return a copy as an array; bfloat16, which NumPy lacks, as float32, which holds all its values.
+
+    >>> to_numpy(torch.ones(2, dtype=torch.bfloat16))
+    array([1., 1.], dtype=float32)
+    """
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
         tensor = tensor.float()
@@ -84,7 +88,7 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
 
 
-def layers(model: nn.Module) -> tuple[Layer, ...]:
+def list_layers(model: nn.Module) -> tuple[Layer, ...]:
     """List the modules that hold tensors, each once, in the order of the model."""
     found = []
     for name, module in model.named_modules():
@@ -112,7 +116,11 @@ def window_of(module: nn.Module) -> Window | None:
 
 
 def kind_of(module: nn.Module) -> str:
-    """Return the field's word for a module: conv, depthwise, linear, batchnorm, embedding or other."""
+    """Return the field's word for a module: conv, depthwise, linear, batchnorm, embedding or other.
+
+    >>> kind_of(nn.Conv2d(8, 8, 3, groups=8))
+    'depthwise'
+    """
     if isinstance(module, CONVOLUTIONS):
         return "depthwise" if 1 < module.groups == module.in_channels else "conv"
     for kinds, word in (
@@ -125,7 +133,7 @@ def kind_of(module: nn.Module) -> str:
     return "other"
 
 
-def layer_module(model: nn.Module, layer: str) -> nn.Module:
+def find_layer(model: nn.Module, layer: str) -> nn.Module:
     """Return the module of a layer.
 
     Raises:
@@ -140,7 +148,7 @@ def layer_module(model: nn.Module, layer: str) -> nn.Module:
 
 def read(model: nn.Module, layer: str) -> dict[str, NDArray[Any]]:
     """Return copies of a layer's tensors."""
-    return {name: to_numpy(tensor) for name, tensor in own_tensors(layer_module(model, layer)).items()}
+    return {name: to_numpy(tensor) for name, tensor in own_tensors(find_layer(model, layer)).items()}
 
 
 def write(model: nn.Module, layer: str, tensors: Mapping[str, NDArray[Any]]) -> None:
@@ -149,7 +157,7 @@ def write(model: nn.Module, layer: str, tensors: Mapping[str, NDArray[Any]]) -> 
     Raises:
         Refused: an unknown tensor, another shape, or a value that is not finite.
     """
-    own = own_tensors(layer_module(model, layer))
+    own = own_tensors(find_layer(model, layer))
     for name, array in tensors.items():
         place = f"{layer}.{name}"
         if name not in own:
@@ -181,6 +189,9 @@ def select_output(output: Any, selector: Selector = None) -> Tensor:
 
     Raises:
         Refused: no tensor there; the message lists what the model returned.
+
+    >>> select_output({"logits": torch.zeros(2, 5), "state": None}, "logits").shape
+    torch.Size([2, 5])
     """
     chosen = output
     if callable(selector):

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 
 from torch import nn  # noqa: E402
 
-from penjing.backends.torch.curvature.positions import CHUNK, positions_that_count  # noqa: E402
+from penjing.backends.torch.curvature.positions import CHUNK, find_contributing_positions  # noqa: E402
 
 
 class Masked(nn.Module):
@@ -27,7 +27,7 @@ def test_padding_does_not_count():
     mask = torch.from_numpy((rng.random((2 * CHUNK + 5, 7)) > 0.3).astype("float32"))
     x = torch.from_numpy(rng.normal(size=(*mask.shape, 3)).astype("float32"))
     model = Masked().train()
-    found = positions_that_count(model, ["once", "twice", "unused", "head"], (x, mask), 0)
+    found = find_contributing_positions(model, ["once", "twice", "unused", "head"], (x, mask), 0)
     assert list(found) == ["once"], "the others are called twice, never, or on one position"
     np.testing.assert_array_equal(found["once"], mask.bool().numpy())
     assert model.training
@@ -36,11 +36,11 @@ def test_padding_does_not_count():
 
 def test_a_model_without_several_positions_or_without_gradients_has_nothing_to_tell():
     plain = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
-    assert positions_that_count(plain, ["0"], (torch.ones(4, 3),), 0) == {}
+    assert find_contributing_positions(plain, ["0"], (torch.ones(4, 3),), 0) == {}
 
     class Rounded(Masked):
         def forward(self, x, mask):
             return super().forward(x, mask).argmax(-1)
 
     inputs = torch.ones(4, 2, 3), torch.ones(4, 2)
-    assert positions_that_count(Rounded(), ["once"], inputs, 0) == {}
+    assert find_contributing_positions(Rounded(), ["once"], inputs, 0) == {}

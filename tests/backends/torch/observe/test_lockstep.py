@@ -8,8 +8,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 from torch import nn  # noqa: E402
 
-from penjing.backends.torch.observe.lockstep import Pass, calls, run_hooked  # noqa: E402
-from penjing.backends.torch.observe.observations import observations  # noqa: E402
+from penjing.backends.torch.observe.lockstep import Pass, record_usage, run_hooked  # noqa: E402
+from penjing.backends.torch.observe.observations import gather_rows  # noqa: E402
 
 torch.set_num_threads(1)
 X = (torch.arange(6.0).reshape(2, 3),)
@@ -79,7 +79,7 @@ def test_calls_tell_how_often_how_large_and_which_batchnorm_follows():
         def forward(self, x):
             return self.twice(self.twice(self.behind_relu(self.norm(self.first(x)).relu())))
 
-    found = calls(Net(), ["first", "twice", "unused", "norm"], (torch.ones(1, 1, 3, 3),))
+    found = record_usage(Net(), ["first", "twice", "unused", "norm"], (torch.ones(1, 1, 3, 3),))
     assert [call.times for call in found.values()] == [1, 2, 0, 1]
     assert found["first"].bytes == 4 * 18
     assert [call.batchnorm for call in found.values()] == ["norm", "", "", ""]
@@ -132,7 +132,7 @@ def check(layer, x):
     y = layer(x).detach()
     kept = np.array([0, 2, 3])
     for limit in (10**6, 34):
-        runs = list(observations(layer, x, y, kept, limit, np.random.default_rng(0)))
+        runs = list(gather_rows(layer, x, y, kept, limit, np.random.default_rng(0)))
         assert len(runs) >= 32
         inputs, outputs = (np.concatenate(parts) for parts in zip(*runs, strict=True))
         assert len(inputs) == min(limit, y.numel() // len(layer.weight))
@@ -148,4 +148,4 @@ def test_outputs_at_other_positions_are_not_taken():
     layer = nn.Conv2d(1, 1, 1)
     x = torch.ones(32, 1, 4, 4)
     rng = np.random.default_rng(0)
-    assert observations(layer, x, torch.ones(32, 1, 3, 4), np.array([0]), 10, rng) is None
+    assert gather_rows(layer, x, torch.ones(32, 1, 3, 4), np.array([0]), 10, rng) is None

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from penjing import Refused
 from penjing.backends.torch import BACKEND
 from penjing.backends.torch.cut.shortened import Shortened
-from penjing.backends.torch.structure.blocks import find_blocks, take_out
+from penjing.backends.torch.structure.blocks import find_blocks, remove_blocks
 from penjing.backends.torch.structure.history import history
 from penjing.backends.torch.structure.pass_through import PassThrough
 
@@ -54,7 +54,7 @@ def test_residual_blocks_are_found_and_their_neighbours_have_reasons(settled):
 def test_without_blocks_it_is_the_shallower_network_with_the_same_weights(settled):
     model = settled(Residual((3, 3)))
     before = copy.deepcopy(model.state_dict())
-    small = take_out(model, find_blocks(model, IMAGE), ["layer1.1", "layer2.2"], IMAGE)
+    small = remove_blocks(model, find_blocks(model, IMAGE), ["layer1.1", "layer2.2"], IMAGE)
     by_hand = Residual((2, 2))
     names = {"layer1.0": "layer1.0", "layer1.2": "layer1.1", "layer2.0": "layer2.0", "layer2.1": "layer2.1"}
     weights = {}
@@ -73,14 +73,14 @@ def test_without_blocks_it_is_the_shallower_network_with_the_same_weights(settle
     assert isinstance(model.layer1[1], Block), "the argument is untouched"
     again = find_blocks(small, IMAGE)
     assert list(again.found) == ["layer1.0", "layer1.2", "layer2.1"]
-    assert history(take_out(small, again, ["layer1.0"], IMAGE))[-1] == {"skip": ["layer1.0"]}
+    assert history(remove_blocks(small, again, ["layer1.0"], IMAGE))[-1] == {"skip": ["layer1.0"]}
 
 
 def test_what_cannot_go_is_refused_by_name(settled):
     model = settled(Residual())
     blocks = find_blocks(model, IMAGE)
     with pytest.raises(Refused, match=r"layer2.0: it makes .*; nothing: no block of this name"):
-        take_out(model, blocks, ["layer2.0", "nothing"], IMAGE)
+        remove_blocks(model, blocks, ["layer2.0", "nothing"], IMAGE)
 
 
 def test_a_chain_without_shortcuts_has_no_blocks(settled):
@@ -148,7 +148,7 @@ def test_code_that_reads_a_block_keeps_it_and_numbers_are_passed_on(settled):
     blocks = find_blocks(model, IMAGE)
     assert list(blocks.found) == ["blocks.1"]
     assert "conv1" in blocks.kept["blocks.0"]
-    small = take_out(model, blocks, ["blocks.1"], IMAGE)
+    small = remove_blocks(model, blocks, ["blocks.1"], IMAGE)
     assert small.blocks[1].gain == 2.0
     with torch.no_grad():
         x = torch.from_numpy(IMAGE[0])
@@ -181,7 +181,7 @@ def test_a_tuple_of_more_is_passed_on_where_the_block_got_it(settled):
     blocks = find_blocks(model, IMAGE)
     assert list(blocks.found) == ["blocks.0", "blocks.1", "others.1"]
     assert blocks.kept == {"others.0": "it also returns Tensor that it did not get"}
-    small = take_out(model, blocks, ["blocks.0", "blocks.1"], IMAGE)
+    small = remove_blocks(model, blocks, ["blocks.0", "blocks.1"], IMAGE)
     with torch.no_grad():
         x = torch.from_numpy(IMAGE[0])
         wanted = model.others[1](model.others[0](x)[0])
@@ -207,7 +207,7 @@ def test_layers_of_bert_go_and_it_is_the_shallower_bert():
     blocks = find_blocks(model, TOKENS)
     names = [f"model.bert.encoder.layer.{i}" for i in range(3)]
     assert list(blocks.found) == names
-    small = take_out(model, blocks, names[1:2], TOKENS)
+    small = remove_blocks(model, blocks, names[1:2], TOKENS)
     by_hand = bert(2)
     weights = {n: t for n, t in model.state_dict().items() if names[1] not in n}
     by_hand.load_state_dict({n.replace("layer.2.", "layer.1."): t for n, t in weights.items()})
@@ -246,7 +246,7 @@ def test_other_transformers_have_blocks_or_a_reason(family):
     # T5 has a residual around attention and another around its feed-forward part, and its first attention
     # makes the position bias of all.
     assert len(blocks.found) == (5 if family == "T5Encoder" else 3)
-    small = take_out(model, blocks, list(blocks.found)[:1], TOKENS)
+    small = remove_blocks(model, blocks, list(blocks.found)[:1], TOKENS)
     assert BACKEND.run(small, TOKENS).shape == (2, 6, 16)
     assert np.abs(BACKEND.run(small, TOKENS) - BACKEND.run(model, TOKENS)).max() > 1e-3
 
@@ -259,7 +259,7 @@ def test_divergence_is_measured_after_statistics_are_taken_anew(settled):
     shortened = Shortened(model, blocks, [(x,)], model, logits=True)
     found = shortened.divergence(["layer1.1"])
 
-    small = take_out(model, blocks, ["layer1.1"], IMAGE)
+    small = remove_blocks(model, blocks, ["layer1.1"], IMAGE)
     for module in small.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 1.0

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from penjing.backends.torch.curvature.example_gradients import recorded, unfolded
 from penjing.backends.torch.curvature.own_labels import OwnLabels
-from penjing.backends.torch.observe.observe import loss_function
+from penjing.backends.torch.curvature.per_sample_gradients import recording, unfold_input
+from penjing.backends.torch.observe.observe import resolve_loss
 from penjing.backends.torch.tensors import (
     CONVOLUTIONS,
     device_of,
     evaluating,
-    layer_module,
+    find_layer,
     select_output,
     to_inputs,
     to_numpy,
@@ -51,7 +51,7 @@ def kronecker_factors(model: nn.Module, layers: Sequence[str], sample: Sample) -
         By layer; convolutions with groups or of three dimensions, and layers that the model does not call as
         modules, are missing.
     """
-    modules = {name: module for name in layers if _covered(module := layer_module(model, name))}
+    modules = {name: module for name in layers if _covered(module := find_layer(model, name))}
     generator = torch.Generator().manual_seed(sample.seed)
     sums = {name: _Sums() for name in modules}
     examples = 0
@@ -72,9 +72,9 @@ def _calls(
     model: nn.Module, modules: dict[str, nn.Module], sample: Sample
 ) -> Iterator[tuple[int, str, Tensor, Tensor | None]]:
     """Yield how many new examples there are, a layer, its input and the gradient by its output."""
-    function = loss_function(OwnLabels(sample.loss, sample.seed))
+    function = resolve_loss(OwnLabels(sample.loss, sample.seed))
     for inputs, targets in itertools.islice(sample.split.batches(sample.size, sample.seed), sample.batches):
-        with evaluating(model), torch.enable_grad(), recorded(modules) as calls:
+        with evaluating(model), torch.enable_grad(), recording(modules) as calls:
             output = select_output(model(*to_inputs(model, inputs)))
             value = function(output, torch.from_numpy(np.array(targets)).to(device_of(model)))
         made = [(name, x, y) for name, pairs in calls.items() for x, y in pairs]
@@ -103,7 +103,7 @@ def _seen(module: nn.Module, x: Tensor, shape: tuple[int, ...], chosen: Tensor) 
     """Return what some output positions are computed from, `[chosen, columns]`."""
     if not isinstance(module, CONVOLUTIONS):
         return x.reshape(-1, x.shape[-1])[chosen]
-    columns = unfolded(module, x)
+    columns = unfold_input(module, x)
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])[chosen]
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from penjing.backends.torch.curvature.example_gradients import example_gradients, recorded
+from penjing.backends.torch.curvature.per_sample_gradients import per_sample_gradients, recording
 from penjing.backends.torch.tensors import evaluating, select_output, to_inputs, to_numpy
 from penjing.core.backend import Arrays
 from penjing.core.task import Batch
@@ -54,7 +54,7 @@ def output_slopes(
     examples = 0
     for inputs, targets in batches:
         examples += len(targets)
-        with evaluating(model), torch.enable_grad(), recorded(modules) as calls:
+        with evaluating(model), torch.enable_grad(), recording(modules) as calls:
             output = select_output(model(*to_inputs(model, inputs)))
             directions = random_directions(output, centred, generator)
             outputs = [y for made in calls.values() for _, y in made]
@@ -84,7 +84,7 @@ def directed_gradients(
 
     Args:
         model: modes are put back.
-        modules: by name, such that `reason_against` has nothing against them.
+        modules: by name, such that `explain_unsupported` has nothing against them.
         inputs: one batch.
         wanted: the outputs as they should be.
         directions: whether they are centred (see `random_directions`), and their seed.
@@ -103,6 +103,6 @@ def directed_gradients(
         errors.append((signs * gap).flatten(1).sum(1))
         return (chosen * signs).sum()
 
-    found = example_gradients(model, modules, to_inputs(model, inputs), along)
+    found = per_sample_gradients(model, modules, to_inputs(model, inputs), along)
     rows = torch.cat([gradient.flatten(1) for gradient in found.values()], 1)
     return to_numpy(rows.float()), to_numpy(errors[0].float())

@@ -9,14 +9,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from penjing.backends.torch.curvature.example_gradients import recorded
-from penjing.backends.torch.tensors import evaluating, layer_module, select_output
+from penjing.backends.torch.curvature.per_sample_gradients import recording
+from penjing.backends.torch.tensors import evaluating, find_layer, select_output
 
 CHUNK = 32
 """Examples that run at once."""
 
 
-def positions_that_count(
+def find_contributing_positions(
     model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...], seed: int
 ) -> dict[str, NDArray[np.bool_]]:
     """Return for layers with several positions which of them move the model's output.
@@ -33,12 +33,12 @@ def positions_that_count(
         `[examples, positions...]` by layer; layers that are called other than once, have one position only
         or no gradient are missing.
     """
-    modules = {name: layer_module(model, name) for name in layers}
+    modules = {name: find_layer(model, name) for name in layers}
     generator = torch.Generator().manual_seed(seed)
     parts: dict[str, list[NDArray[np.bool_]]] = {name: [] for name in layers}
     for start in range(0, len(inputs[0]), CHUNK):
         some = tuple(x[start : start + CHUNK] for x in inputs)
-        with evaluating(model), torch.enable_grad(), recorded(modules) as calls:
+        with evaluating(model), torch.enable_grad(), recording(modules) as calls:
             output = select_output(model(*some))
         made = {
             name: pairs[0][1] for name, pairs in calls.items() if len(pairs) == 1 and pairs[0][1].ndim > 2

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from penjing.backends.torch.curvature.example_gradients import recorded
+from penjing.backends.torch.curvature.per_sample_gradients import recording
 from penjing.backends.torch.quantizers import Quantizer, set_quantizers
 from penjing.backends.torch.tensors import device_of, evaluating, select_output, to_inputs
 from penjing.core.backend import Sample
@@ -49,7 +49,7 @@ def rounding_losses(
     totals = {name: np.zeros(len(made)) for name, made in layers.items()}
     generator, examples = torch.Generator(device_of(model)).manual_seed(sample.seed), 0
     for inputs, targets in itertools.islice(sample.split.batches(sample.size, sample.seed), sample.batches):
-        with evaluating(model), torch.enable_grad(), recorded(modules) as calls:
+        with evaluating(model), torch.enable_grad(), recording(modules) as calls:
             output = select_output(model(*to_inputs(model, inputs)))
             along = _direction(output.detach(), sample.loss == "cross_entropy", generator)
         made = [y for pairs in calls.values() for _, y in pairs]

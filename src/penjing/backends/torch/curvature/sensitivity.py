@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from penjing.backends.torch.hooks import Before, hooked
-from penjing.backends.torch.observe.observe import LossFunction, by_layer, loss_function
+from penjing.backends.torch.observe.observe import LossFunction, group_by_layer, resolve_loss
 from penjing.backends.torch.tensors import (
     device_of,
     evaluating,
-    layer_module,
+    find_layer,
     select_output,
     to_inputs,
     to_numpy,
@@ -45,8 +45,8 @@ def gate_gradients(model: nn.Module, layers: Sequence[str], sample: Sample) -> I
     Raises:
         Refused: an unknown layer, or an unknown loss.
     """
-    modules = {name: layer_module(model, name) for name in layers}
-    function = loss_function(sample.loss)
+    modules = {name: find_layer(model, name) for name in layers}
+    function = resolve_loss(sample.loss)
     for batch in _batches(sample):
         taken: _Taken = defaultdict(list)
         with hooked(modules, _tap(taken)):
@@ -112,7 +112,7 @@ def hessian_diagonals(model: nn.Module, sample: Sample) -> Iterator[dict[str, di
     Raises:
         Refused: an operator of the model has no second derivative.
     """
-    function, rng = loss_function(sample.loss), np.random.default_rng(sample.seed)
+    function, rng = resolve_loss(sample.loss), np.random.default_rng(sample.seed)
     parameters = [p for p in model.parameters() if p.is_floating_point()]
     for batch in _batches(sample):
         flags = [p.requires_grad for p in parameters]
@@ -123,7 +123,7 @@ def hessian_diagonals(model: nn.Module, sample: Sample) -> Iterator[dict[str, di
         finally:
             for parameter, flag in zip(parameters, flags, strict=True):
                 parameter.requires_grad_(flag)
-        yield by_layer(model, found)
+        yield group_by_layer(model, found)
 
 
 def _signed_products(

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from penjing.backends.torch.cut.rewrite import exported_net
+from penjing.backends.torch.cut.rewrite import build_exported_net
 from penjing.backends.torch.cut.verify import Proof
 from penjing.backends.torch.graph.flow import TorchGroups
-from penjing.backends.torch.masks import sliced as slice_masks
-from penjing.backends.torch.structure.history import record, trace
+from penjing.backends.torch.masks import slice_masks as slice_masks
+from penjing.backends.torch.structure.history import record_lineage, record_step
 from penjing.backends.torch.tensors import CONVOLUTIONS, device_of, tensors_of
 from penjing.core.backend import Group, Groups
 from penjing.core.errors import Refused, nearest
@@ -37,6 +37,12 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
 
     Raises:
         Refused: wrong units or foreign groups, or neither way gives the masked model's output.
+
+    >>> from penjing.backends.torch import BACKEND
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> groups = BACKEND.groups(net, (np.ones((1, 4), np.float32),))
+    >>> keep(net, groups, {"0": np.array([0, 2, 5])})[2].weight.shape
+    torch.Size([2, 3])
     """
     if not isinstance(groups, TorchGroups) or groups.flow is None:
         raise Refused(
@@ -59,7 +65,7 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
     failure = proof.failure(sliced)
     result: nn.Module = sliced
     if failure:
-        result = exported_net(model, sliced, groups.flow, units)
+        result = build_exported_net(model, sliced, groups.flow, units)
         second = proof.failure(result)
         if second:
             raise Refused(
@@ -70,7 +76,7 @@ def keep(model: nn.Module, groups: Groups, kept: Kept) -> nn.Module:
             )
     cut = {name: [int(unit) for unit in chosen] for name, chosen in units.items()}
     view = {} if groups.flow.heads == "whole" else {"heads": groups.flow.heads}
-    record(result, model, {"keep": cut, **view})
+    record_step(result, model, {"keep": cut, **view})
     return result
 
 
@@ -134,7 +140,7 @@ def _slice(model: nn.Module, groups: list[Group], units: Kept) -> nn.Module:
                     store[name], changed = new[id(tensor)], True
         if changed:
             _fix_attributes(module)
-    trace(
+    record_lineage(
         model, {f"{layer}.{tensor}".lstrip("."): _remaining(axes) for (layer, tensor), axes in masks.items()}
     )
     return model

@@ -21,7 +21,7 @@ from penjing.backends.torch.tensors import CONVOLUTIONS, device_of
 from penjing.core.errors import Refused
 
 
-def exported_net(
+def build_exported_net(
     model: nn.Module, sliced: nn.Module, flow: Flow, kept: Mapping[str, NDArray[np.int64]]
 ) -> ExportedNet:
     """Build the stand-in: the graph with its sizes rewritten, on a module whose tensors are sliced.

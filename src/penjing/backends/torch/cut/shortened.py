@@ -12,10 +12,10 @@ from torch import nn
 
 from penjing.arrays.structure.block_influence import block_influence, divergence
 from penjing.backends.torch.hooks import Call, watched
-from penjing.backends.torch.observe.batch_statistics import batchnorms, normalizing_by_batch
+from penjing.backends.torch.observe.batch_statistics import find_tracked_batchnorms, normalizing_by_batch
 from penjing.backends.torch.observe.observe import run
 from penjing.backends.torch.structure.blocks import Blocks
-from penjing.backends.torch.structure.pass_through import main_input, main_output, without
+from penjing.backends.torch.structure.pass_through import bypassing, main_input, main_output
 from penjing.backends.torch.tensors import evaluating, select_output, to_inputs, to_numpy
 from penjing.core.backend import Arrays
 
@@ -44,8 +44,8 @@ class Shortened:
     def divergence(self, names: Sequence[str]) -> float:
         """Return how far the outputs without these blocks are from the original's."""
         gone = {name: self._blocks.found[name] for name in names}
-        with without(self._model, gone):
-            layers = batchnorms(self._model).values()
+        with bypassing(self._model, gone):
+            layers = find_tracked_batchnorms(self._model).values()
             with normalizing_by_batch(self._model, layers), torch.no_grad():
                 outputs = [to_numpy(select_output(self._model(*batch))) for batch in self._batches]
         return divergence(np.concatenate(outputs), self._reference, self._logits)

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from penjing.backends.torch.cut.masked import MaskedRun
-from penjing.backends.torch.graph.capture import BATCH, Capture, bind
+from penjing.backends.torch.graph.capture import BATCH, Capture, bind_placeholders
 from penjing.backends.torch.graph.flow import Flow
 from penjing.backends.torch.tensors import evaluating
 from penjing.core.errors import Refused
@@ -38,7 +38,7 @@ class Proof:
         the cause.
         """
         try:
-            found = tensors_in(run_quietly(shrunk, self._inputs))
+            found = list_tensors(run_quietly(shrunk, self._inputs))
         except Exception as error:  # noqa: BLE001 - the user's own code runs on widths that it may not expect
             line = (str(error).strip().splitlines() or [""])[0][:150]
             return f"{type(shrunk).__name__} fails: {line}"
@@ -52,13 +52,15 @@ class Proof:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             runner = MaskedRun(self._flow, self._stays)
-            return tensors_in(runner.run(*bind(self._flow.capture, model, tuple(x.clone() for x in inputs))))
+            return list_tensors(
+                runner.run(*bind_placeholders(self._flow.capture, model, tuple(x.clone() for x in inputs)))
+            )
 
     def _precisely_within(self, shrunk: nn.Module) -> bool:
         inputs = tuple(x.double() if x.is_floating_point() else x for x in self._inputs)
         try:
             expected = self._masked(copy.deepcopy(self._model).double(), inputs)
-            found = tensors_in(run_quietly(copy.deepcopy(shrunk).double(), inputs))
+            found = list_tensors(run_quietly(copy.deepcopy(shrunk).double(), inputs))
         except (RuntimeError, TypeError):
             # Code that creates single-precision tensors cannot run in double.
             return False
@@ -74,9 +76,9 @@ def check_capture(model: nn.Module, captured: Capture) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         runner = fx.Interpreter(captured.program.graph_module, graph=captured.graph)
-        graph = tensors_in(runner.run(*bind(captured, model, probes(captured))))
+        graph = list_tensors(runner.run(*bind_placeholders(captured, model, probes(captured))))
     # Twice, because state that a call leaves behind shows in the next one.
-    outputs = [tensors_in(run_quietly(model, probes(captured))) for _ in range(2)]
+    outputs = [list_tensors(run_quietly(model, probes(captured))) for _ in range(2)]
     if not all(within(graph, output, slack=10) for output in outputs):
         gap = max(largest_gap(graph, output) for output in outputs)
         raise Refused(
@@ -108,7 +110,7 @@ def run_quietly(model: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
         return model(*[x.clone() for x in inputs])
 
 
-def tensors_in(output: Any) -> list[Tensor]:
+def list_tensors(output: Any) -> list[Tensor]:
     """Return every tensor that a model returned, in order."""
     return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 

@@ -19,12 +19,12 @@ from torch.overrides import TorchFunctionMode
 from penjing.backends.torch.decoder.decoder_block import (
     Block,
     Call,
-    as_linear,
     named_arguments,
     parent_of,
-    place,
+    replace_transposed_linear,
+    set_tensor,
     tensor_at,
-    turned_class,
+    transposed_linear_class,
 )
 from penjing.backends.torch.decoder.shards import Shards
 from penjing.backends.torch.hooks import EndOfPass
@@ -90,7 +90,7 @@ class Decoder:
 
     def linear_layers(self) -> list[str]:
         """Return the names of the linear layers in the blocks."""
-        kinds = (nn.Linear, turned_class())
+        kinds = (nn.Linear, transposed_linear_class())
         blocks = self.model.get_submodule(self.path)
         return [f"{self.path}.{name}" for name, x in blocks.named_modules() if isinstance(x, kinds)]
 
@@ -108,9 +108,9 @@ class Decoder:
         """Return one block with its weights, in float32; layers are named as in the model."""
         name = f"{self.path}.{index}"
         module = copy.deepcopy(self.model.get_submodule(name))
-        as_linear(module)
+        replace_transposed_linear(module)
         for tensor, source in self.tensors_of(index).items():
-            place(module, tensor.removeprefix(f"{name}."), self._read(source))
+            set_tensor(module, tensor.removeprefix(f"{name}."), self._read(source))
         return Block(name, module.eval(), call)
 
     @contextmanager
@@ -125,11 +125,11 @@ class Decoder:
                 source = self.sources[name]
                 if source not in shared:
                     shared[source] = nn.Parameter(self._read(source), requires_grad=False)
-                place(self.model, name, shared[source])
+                set_tensor(self.model, name, shared[source])
             yield
         finally:
             for name, tensor in before.items():
-                place(self.model, name, tensor)
+                set_tensor(self.model, name, tensor)
 
     def start(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[Call]]:
         """Return what the first block takes, and what else each block takes, within `outside`.
@@ -278,7 +278,7 @@ def _block_list(model: nn.Module, folder: Path) -> str:
 
 
 def _has_linear(block: nn.Module) -> bool:
-    return any(isinstance(module, (nn.Linear, turned_class())) for module in block.modules())
+    return any(isinstance(module, (nn.Linear, transposed_linear_class())) for module in block.modules())
 
 
 def _sources(model: nn.Module, shards: Shards) -> dict[str, Source]:
@@ -306,7 +306,7 @@ def _sources(model: nn.Module, shards: Shards) -> dict[str, Source]:
         )
     found = {}
     for name, tensor in state.items():
-        stored, turned = owners[id(tensor)], isinstance(parent_of(model, name), turned_class())
+        stored, turned = owners[id(tensor)], isinstance(parent_of(model, name), transposed_linear_class())
         shape = shards.stored[stored].shape
         if shape != tuple(tensor.shape):
             raise Refused(

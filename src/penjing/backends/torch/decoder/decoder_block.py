@@ -65,7 +65,7 @@ def named_arguments(block: type[nn.Module], given: tuple[Any, ...]) -> Call:
     return dict(zip(names, given, strict=False))
 
 
-def turned_class() -> type[nn.Module]:
+def transposed_linear_class() -> type[nn.Module]:
     """Return the library's linear layer with a weight `[in, out]`, as GPT-2 has."""
     from transformers.pytorch_utils import Conv1D
 
@@ -73,10 +73,10 @@ def turned_class() -> type[nn.Module]:
     return kind
 
 
-def as_linear(module: nn.Module) -> None:
+def replace_transposed_linear(module: nn.Module) -> None:
     """Put `nn.Linear` in the place of linear layers whose weight is `[in, out]`, in place."""
     for name, layer in list(module.named_modules()):
-        if isinstance(layer, turned_class()):
+        if isinstance(layer, transposed_linear_class()):
             inputs, outputs = layer.weight.shape
             new = nn.Linear(inputs, outputs, device="meta")
             new.weight = nn.Parameter(layer.weight.detach().T.contiguous(), requires_grad=False)
@@ -95,7 +95,7 @@ def tensor_at(model: nn.Module, name: str) -> torch.Tensor:
     return getattr(parent_of(model, name), name.rpartition(".")[2])
 
 
-def place(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
+def set_tensor(model: nn.Module, name: str, tensor: torch.Tensor) -> None:
     """Put a tensor where a parameter or a buffer of the model is."""
     parent, leaf = parent_of(model, name), name.rpartition(".")[2]
     if leaf in parent._buffers or isinstance(tensor, nn.Parameter):

@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
-from penjing.backends.torch.graph.nested import inlined
+from penjing.backends.torch.graph.nested import inline_nested
 from penjing.backends.torch.tensors import evaluating, input_names, to_inputs
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
@@ -87,10 +87,14 @@ def capture(model: nn.Module, example: Arrays) -> Capture:
 
     Raises:
         Refused: torch.export cannot capture the code; the message names the source line.
+
+    >>> found = capture(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), (np.zeros((1, 4), np.float32),))
+    >>> found.dynamic, sorted(found.tensors.values())
+    (True, ['0.bias', '0.weight'])
     """
     arrays = tuple(np.repeat(x[:1], BATCH, axis=0) for x in example)
     examples = to_inputs(model, arrays)
-    with evaluating(model), quiet(), _plain_attention(), torch.random.fork_rng(devices=[]):
+    with evaluating(model), silenced(), _plain_attention(), torch.random.fork_rng(devices=[]):
         try:
             program = torch.export.export(model, examples, dynamic_shapes=_shapes(model, examples))
         except Exception as error:
@@ -130,11 +134,11 @@ def _read_signature(model: nn.Module, program: ExportedProgram, examples: tuple[
             inputs.append(name)
     trained = {name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
     parameters = {placeholder for placeholder, name in tensors.items() if name in trained}
-    graph = inlined(program.graph_module, parameters)
+    graph = inline_nested(program.graph_module, parameters)
     returned = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
     outputs = tuple(n for n in returned if isinstance(n, fx.Node) and isinstance(n.meta["val"], torch.Tensor))
     values = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder" and n.name in inputs]
-    dynamic = all(varies(v.shape[0]) for v in values if v.ndim)
+    dynamic = all(is_dynamic(v.shape[0]) for v in values if v.ndim)
     names = tuple(input_names(model, len(inputs)))
     return Capture(program, graph, outputs, tensors, constants, tuple(inputs), names, examples, dynamic)
 
@@ -150,12 +154,12 @@ def require_dynamic(captured: Capture) -> None:
         )
 
 
-def varies(size: int | torch.SymInt) -> bool:
+def is_dynamic(size: int | torch.SymInt) -> bool:
     """Tell whether a captured dimension follows the batch; code may have made a constant of it."""
     return isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None
 
 
-def sizes(value: Tensor) -> tuple[int, ...]:
+def read_shape(value: Tensor) -> tuple[int, ...]:
     """Return the shape of a captured value, symbolic dimensions as in the captured batch.
 
     A dimension that depends on the data (`nonzero`) counts 1: nothing can be said of it.
@@ -163,7 +167,7 @@ def sizes(value: Tensor) -> tuple[int, ...]:
     return tuple(int(d.node.hint or 1) if isinstance(d, torch.SymInt) else int(d) for d in value.shape)
 
 
-def bind(captured: Capture, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
+def bind_placeholders(captured: Capture, model: nn.Module, inputs: tuple[Tensor, ...]) -> list[Tensor]:
     """Return what the graph's placeholders take, in order: the module's tensors, constants, inputs."""
     given = dict(zip(captured.inputs, inputs, strict=True))
     own = dict(model.named_parameters(remove_duplicate=False))
@@ -181,7 +185,7 @@ def bind(captured: Capture, model: nn.Module, inputs: tuple[Tensor, ...]) -> lis
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """Silence the warnings, the log and the prints of torch's exporters; errors still raise."""
     sink = io.StringIO()
     disabled = logging.root.manager.disable
@@ -194,7 +198,7 @@ def quiet() -> Iterator[None]:
         logging.disable(disabled)
 
 
-def where(node: fx.Node) -> str:
+def describe_node(node: fx.Node) -> str:
     """Return `operator at file:line` of a node, for people."""
     operator = getattr(node.target, "__name__", str(node.target))
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from penjing.arrays.structure.coupling import Coupling
 from penjing.arrays.structure.labels import Labels, Shape, fixed, varying
-from penjing.backends.torch.graph.capture import Capture, sizes, where
+from penjing.backends.torch.graph.capture import Capture, describe_node, read_shape
 from penjing.backends.torch.graph.rules import rule_for
 from penjing.backends.torch.graph.steps import Step, Value, axis_labels, values_in
 from penjing.backends.torch.tensors import CONVOLUTIONS, tensors_of
@@ -35,7 +35,7 @@ class Flow:
     def labels(self, node: fx.Node, axis: int) -> Labels:
         """Return the labels along one axis of a node's value."""
         labels: Labels | None = self.values[node].along(axis)
-        assert labels is not None, where(node)
+        assert labels is not None, describe_node(node)
         return labels
 
 
@@ -46,12 +46,18 @@ class TorchGroups(Groups):
     flow: Flow | None = None
 
 
-def label(model: nn.Module, captured: Capture, heads: Heads = "whole") -> TorchGroups:
+def label_channels(model: nn.Module, captured: Capture, heads: Heads = "whole") -> TorchGroups:
     """Propagate labels through the graph, again until nothing is open, and gather the groups.
 
     A walk unites what must be one. Where an axis was split into several, what is left must be a box, so its
     labels may vary along one of the new axes only; if later operators say nothing about which, it is the
     one that leaves most units.
+
+    >>> from penjing.backends.torch.graph.capture import capture
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> groups = label_channels(net, capture(net, (np.zeros((1, 4), np.float32),)))
+    >>> [(group.name, group.size) for group in groups.groups], dict(groups.frozen)
+    ([('0', 8)], {'2': 'is an output of the model'})
     """
     flow = Flow(captured, Coupling(), heads)
     walker = _Walker(flow, model)
@@ -78,7 +84,7 @@ def _forced(flow: Flow) -> bool:
                     continue
                 atoms = set(factor[~frozen[factor]].tolist()) or set(factor[:1].reshape(-1).tolist())
                 if seen.isdisjoint(atoms):
-                    flow.coupling.force(factor, frozen, f"is split into several axes ({where(node)})")
+                    flow.coupling.force(factor, frozen, f"is split into several axes ({describe_node(node)})")
                 seen |= atoms
     return bool(seen)
 
@@ -109,7 +115,7 @@ class _Walker:
                 flow.values[node] = self._apply(node)
 
     def _placeholder(self, node: fx.Node) -> Value:
-        capture, shape = self._flow.capture, sizes(node.meta["val"])
+        capture, shape = self._flow.capture, read_shape(node.meta["val"])
         if node.name in capture.tensors:
             name = self._alias[capture.tensors[node.name]]
             layer, _, tensor = name.rpartition(".")
@@ -174,7 +180,7 @@ def _numbers(tensor: Tensor) -> NDArray[np.int64] | None:
 
 def _shape(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return sizes(value)
+        return read_shape(value)
     if isinstance(value, list | tuple):
         return [_shape(v) for v in value]
     return None
@@ -182,10 +188,10 @@ def _shape(value: Any) -> Any:
 
 def _check_shapes(node: fx.Node, result: Any, shape: Any) -> None:
     if isinstance(result, Value):
-        assert result.shape == tuple(shape), (where(node), result.shape, shape)
+        assert result.shape == tuple(shape), (describe_node(node), result.shape, shape)
         for factor in result.factors:
             pairs = zip(factor.shape, shape, strict=True)
-            assert all(n in (1, m) for n, m in pairs), (where(node), factor.shape, shape)
+            assert all(n in (1, m) for n, m in pairs), (describe_node(node), factor.shape, shape)
     elif isinstance(result, list):
         for part, part_shape in zip(result, shape, strict=True):
             _check_shapes(node, part, part_shape)

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 
-def inlined(module: fx.GraphModule, parameters: set[str]) -> fx.Graph:
+def inline_nested(module: fx.GraphModule, parameters: set[str]) -> fx.Graph:
     """Return a copy of a captured module's graph with its harmless nested graphs written out.
 
     Args:

@@ -16,7 +16,7 @@ import torch
 
 from penjing.arrays.structure.labels import Labels, on_axis, varying
 from penjing.backends.torch.graph import contractions, indexing, views
-from penjing.backends.torch.graph.capture import varies
+from penjing.backends.torch.graph.capture import is_dynamic
 from penjing.backends.torch.graph.steps import (
     Rule,
     Step,
@@ -42,7 +42,7 @@ def rule_for(target: Callable[..., Any]) -> Rule:
     return unknown
 
 
-def known(target: Callable[..., Any]) -> bool:
+def has_rule(target: Callable[..., Any]) -> bool:
     """Tell whether an operator has a rule, so that its cost is known too."""
     return rule_for(target) is not unknown
 
@@ -276,7 +276,7 @@ def embedding_bag(step: Step) -> list[Value]:
 
 def factory(step: Step) -> Value:
     """A tensor of one constant, or of numbers in a row: any of its channels can go."""
-    dynamic, rank = [varies(d) for d in step.node.meta["val"].shape], len(step.shape)
+    dynamic, rank = [is_dynamic(d) for d in step.node.meta["val"].shape], len(step.shape)
     factors = [
         on_axis(step.coupling.fresh(n, (step.node.name, axis)), axis, rank)
         for axis, n in enumerate(step.shape)

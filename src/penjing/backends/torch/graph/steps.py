@@ -13,7 +13,7 @@ from torch import fx
 
 from penjing.arrays.structure.coupling import Coupling
 from penjing.arrays.structure.labels import Labels, Shape, aligned, fixed, on_axis, varying
-from penjing.backends.torch.graph.capture import where
+from penjing.backends.torch.graph.capture import describe_node
 from penjing.core.backend import Heads
 
 
@@ -69,7 +69,7 @@ class Step:
 
     def why(self, reason: str) -> str:
         """Return a reason with the operator and its source line."""
-        return f"{reason} ({where(self.node)})"
+        return f"{reason} ({describe_node(self.node)})"
 
     def freeze(self, labels: Labels, reason: str) -> None:
         """Freeze labels."""

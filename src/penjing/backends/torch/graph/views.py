@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from penjing.arrays.structure.labels import Labels, joined, on_axis, reshaped, varying
-from penjing.backends.torch.graph.capture import varies
+from penjing.backends.torch.graph.capture import is_dynamic
 from penjing.backends.torch.graph.steps import Rule, Step, Value, agree, part
 
 
@@ -125,7 +125,7 @@ def expand(step: Step) -> Value:
 
 def _is_batch(size: int | torch.SymInt) -> bool:
     """Tell whether a size is that of the batch itself, no multiple of it (batch and heads in one axis)."""
-    return isinstance(size, torch.SymInt) and varies(size) and bool(size.node.expr.is_symbol)
+    return isinstance(size, torch.SymInt) and is_dynamic(size) and bool(size.node.expr.is_symbol)
 
 
 def repeat(step: Step) -> Value:

@@ -51,9 +51,7 @@ class AttentionCalls(TorchFunctionMode):  # type: ignore[misc]
         super().__init__()
         self.calls: list[Attention] = []
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Tensor | None:
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note the arguments of attention and go on."""
         kwargs = kwargs or {}
         if function is scaled_dot_product_attention:
@@ -98,7 +96,7 @@ class Attending(nn.Module):  # type: ignore[misc]
         self.student = student
         self.calls: list[Attention] = []
 
-    def forward(self, *inputs: Any) -> Tensor | None:
+    def forward(self, *inputs: Any) -> Any:
         """Return the network's outputs."""
         with AttentionCalls() as watch:
             outputs = self.student(*inputs)

@@ -15,14 +15,14 @@ from penjing.backends.torch.tensors import to_inputs
 from penjing.core.backend import Arrays
 
 
-def normalizations(model: nn.Module) -> dict[str, nn.Module]:
+def find_batchnorms(model: nn.Module) -> dict[str, nn.Module]:
     """Return the BatchNorm layers of a module by name, with and without running statistics."""
     return {n: m for n, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
 
 
-def batchnorms(model: nn.Module) -> dict[str, nn.Module]:
+def find_tracked_batchnorms(model: nn.Module) -> dict[str, nn.Module]:
     """Return the BatchNorm layers of a module that keep running statistics, by name."""
-    return {n: module for n, module in normalizations(model).items() if module.running_mean is not None}
+    return {n: module for n, module in find_batchnorms(model).items() if module.running_mean is not None}
 
 
 @contextlib.contextmanager
@@ -88,11 +88,18 @@ def reestimate(model: nn.Module, layers: dict[str, nn.Module], batches: Iterable
     back.
 
     Args:
-        layers: by name, as `batchnorms` gives them.
+        layers: by name, as `find_tracked_batchnorms` gives them.
         batches: inputs of two examples or more.
 
     Returns:
         By name, what happened to it; nothing for a layer that the model does not call as a module.
+
+    >>> import numpy as np
+    >>> net = nn.BatchNorm1d(1)
+    >>> reestimate(net, {"": net}, [(np.array([[1.0], [3.0]], np.float32),)])[""].count
+    2
+    >>> net.running_mean.item(), net.running_var.item()
+    (2.0, 2.0)
     """
     sums = {name: Pooled() for name in layers}
 

@@ -16,7 +16,9 @@ RUN = 64
 """Examples that run at once."""
 
 
-def partition(model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...], largest: int) -> list[str]:
+def partition_into_blocks(
+    model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...], largest: int
+) -> list[str]:
     """Return names of modules that hold all given layers between them, in the order in which they end.
 
     Modules as large as possible with at most `largest` of the layers, each called once, on one tensor and
@@ -58,8 +60,14 @@ def _calls(model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[list[str], set
     return ends, {name for name in plain if ends.count(name) == 1}
 
 
-def seen(model: nn.Module, name: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-    """Return a block's input and output over all examples, in evaluation mode; nothing behind it runs."""
+def record_block(model: nn.Module, name: str, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    """Return a block's input and output over all examples, in evaluation mode; nothing behind it runs.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Linear(3, 2))
+    >>> given, made = record_block(net, "1", (torch.ones(5, 2, 2),))
+    >>> given.shape, made.shape
+    (torch.Size([5, 4]), torch.Size([5, 3]))
+    """
     given, made = [], []
 
     def record(name: str, arguments: tuple[Any, ...], output: Tensor) -> None:

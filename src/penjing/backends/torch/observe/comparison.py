@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from penjing.backends.torch.observe.lockstep import Call, calls
+from penjing.backends.torch.observe.lockstep import Usage, record_usage
 from penjing.backends.torch.structure.history import lineage
 from penjing.backends.torch.tensors import own_tensors, tensors_of, to_inputs
 from penjing.core.context import Context
@@ -66,8 +66,8 @@ def compare(model: nn.Module, layers: Sequence[str], examples: int, context: Con
     one = tuple(x[:1] for x in arrays)
     original: nn.Module = context.original
     known = dict(original.named_modules())
-    here = calls(model, layers, to_inputs(model, one))
-    there = calls(original, [name for name in layers if name in known], to_inputs(original, one))
+    here = record_usage(model, layers, to_inputs(model, one))
+    there = record_usage(original, [name for name in layers if name in known], to_inputs(original, one))
     largest = max((call.bytes for call in (*here.values(), *there.values())), default=0)
     count = min(len(arrays[0]), max(LEAST_EXAMPLES, LIVE_BYTES // max(largest, 1)))
     reasons, kept = {}, {}
@@ -90,7 +90,7 @@ def compare(model: nn.Module, layers: Sequence[str], examples: int, context: Con
     )
 
 
-def random_of(context: Context, layer: str) -> np.random.Generator:
+def make_generator(context: Context, layer: str) -> np.random.Generator:
     """Return random numbers for a layer that do not depend on which other layers are chosen."""
     return np.random.default_rng([context.seed, zlib.crc32(layer.encode())])
 
@@ -102,7 +102,7 @@ def renew_statistics(batchnorm: nn.Module, x: Tensor) -> None:
     batchnorm.running_var.copy_(variance)
 
 
-def _reason(model: nn.Module, name: str, here: Call, there: Call | None) -> str:
+def _reason(model: nn.Module, name: str, here: Usage, there: Usage | None) -> str:
     if there is None:
         return "the original has no layer of this name"
     if not here.times or not there.times:

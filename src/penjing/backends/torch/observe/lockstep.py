@@ -16,7 +16,7 @@ from penjing.backends.torch.tensors import evaluating, select_output
 
 
 @dataclass
-class Call:
+class Usage:
     """How a forward pass uses a layer.
 
     Attributes:
@@ -33,9 +33,14 @@ class Call:
     alike: str = ""
 
 
-def calls(model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...]) -> dict[str, Call]:
-    """Return by name how one forward pass in evaluation mode calls each of some layers."""
-    found = {name: Call() for name in layers}
+def record_usage(model: nn.Module, layers: Sequence[str], inputs: tuple[Tensor, ...]) -> dict[str, Usage]:
+    """Return by name how one forward pass in evaluation mode calls each of some layers.
+
+    >>> net = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    >>> record_usage(net, ["0"], (torch.ones(2, 4),))["0"]
+    Usage(times=1, bytes=32, batchnorm='1', alike='0')
+    """
+    found = {name: Usage() for name in layers}
     # The tensors are kept, so that no other gets their address.
     outputs: dict[int, tuple[str, Tensor]] = {}
     inputs_seen: dict[int, tuple[str, Tensor]] = {}

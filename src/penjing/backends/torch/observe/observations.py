@@ -24,17 +24,17 @@ LEAST_RUNS = 32
 _MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-def blocks_of(module: nn.Module) -> int:
+def count_groups(module: nn.Module) -> int:
     """Return into how many independent problems a convolution or a linear layer falls: its groups."""
     return int(module.groups) if isinstance(module, CONVOLUTIONS) else 1
 
 
-def inputs_of(module: nn.Module) -> int:
+def count_inputs(module: nn.Module) -> int:
     """Return how many inputs one output value is computed from."""
     return int(math.prod(module.weight.shape[1:]))
 
 
-def observations(
+def gather_rows(
     module: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -67,7 +67,7 @@ def observations(
     chosen = np.flatnonzero(counting)
     if len(chosen) > limit:
         chosen = np.sort(rng.choice(chosen, limit, replace=False))
-    step = max(1, min(len(chosen) // LEAST_RUNS, RUN_VALUES // (blocks_of(module) * inputs_of(module))))
+    step = max(1, min(len(chosen) // LEAST_RUNS, RUN_VALUES // (count_groups(module) * count_inputs(module))))
     return _runs(inputs, outputs, kept, chosen, step)
 
 

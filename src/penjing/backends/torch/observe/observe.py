@@ -15,7 +15,7 @@ from penjing.backends.torch.hooks import After, hooked
 from penjing.backends.torch.tensors import (
     device_of,
     evaluating,
-    layer_module,
+    find_layer,
     select_output,
     to_inputs,
     to_numpy,
@@ -48,7 +48,7 @@ def observe(model: nn.Module, layers: Sequence[str], batches: Iterator[Batch]) -
     Raises:
         Refused: an unknown layer, or one that the model does not call as a module.
     """
-    modules = {name: layer_module(model, name) for name in layers}
+    modules = {name: find_layer(model, name) for name in layers}
     for inputs, _ in batches:
         seen: dict[str, list[tuple[NDArray[Any], NDArray[Any]]]] = {name: [] for name in layers}
         with hooked(modules, after=_recorder(seen)):
@@ -84,11 +84,14 @@ def _joined(name: str, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> tuple[
     return np.concatenate([x for x, _ in calls]), np.concatenate([y for _, y in calls])
 
 
-def loss_function(loss: str | LossFunction) -> LossFunction:
+def resolve_loss(loss: str | LossFunction) -> LossFunction:
     """Return the loss as a function of (outputs, targets) in torch: mean over the batch.
 
     Raises:
         Refused: an unknown name.
+
+    >>> resolve_loss("cross_entropy")(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).item()
+    0.6931471824645996
     """
     if loss == "cross_entropy":
         loss = torch.nn.functional.cross_entropy
@@ -116,14 +119,14 @@ def gradients(
     Args:
         model: modes and flags are restored after every batch.
         split: data; the walk ends with it where it has fewer batches.
-        loss: as in `loss_function`.
+        loss: as in `resolve_loss`.
         batches: at most this many.
         size: examples a batch.
         seed: of the order of examples.
     """
-    function = loss_function(loss)
+    function = resolve_loss(loss)
     for inputs, targets in itertools.islice(split.batches(size, seed), batches):
-        yield by_layer(model, _gradient(model, function, inputs, targets))
+        yield group_by_layer(model, _gradient(model, function, inputs, targets))
 
 
 def _gradient(
@@ -144,7 +147,9 @@ def _gradient(
     return {id(p): g for p, g in zip(parameters, found, strict=True)}
 
 
-def by_layer(model: nn.Module, gradient: dict[int, Tensor | None]) -> dict[str, dict[str, NDArray[Any]]]:
+def group_by_layer(
+    model: nn.Module, gradient: dict[int, Tensor | None]
+) -> dict[str, dict[str, NDArray[Any]]]:
     """Arrange what was found for parameters (by id, None for nothing) by layer and tensor name."""
     result: dict[str, dict[str, NDArray[Any]]] = {}
     for name, module in model.named_modules():

@@ -13,7 +13,7 @@ from penjing.arrays.distillation import uniform_mapping
 from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.structure.blocks import find_blocks
 from penjing.backends.torch.structure.pass_through import main_output
-from penjing.backends.torch.tensors import evaluating, layer_module, to_inputs
+from penjing.backends.torch.tensors import evaluating, find_layer, to_inputs
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
 
@@ -28,7 +28,7 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[Seen]:
     Raises:
         Refused: no layer has this name.
     """
-    modules = {name: layer_module(model, name) for name in names}
+    modules = {name: find_layer(model, name) for name in names}
     seen: Seen = {}
 
     def tap(name: str, given: tuple[Any, ...], output: Any) -> None:
@@ -38,7 +38,7 @@ def tapped(model: nn.Module, names: Sequence[str]) -> Iterator[Seen]:
         yield seen
 
 
-def shapes_of(
+def read_output_shapes(
     model: nn.Module, names: Sequence[str], example: Arrays, whose: str
 ) -> dict[str, tuple[int, ...]]:
     """Return the shapes of layers' outputs for an example, without the axis of examples.
@@ -61,7 +61,7 @@ def shapes_of(
     return {name: tuple(seen[name].shape[1:]) for name in names}
 
 
-def pairs_between(student: nn.Module, teacher: nn.Module, example: Arrays) -> list[tuple[str, str]]:
+def pair_layers(student: nn.Module, teacher: nn.Module, example: Arrays) -> list[tuple[str, str]]:
     """Return layers of two networks that belong together, in the order in which they run.
 
     Of networks for images the last layers at every size of feature maps that both have (the ends of their
@@ -120,7 +120,7 @@ class Guided(nn.Module):  # type: ignore[misc]
         return self.projections[key](features) if key in self.projections else features
 
 
-def projection(student: tuple[int, ...], teacher: tuple[int, ...], like: nn.Parameter) -> nn.Module:
+def make_projection(student: tuple[int, ...], teacher: tuple[int, ...], like: nn.Parameter) -> nn.Module:
     """Return a layer that gives one shape of features from another: a 1x1 convolution, or a linear layer.
 
     Args:

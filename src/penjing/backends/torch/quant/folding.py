@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from penjing.backends.torch.observe.lockstep import calls
+from penjing.backends.torch.observe.lockstep import record_usage
 from penjing.backends.torch.tensors import CONVOLUTIONS, evaluating, select_output, to_inputs
 from penjing.core.backend import Arrays
 
@@ -27,6 +27,11 @@ def fold_batchnorm(model: nn.Module, example: Arrays, covers: Callable[[str], bo
         model: in any mode; computes in evaluation mode what it computed before.
         example: inputs of one batch.
         covers: tells which layers may be touched.
+
+    >>> import numpy as np
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)).eval()
+    >>> fold_batchnorm(net, (np.ones((1, 3, 8, 8), np.float32),), lambda layer: True)
+    {'0': '1'}
     """
     inputs = to_inputs(model, tuple(x[:1] for x in example))
     before = _output(model, inputs)
@@ -34,7 +39,7 @@ def fold_batchnorm(model: nn.Module, example: Arrays, covers: Callable[[str], bo
     modules = dict(model.named_modules())
     layers = [name for name, module in modules.items() if _can_take(module) and covers(name)]
     normal = [name for name, module in modules.items() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    found = calls(model, [*layers, *normal], inputs)
+    found = record_usage(model, [*layers, *normal], inputs)
     folded = {}
     for name in layers:
         call = found[name]

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from penjing.backends.torch.observe.blockwise import partition, relative_error, seen
-from penjing.backends.torch.quantizers import Quantizer, quantized_layers, spread
+from penjing.backends.torch.observe.blockwise import partition_into_blocks, record_block, relative_error
+from penjing.backends.torch.quantizers import Quantizer, broadcast_scale, quantized_layers
 from penjing.backends.torch.tensors import to_inputs
 from penjing.core.backend import Arrays
 from penjing.core.progress import Line, Say
@@ -55,10 +55,12 @@ class LearnedRounding(nn.Module):  # type: ignore[misc]
     def __init__(self, weight: Tensor, quantizer: Quantizer) -> None:
         super().__init__()
         self._format = quantizer.format
-        scale = spread(quantizer.scale.detach(), quantizer.format, weight.shape)
+        scale = broadcast_scale(quantizer.scale.detach(), quantizer.format, weight.shape)
         zero = quantizer.zero_point
         self._scale = scale
-        self._zero = weight.new_zeros(()) if zero is None else spread(zero, quantizer.format, weight.shape)
+        self._zero = (
+            weight.new_zeros(()) if zero is None else broadcast_scale(zero, quantizer.format, weight.shape)
+        )
         steps = weight.detach() / scale
         self._floor = torch.floor(steps)
         share = ((steps - self._floor) - GAMMA) / (ZETA - GAMMA)
@@ -123,12 +125,12 @@ def reconstruct(
     """
     inputs = to_inputs(model, arrays)
     names = [name for name, _ in quantized_layers(model)]
-    blocks = partition(model, names, tuple(x[:2] for x in inputs), largest)
+    blocks = partition_into_blocks(model, names, tuple(x[:2] for x in inputs), largest)
     found: list[Reconstructed] = []
     for number, name in enumerate(blocks, 1):
         say(Line.step(f"reconstructing {name} ({number} of {len(blocks)})"))
-        given, _ = seen(model, name, inputs)
-        clean, wanted = seen(reference, name, inputs)
+        given, _ = record_block(model, name, inputs)
+        clean, wanted = record_block(reference, name, inputs)
         block = model.get_submodule(name)
         before = relative_error(block, given, wanted)
         layers = learn(block, (given, clean, wanted))

@@ -30,7 +30,7 @@ class Feed:
     consumers: tuple[str, ...]
 
 
-def feeds(
+def find_feeds(
     model: nn.Module,
     layers: Sequence[str],
     inputs: tuple[Tensor, ...],
@@ -72,7 +72,7 @@ def feeds(
     return found
 
 
-def scale(model: nn.Module, feed: Feed, factors: Tensor) -> None:
+def scale_inputs(model: nn.Module, feed: Feed, factors: Tensor) -> None:
     """Multiply weights by factors of their inputs `[in]`, in place, and divide what makes these."""
     with torch.no_grad():
         producer = model.get_submodule(feed.producer)
@@ -121,7 +121,7 @@ def _same(model: nn.Module, feed: Feed, factors: Tensor, inputs: tuple[Tensor, .
     modules = [model.get_submodule(name) for name in (feed.producer, *feed.consumers)]
     tensors = [tensor for module in modules for tensor in module.parameters(recurse=False)]
     old = [tensor.detach().clone() for tensor in tensors]
-    scale(model, feed, factors)
+    scale_inputs(model, feed, factors)
     gap = float((_output(model, inputs) - before).abs().max())
     with torch.no_grad():
         for tensor, value in zip(tensors, old, strict=True):

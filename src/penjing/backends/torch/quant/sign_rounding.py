@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from penjing.backends.torch.observe.blockwise import relative_error
-from penjing.backends.torch.quantizers import Quantizer, quantized_layers, spread
+from penjing.backends.torch.quantizers import Quantizer, broadcast_scale, quantized_layers
 
 LEAST, MOST = 0.5, 1.5
 """Bounds of the factors of a range's ends; 1 is the range that clip search gave."""
@@ -57,7 +57,7 @@ class SignRounding(nn.Module):  # type: ignore[misc]
 
     def forward(self, weight: Tensor) -> Tensor:
         """Return the rounded weight."""
-        scale, zero = (spread(part, self.format, weight.shape) for part in self.range())
+        scale, zero = (broadcast_scale(part, self.format, weight.shape) for part in self.range())
         codes = _round(weight / scale + self.offset) + zero
         return (codes.clamp(self.format.lowest, self.format.highest) - zero) * scale
 

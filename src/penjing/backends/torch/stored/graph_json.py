@@ -109,7 +109,7 @@ def check_name(name: Any, what: str) -> str:
     return name
 
 
-def name_of(target: Callable[..., Any]) -> str:
+def write_operator(target: Callable[..., Any]) -> str:
     """Return the name under which an operator is written.
 
     Raises:
@@ -121,17 +121,20 @@ def name_of(target: Callable[..., Any]) -> str:
         written = f"{namespace}.{_ALIASES.get(name, name)}.{overload}"
     else:
         written = next((name for name, f in _PYTHON.items() if f is target), str(target))
-    operator_named(written, fix="replace it in forward by operators of torch")
+    find_operator(written, fix="replace it in forward by operators of torch")
     return written
 
 
-def operator_named(name: Any, fix: str = WRITE_AGAIN) -> Callable[..., Any]:
+def find_operator(name: Any, fix: str = WRITE_AGAIN) -> Callable[..., Any]:
     """Look an operator up: an overload of the namespace aten, or one of a few functions of sizes.
 
     Operators that open files, or take storages, streams or generators, are not among them.
 
     Raises:
         Refused: any other name.
+
+    >>> find_operator("aten.relu.default")
+    <OpOverload(op='aten.relu', overload='default')>
     """
     if isinstance(name, str) and name in _PYTHON:
         return _PYTHON[name]
@@ -227,7 +230,7 @@ def decode(data: Any, reference: Callable[[str, Any], Any]) -> Any:
     )
 
 
-def dtype_named(name: Any) -> torch.dtype:
+def find_dtype(name: Any) -> torch.dtype:
     """Return a torch type by its name, `float32`.
 
     Raises:

@@ -15,27 +15,27 @@ from penjing.backends.torch.stored.graph_json import (
     check_keywords,
     check_name,
     decode,
-    dtype_named,
-    operator_named,
+    find_dtype,
+    find_operator,
 )
-from penjing.backends.torch.stored.standard_layers import LayerCall, layer_of
+from penjing.backends.torch.stored.standard_layers import LayerCall, match_layer
 from penjing.core.errors import Refused
 
 MOST_NODES = 1_000_000
 
 
-def net_of(data: Any, constants: Mapping[str, Tensor]) -> ExportedNet:
+def build_net(data: Any, constants: Mapping[str, Tensor]) -> ExportedNet:
     """Make the module that a stored graph describes; parameters and persistent buffers are zeros.
 
     Convolutions, linear layers, BatchNorm, LayerNorm and embeddings are modules under their old names: the
     result trains, prunes and exports as the original did.
 
     Args:
-        data: what `graph_writer.describe` wrote, read from JSON; not trusted.
+        data: what `graph_writer.describe_graph` wrote, read from JSON; not trusted.
         constants: the tensors that it names as constants.
 
     Raises:
-        Refused: anything that `describe` does not write.
+        Refused: anything that `describe_graph` does not write.
     """
     try:
         return _Reader(data, constants).net()
@@ -97,7 +97,7 @@ class _Reader:
         made: dict[str, Tensor] = {}
         for name, entry in described.items():
             check_name(name, "a tensor")
-            role, shape, dtype = entry["role"], [int(n) for n in entry["shape"]], dtype_named(entry["dtype"])
+            role, shape, dtype = entry["role"], [int(n) for n in entry["shape"]], find_dtype(entry["dtype"])
             if role == "tied":
                 made[name] = made[entry["to"]]
             elif role == "constant":
@@ -147,10 +147,10 @@ class _Reader:
         return place
 
     def _call(self, entry: Any) -> fx.Node:
-        target = operator_named(entry["op"])
+        target = find_operator(entry["op"])
         keywords = entry.get("kwargs", {})
         check_keywords(target, keywords)
-        layer = None if keywords else layer_of(entry, self._data["tensors"])
+        layer = None if keywords else match_layer(entry, self._data["tensors"])
         if layer is not None and self._place(layer):
             return self._graph.call_module(layer.name, (decode(entry["args"][layer.input], self._resolve),))
         args = decode(list(entry["args"]), self._resolve)

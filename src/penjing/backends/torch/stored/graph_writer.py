@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from penjing.backends.torch.graph.capture import Capture, require_dynamic
-from penjing.backends.torch.stored.graph_json import FORMAT, dtype_name, encode, name_of
+from penjing.backends.torch.stored.graph_json import FORMAT, dtype_name, encode, write_operator
 from penjing.backends.torch.tensors import tensors_of
 from penjing.core.errors import Refused
 
@@ -26,7 +26,7 @@ _DROPPED = ("_assert", "sym_constrain_range")
 """Operators without a result, which check what the capture assumed."""
 
 
-def describe(model: nn.Module, captured: Capture) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def describe_graph(model: nn.Module, captured: Capture) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a module's graph as JSON data, and the tensors that its state dict does not hold.
 
     The data: `inputs` (names), `tensors` (shape, type and role of every tensor by name), `nodes` (operator,
@@ -38,6 +38,13 @@ def describe(model: nn.Module, captured: Capture) -> tuple[dict[str, Any], dict[
 
     Raises:
         Refused: the graph takes one batch size only, or holds what is no operator of aten.
+
+    >>> import numpy as np
+    >>> from penjing.backends.torch.graph.capture import capture
+    >>> net = nn.Sequential(nn.Linear(4, 2), nn.ReLU())
+    >>> data, constants = describe_graph(net, capture(net, (np.zeros((1, 4), np.float32),)))
+    >>> [node["op"] for node in data["nodes"]], constants
+    (['aten.linear.default', 'aten.relu.default'], {})
     """
     require_dynamic(captured)
     writer = _Writer(model, captured)
@@ -124,7 +131,7 @@ class _Writer:
         if node.target.__name__ == "getitem" and isinstance(self._values.get(node.args[0]), list):
             self._values[node] = self._values[node.args[0]][node.args[1]]
             return
-        name = name_of(node.target)
+        name = write_operator(node.target)
         args = encode(list(node.args), self.reference)
         entry: dict[str, Any] = {"op": name, "args": args}
         if node.kwargs:

@@ -32,7 +32,7 @@ class LayerCall:
         return self.kind(**dict(self.settings), device="meta")
 
 
-def layer_of(entry: Mapping[str, Any], tensors: Mapping[str, Any]) -> LayerCall | None:
+def match_layer(entry: Mapping[str, Any], tensors: Mapping[str, Any]) -> LayerCall | None:
     """Return the layer that a stored call is; None where its tensors are not those of one module."""
     find = _LAYERS.get(entry["op"])
     try:

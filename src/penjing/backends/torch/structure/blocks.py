@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from penjing.backends.torch.check import copied
+from penjing.backends.torch.check import copy_module
 from penjing.backends.torch.hooks import Call, watched
-from penjing.backends.torch.structure.history import record
+from penjing.backends.torch.structure.history import record_step
 from penjing.backends.torch.structure.pass_through import (
     PassThrough,
     Source,
+    bypassing,
     main_input,
     main_output,
-    put,
-    without,
+    set_submodule,
 )
 from penjing.backends.torch.tensors import evaluating, to_inputs
 from penjing.core.backend import Arrays
@@ -48,6 +48,11 @@ def find_blocks(model: nn.Module, example: Arrays) -> Blocks:
     that it was given; and its output depends on its input even where all its weights are zero: it has a
     path around them. Where blocks lie within one another, the inner ones count if they hold at least half of
     the outer one's weights. The module must run without each of them and return the same shapes.
+
+    >>> import numpy as np
+    >>> net = nn.Sequential(*[nn.TransformerEncoderLayer(8, 2, 16, batch_first=True) for _ in range(2)])
+    >>> list(find_blocks(net, (np.random.default_rng(0).normal(size=(1, 5, 8)),)).found)
+    ['0', '1']
     """
     members, inputs = _members(model), to_inputs(model, example)
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -70,7 +75,7 @@ def find_blocks(model: nn.Module, example: Arrays) -> Blocks:
     return Blocks(found, _kept(found, why, members))
 
 
-def take_out(model: nn.Module, blocks: Blocks, names: list[str], example: Arrays) -> nn.Module:
+def remove_blocks(model: nn.Module, blocks: Blocks, names: list[str], example: Arrays) -> nn.Module:
     """Return a copy without these blocks, whose history says so; all other modules keep their names.
 
     Raises:
@@ -85,7 +90,7 @@ def take_out(model: nn.Module, blocks: Blocks, names: list[str], example: Arrays
             place="blocks",
             fix="choose among the blocks that `pj.RemoveBlocks` reports, or leave the names out",
         )
-    result = copied(model)
+    result = copy_module(model)
     gone = {name: blocks.found[name] for name in names}
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
         inputs = to_inputs(model, example)
@@ -98,8 +103,8 @@ def take_out(model: nn.Module, blocks: Blocks, names: list[str], example: Arrays
             fix="take fewer of them out",
         )
     for name, stand_in in gone.items():
-        put(result, name, stand_in)
-    record(result, model, {"skip": [name for name in blocks.found if name in gone]})
+        set_submodule(result, name, stand_in)
+    record_step(result, model, {"skip": [name for name in blocks.found if name in gone]})
     return result
 
 
@@ -200,7 +205,7 @@ def _fails_without(
     inputs: tuple[Tensor, ...],
     wanted: list[tuple[int, ...]],
 ) -> str:
-    with without(model, gone), evaluating(model), torch.no_grad():
+    with bypassing(model, gone), evaluating(model), torch.no_grad():
         try:
             shapes = _shapes(model(*[x.clone() for x in inputs]))
         except Exception as error:  # noqa: BLE001 - the user's own code may read anything of the missing block

@@ -21,11 +21,17 @@ Lineage = dict[str, dict[int, NDArray[np.int64]]]
 
 
 def history(model: nn.Module) -> list[Entry]:
-    """Return the structural steps that made a module, oldest first, as plain data."""
+    """Return the structural steps that made a module, oldest first, as plain data.
+
+    >>> short = nn.Linear(2, 2)
+    >>> record_step(short, nn.Linear(2, 2), {"skip": ["layer1.0"]})
+    >>> history(short)
+    [{'skip': ['layer1.0']}]
+    """
     return copy.deepcopy(getattr(model, HISTORY, []))
 
 
-def record(model: nn.Module, before: nn.Module, entry: Entry) -> None:
+def record_step(model: nn.Module, before: nn.Module, entry: Entry) -> None:
     """Write on a module that it was made from `before` by one more step."""
     setattr(model, HISTORY, [*history(before), entry])
 
@@ -38,7 +44,7 @@ def lineage(model: nn.Module) -> Lineage:
     return {name: dict(axes) for name, axes in getattr(model, LINEAGE, {}).items()}
 
 
-def trace(model: nn.Module, kept: Mapping[str, Mapping[int, NDArray[np.int64]]]) -> None:
+def record_lineage(model: nn.Module, kept: Mapping[str, Mapping[int, NDArray[np.int64]]]) -> None:
     """Note that of these tensors' axes only these indices are left, counted before the step."""
     known = lineage(model)
     for name, axes in kept.items():

@@ -43,19 +43,19 @@ class PassThrough(nn.Module):  # type: ignore[misc]
 
 
 @contextlib.contextmanager
-def without(model: nn.Module, gone: Mapping[str, nn.Module]) -> Iterator[None]:
+def bypassing(model: nn.Module, gone: Mapping[str, nn.Module]) -> Iterator[None]:
     """Put pass-throughs in the place of blocks for a while."""
     before = {name: model.get_submodule(name) for name in gone}
     try:
         for name, stand_in in gone.items():
-            put(model, name, stand_in)
+            set_submodule(model, name, stand_in)
         yield
     finally:
         for name, module in before.items():
-            put(model, name, module)
+            set_submodule(model, name, module)
 
 
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
+def set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     """Set the submodule of this name."""
     place, _, key = name.rpartition(".")
     model.get_submodule(place)._modules[key] = module

@@ -1,22 +1,32 @@
-"""What a teacher said of every example, remembered where examples do not change."""
+"""A teacher's outputs of every example, computed once where examples do not change."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, MutableMapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penjing.core.cache import keep_array, recall_array
 from penjing.core.task import Split
-from penjing.train.objective import Tensors, tensors_of
+from penjing.train.objective import Tensors, to_tensors
 
 if TYPE_CHECKING:
-    from penjing.train.teacher import Teacher
+    from torch import Tensor, nn
 
-Recall = Callable[[Tensors, Any], tuple[Any, Any]]
+
+class RunsTeacher(Protocol):
+    """What gives a teacher's outputs in float32, `[n, teachers, ...]`."""
+
+    module: nn.Module
+
+    def __call__(self, inputs: Tensors) -> Tensor:
+        """Return the outputs for a batch of inputs."""
+
+
+Lookup = Callable[[Tensors, "Tensor"], tuple["Tensor", "Tensor"]]
 """From the inputs and targets of a batch to its labels and the teacher's outputs."""
 
 CACHE_BYTES = 1 << 30
@@ -35,7 +45,9 @@ TOLERANCE = 0.01
 """Largest relative difference of those outputs; bfloat16 on another machine stays below it."""
 
 
-def recalling(split: Split, teach: Teacher, table: NDArray[np.float32] | None) -> tuple[Split, Recall]:
+def remember_outputs(
+    split: Split, teacher: RunsTeacher, table: NDArray[np.float32] | None
+) -> tuple[Split, Lookup]:
     """Return a split and a function of its batches that gives the labels and the teacher's outputs.
 
     Examples that come from arrays never change: the targets of the split returned are then row numbers,
@@ -43,26 +55,26 @@ def recalling(split: Split, teach: Teacher, table: NDArray[np.float32] | None) -
 
     Args:
         split: to train on.
-        teach: runs the teacher.
+        teacher: gives the outputs.
         table: its outputs for every example, where they are known.
     """
-    if not fixed(split):
-        return asking(split, teach)
-    return Split(split.inputs, np.arange(len(split)), split.name), _Memory(split, teach, table)
+    if not is_fixed(split):
+        return query_outputs(split, teacher)
+    return Split(split.inputs, np.arange(len(split)), split.name), _OutputTable(split, teacher, table)
 
 
-def asking(split: Split, teach: Teacher) -> tuple[Split, Recall]:
-    """Return the split and a function that asks the teacher for every batch, as the student sees it."""
-    return split, lambda inputs, targets: (targets, teach(inputs))
+def query_outputs(split: Split, teacher: RunsTeacher) -> tuple[Split, Lookup]:
+    """Return the split and a function that runs the teacher on every batch, as the student sees it."""
+    return split, lambda inputs, targets: (targets, teacher(inputs))
 
 
-def fixed(split: Split) -> bool:
+def is_fixed(split: Split) -> bool:
     """Tell whether the examples of a split are arrays, which never change."""
     return getattr(split, "inputs", None) is not None
 
 
-def known_outputs(
-    split: Split, teach: Teacher, key: str, notes: MutableMapping[str, Any]
+def load_outputs(
+    split: Split, teacher: RunsTeacher, key: str, notes: MutableMapping[str, Any]
 ) -> NDArray[np.float32] | None:
     """Return the teacher's outputs of every example `[n, teachers, ...]`, from the disk or kept there.
 
@@ -71,7 +83,7 @@ def known_outputs(
 
     Args:
         split: of arrays.
-        teach: runs the teacher.
+        teacher: gives the outputs.
         key: of teacher, data and precision, in hexadecimal.
         notes: of the context.
     """
@@ -79,11 +91,11 @@ def known_outputs(
     found = recall_array("teachers", key)
     events = [found.note] if found.note else []
     table = found.array
-    if table is not None and not _agrees(table, split, teach):
+    if table is not None and not _agrees(table, split, teacher):
         events.append("the cached outputs of the teacher are not what it gives now: they are computed again")
         table = None
     if table is None:
-        table = _computed(split, teach)
+        table = _computed(split, teacher)
         said = "" if table is None else keep_array("teachers", key, table)
         events += [said] if said else []
     else:
@@ -95,55 +107,53 @@ def known_outputs(
     return table
 
 
-def _agrees(table: NDArray[Any], split: Split, teach: Teacher) -> bool:
-    wanted = _outputs(split, teach, 0, min(CHECKED, len(split)))
+def _agrees(table: NDArray[Any], split: Split, teacher: RunsTeacher) -> bool:
+    wanted = _outputs(split, teacher, 0, min(CHECKED, len(split)))
     if table.shape != (len(split), *wanted.shape[1:]) or table.dtype != wanted.dtype:
         return False
     a, b = (np.nan_to_num(x, posinf=0.0, neginf=0.0).ravel() for x in (table[: len(wanted)], wanted))
     return bool(np.linalg.norm(a - b) <= TOLERANCE * np.linalg.norm(b))
 
 
-def _computed(split: Split, teach: Teacher) -> NDArray[np.float32] | None:
-    first = _outputs(split, teach, 0, min(BATCH, len(split)))
+def _computed(split: Split, teacher: RunsTeacher) -> NDArray[np.float32] | None:
+    first = _outputs(split, teacher, 0, min(BATCH, len(split)))
     if first[0].nbytes * len(split) > DISK_BYTES:
         return None
-    rest = [_outputs(split, teach, at, at + BATCH) for at in range(BATCH, len(split), BATCH)]
+    rest = [_outputs(split, teacher, at, at + BATCH) for at in range(BATCH, len(split), BATCH)]
     return np.concatenate([first, *rest])
 
 
-def _outputs(split: Split, teach: Teacher, start: int, end: int) -> NDArray[np.float32]:
-    like = next(iter(teach.module.parameters()), None)
-    outputs = teach(tensors_of(tuple(x[start:end] for x in split.inputs), like))
+def _outputs(split: Split, teacher: RunsTeacher, start: int, end: int) -> NDArray[np.float32]:
+    like = next(iter(teacher.module.parameters()), None)
+    outputs = teacher(to_tensors(tuple(x[start:end] for x in split.inputs), like))
     found: NDArray[np.float32] = outputs.cpu().numpy()
     return found
 
 
-class _Memory:
+class _OutputTable:
     """The teacher's outputs of every row, each computed when it is first asked for."""
 
-    def __init__(self, split: Split, teach: Teacher, table: NDArray[np.float32] | None) -> None:
-        self._targets, self._teach = split.targets, teach
-        self._labels: Any = None
-        self._table: Any = None if table is None else tensors_of((table,))[0]
-        self._known: Any = None
+    def __init__(self, split: Split, teacher: RunsTeacher, table: NDArray[np.float32] | None) -> None:
+        self._targets, self._teacher = split.targets, teacher
+        self._labels: Tensor | None = None
+        self._table: Tensor | None = None if table is None else to_tensors((table,))[0]
+        self._known: Tensor | None = None
 
-    def __call__(self, inputs: Tensors, rows: Any) -> tuple[Any, Any]:
+    def __call__(self, inputs: Tensors, rows: Tensor) -> tuple[Tensor, Tensor]:
         if self._labels is None:
-            self._labels = tensors_of((self._targets,))[0].to(inputs[0].device)
-        if self._table is None:
-            told = self._teach(inputs)
-            if told[0].nbytes * len(self._labels) > CACHE_BYTES:
-                return self._labels[rows], told
-            self._table = told.new_zeros((len(self._labels), *told.shape[1:]))
-            self._known = rows.new_zeros(len(self._labels)).bool()
-            self._note(rows, told)
-        if self._known is None:
+            self._labels = to_tensors((self._targets,))[0].to(inputs[0].device)
+        if self._table is not None and self._known is None:
             return self._labels[rows], self._table[rows.cpu()].to(inputs[0].device)
+        if self._table is None or self._known is None:
+            outputs = self._teacher(inputs)
+            if outputs[0].nbytes * len(self._labels) > CACHE_BYTES:
+                return self._labels[rows], outputs
+            self._table = outputs.new_zeros((len(self._labels), *outputs.shape[1:]))
+            self._known = rows.new_zeros(len(self._labels)).bool()
+            self._table[rows], self._known[rows] = outputs, True
+            return self._labels[rows], self._table[rows]
         new = ~self._known[rows]
         if bool(new.any()):
-            self._note(rows[new], self._teach(tuple(x[new] for x in inputs)))
+            self._table[rows[new]] = self._teacher(tuple(x[new] for x in inputs))
+            self._known[rows[new]] = True
         return self._labels[rows], self._table[rows]
-
-    def _note(self, rows: Any, told: Any) -> None:
-        self._table[rows] = told
-        self._known[rows] = True

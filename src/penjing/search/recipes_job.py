@@ -16,7 +16,7 @@ from penjing.core.progress import Line, Say
 from penjing.core.target import Target, runtime_for
 from penjing.core.value import Model
 from penjing.repair.bias import CorrectBias
-from penjing.search.jobs import Shared
+from penjing.search.build_job import Shared
 
 EXAMPLES = 8
 """Training examples that ranges are taken from: no kernel's speed depends on where its range ends."""
@@ -66,9 +66,9 @@ def deliver_recipes(
         say(Line.step(f"writing {name}"))
         context = Context(task=task, backend=onnx, original=model, seed=seed)
         try:
-            applied = apply(model, quick(plan_from_json(data)), task, context=context)
+            applied = apply(model, shorten_calibration(plan_from_json(data)), task, context=context)
             (folder / name).mkdir(parents=True)
-            runtime.deliver(applied.model, (), example, folder / name)
+            runtime.deliver(applied.model, example, folder / name)
         except Refused as refusal:
             refused[name] = str(refusal)
             continue
@@ -90,7 +90,7 @@ def _in_onnx(model: Model, exported: Path, example: Arrays) -> Model:
     return normalize(load_onnx(exported), example)
 
 
-def quick(plan: Plan) -> Plan:
+def shorten_calibration(plan: Plan) -> Plan:
     """Return a recipe that runs as fast but is made on few examples, without what only corrects errors."""
     kept = (method for method in plan if not isinstance(method, CorrectBias))
     return tuple(with_fields(method, examples=EXAMPLES, observer="minmax") for method in kept)

@@ -17,7 +17,7 @@ from penjing.backends.torch.tensors import evaluating
 Calls = dict[str, list[tuple[Tensor, Tensor]]]
 
 
-def reason_against(module: nn.Module) -> str:
+def explain_unsupported(module: nn.Module) -> str:
     """Say why a module's weight has no gradient by example here; empty where it has."""
     if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Linear):
         return ""
@@ -25,7 +25,7 @@ def reason_against(module: nn.Module) -> str:
 
 
 @contextmanager
-def recorded(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
+def recording(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
     """Yield what fills with the inputs and outputs of modules, call by call, while the context lasts."""
     calls: Calls = defaultdict(list)
 
@@ -39,7 +39,7 @@ def recorded(modules: Mapping[str, nn.Module]) -> Iterator[Calls]:
         yield calls
 
 
-def example_gradients(
+def per_sample_gradients(
     model: nn.Module,
     modules: Mapping[str, nn.Module],
     inputs: tuple[Tensor, ...],
@@ -52,14 +52,19 @@ def example_gradients(
 
     Args:
         model: modes are put back.
-        modules: of `model`, by name, such that `reason_against` has nothing against them.
+        modules: of `model`, by name, such that `explain_unsupported` has nothing against them.
         inputs: tensors of one batch.
         scalar: of the model's output; the sum of one term for each example.
 
     Returns:
         By module `[examples, *weight.shape]`; zeros where the term does not depend on it.
+
+    >>> net = nn.Sequential(nn.Linear(2, 1, bias=False))
+    >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> per_sample_gradients(net, {"0": net[0]}, (x,), lambda output: output.sum())["0"].tolist()
+    [[[1.0, 2.0]], [[3.0, 4.0]]]
     """
-    with evaluating(model), torch.enable_grad(), recorded(modules) as calls:
+    with evaluating(model), torch.enable_grad(), recording(modules) as calls:
         total = scalar(model(*inputs))
     outputs = [y for made in calls.values() for _, y in made]
     found = iter(torch.autograd.grad(total, outputs, allow_unused=True))
@@ -90,13 +95,13 @@ def by_weight(module: nn.Module, x: Tensor, slope: Tensor) -> Tensor:
         n, columns, rows = len(x), x.shape[-1], slope.shape[-1]
         return slope.reshape(n, -1, rows).transpose(1, 2) @ x.reshape(n, -1, columns)
     n, groups = len(x), module.groups
-    seen = unfolded(module, x)
+    seen = unfold_input(module, x)
     seen = seen.view(n, groups, -1, seen.shape[-1])
     slope = slope.reshape(n, groups, -1, seen.shape[-1])
     return slope @ seen.transpose(2, 3)
 
 
-def unfolded(module: nn.Module, x: Tensor) -> Tensor:
+def unfold_input(module: nn.Module, x: Tensor) -> Tensor:
     """Return what output positions of a convolution are computed from, `[examples, in * kernel, positions]`.
 
     Args:

@@ -10,24 +10,24 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import penjing
 from penjing.core.backend import enter
 from penjing.core.budget import Budget
 from penjing.core.config import refusal
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import remove_leftovers
-from penjing.core.plan import digest
 from penjing.core.progress import Line, Say, silent
+from penjing.core.scratch import scratch_in
 from penjing.core.target import Target
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.measurement.quality import maximized
 from penjing.planners.bisection import Bisection
 from penjing.processes.local import LocalExecutor
-from penjing.run.folder import RunFolder, create_run, open_run, read_config, write_config
+from penjing.run.folder import RunFolder, create_run, open_run, read_config
 from penjing.run.ledger import Ledger
 from penjing.run.lock import DriverLock
-from penjing.search.resources import check_memory, disk_bytes, model_bytes
+from penjing.search.identity import Question, identify, keep_identity
+from penjing.search.resources import check_memory, estimate_disk_bytes, estimate_model_bytes
 from penjing.search.runtimes import check_target
 from penjing.search.session import Session
 
@@ -48,7 +48,7 @@ def check_budget(budget: Budget) -> None:
     """Refuse a budget without any limit on the result."""
     if budget.max_drop is None and not budget.costs:
         raise Refused(
-            "a budget has a limit on quality or cost",
+            "must have a limit on quality or cost",
             value=str(budget),
             place="budget",
             fix="give max_drop, latency, size, memory or operations",
@@ -77,27 +77,22 @@ def open_session(
     check_budget(budget)
     check_target(target)
     maximized(task)
-    task = task.prepare(seed)
-    backend, model, task = enter(model, task)
+    asked = task.prepare(seed)
+    backend, model, task = enter(model, asked)
     backend.check(model, task.valid.example())
-    weights = model_bytes(backend, model)
+    weights = estimate_model_bytes(backend, model)
     check_memory(weights)
-    parts = {
-        "model": backend.fingerprint(model),
-        "data": task.fingerprint(),
-        "budget": budget.model_dump(mode="json"),
-        "target": target.model_dump(mode="json"),
-        "seed": seed,
-        "planner": planner.model_dump(mode="json"),
-        "penjing": penjing.__version__,
-    }
+    identity = identify(Question(model, asked, budget, target, seed, planner), backend)
     with ExitStack() as stack:
-        run = _unfinished(out) or create_run(out, name or "run", needed_bytes=disk_bytes(weights, budget))
+        run = _unfinished(out) or create_run(
+            out, name or "run", needed_bytes=estimate_disk_bytes(weights, budget)
+        )
         say(Line.note(f"run directory: {run.path}"))
         stack.enter_context(DriverLock(run.lock))
         remove_leftovers(run.path)
-        fresh = not run.config.is_file()
-        _agree(run, config, parts)
+        stack.enter_context(scratch_in(run.path))
+        fresh = not run.path.joinpath("float").exists()  # killed before its ledger was there, it has nothing
+        keep_identity(run, config, identity)
         try:
             ledger = stack.enter_context(Ledger(run.ledger, create=fresh))
             executor = stack.enter_context(_executor(model, task, run, say))
@@ -112,7 +107,8 @@ def open_session(
                 reference=target.reference,
                 seed=seed,
                 options=planner,
-                identity=digest(parts),
+                identity=identity.sha256,
+                notes=identity.notes,
                 before=max((float(row.get("elapsed", 0.0)) for _, row in ledger.all()), default=0.0),
                 say=say,
             )
@@ -174,37 +170,3 @@ def _unfinished(out: Path | str | None) -> RunFolder | None:
         return None
     run = RunFolder(Path(out).expanduser().absolute())
     return open_run(run.path) if run.config.is_file() and not run.finished else None
-
-
-def _agree(run: RunFolder, config: dict[str, Any], parts: dict[str, Any]) -> None:
-    """Write the configuration of a new run; refuse to resume a run of something else."""
-    if not run.config.is_file():
-        write_config(
-            run,
-            config
-            | {
-                "budget": parts["budget"],
-                "target": parts["target"],
-                "seed": parts["seed"],
-                "identity": parts,
-            },
-        )
-        return
-    before = read_config(run).get("identity", {})
-    changed = sorted(key for key in parts if before.get(key) != parts[key])
-    if changed:
-        differences = "; ".join(
-            f"{key} was {_short(before.get(key))}, is {_short(parts[key])}" for key in changed
-        )
-        raise Refused(
-            "a run is resumed with what it was started with",
-            value=differences,
-            place=str(run.path),
-            fix="choose another --out for a new run",
-            code=Exit.USAGE,
-        )
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else f"{text[:12]}..."

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from penjing.backends.torch.curvature.example_gradients import example_gradients, reason_against
 from penjing.backends.torch.curvature.output_slopes import directed_gradients, output_slopes
+from penjing.backends.torch.curvature.per_sample_gradients import explain_unsupported, per_sample_gradients
 
 CONVOLUTIONS = [
     nn.Conv2d(4, 6, 3, padding=1),
@@ -18,7 +18,7 @@ CONVOLUTIONS = [
 
 
 def agrees(model, modules, x):
-    found = example_gradients(model, modules, (x,), lambda y: y.square().sum())
+    found = per_sample_gradients(model, modules, (x,), lambda y: y.square().sum())
     for i in range(len(x)):
         loss = model(x[i : i + 1]).square().sum()
         expected = torch.autograd.grad(loss, [m.weight for m in modules.values()])
@@ -49,14 +49,14 @@ def test_a_layer_called_twice_sums_and_one_that_is_not_called_has_zeros():
 
     model = Twice().eval()
     agrees(model, {"inside": model.inside}, torch.randn(3, 4))
-    found = example_gradients(model, dict(model.named_children()), (torch.randn(3, 4),), torch.sum)
+    found = per_sample_gradients(model, dict(model.named_children()), (torch.randn(3, 4),), torch.sum)
     assert found["idle"].shape == (3, 4, 4)
     assert not found["idle"].any()
 
 
 def test_what_is_not_known_is_said():
-    assert reason_against(nn.Linear(2, 2)) == ""
-    assert "known for linear" in reason_against(nn.Conv3d(1, 1, 1))
+    assert explain_unsupported(nn.Linear(2, 2)) == ""
+    assert "known for linear" in explain_unsupported(nn.Conv3d(1, 1, 1))
 
 
 def test_slopes_are_the_squared_jacobian_in_the_mean():
