@@ -232,7 +232,7 @@ def test_other_methods_and_delivery_still_refuse_a_simulation(residual, images, 
     model = pj.apply(residual, step, images).model
     example = images.prepare().test.example()
     with pytest.raises(pj.Refused, match="cannot be a simulation of number formats"):
-        pj.deliver(model, step, pj.Target(), tmp_path / "a", example=example)
+        pj.deliver(model, pj.Target(), tmp_path / "a", example=example)
 
 
 def test_formats_hold_what_the_quantizers_say(residual, images):

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from penjing.core.data import LiveSplit, Split
+from penjing.core.data.split import LiveSplit, Split
 from penjing.train.feed import PROBED_BATCHES, BatchFeed, prefetch
 
 

@@ -78,11 +78,11 @@ def test_a_strategy_is_given_by_its_fields_or_whole():
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"epoch": 3}, "FineTune has no field 'epoch'. Did you mean 'epochs'"),
+        ({"epoch": 3}, "FineTune cannot take a field 'epoch'. Did you mean 'epochs'"),
         ({"epochs": 0}, "FineTune.epochs must be greater than 0, got 0"),
         ({"strategy": 3}, "FineTune.strategy must be a Strategy, got 3"),
         ({"strategy": {"epochs": 0}}, "FineTune.epochs must be greater than 0, got 0"),
-        ({"strategy": {"epoch": 1}}, "FineTune has no field 'epoch'. Did you mean 'epochs'"),
+        ({"strategy": {"epoch": 1}}, "FineTune cannot take a field 'epoch'. Did you mean 'epochs'"),
     ],
 )
 def test_what_is_wrong_in_a_strategy_is_said_of_the_method(fields, words):

@@ -14,7 +14,7 @@ from penjing.arrays.patches import windows
 from penjing.arrays.sparsity.gram import Gram
 from penjing.core.backend import Arrays, Backend, Layer
 from penjing.core.context import Context
-from penjing.core.data import Split
+from penjing.core.data.split import Split
 from penjing.core.errors import Refused
 from penjing.core.task import Batch
 from penjing.core.value import Model

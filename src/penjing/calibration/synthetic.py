@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from penjing.core.context import Context
-from penjing.core.data import Arrays, Split
+from penjing.core.data.split import Arrays, Split
 from penjing.core.errors import Refused
 from penjing.core.method import Method, name_of
 from penjing.core.progress import Line

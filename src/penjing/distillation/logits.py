@@ -136,6 +136,7 @@ def distill_torch(model: nn.Module, method: Distill, context: Context) -> Outcom
     progress, labelled = TrainingShare(), method.data == "train"
     if not labelled:
         context = with_synthetic_training(context.original, context, method.examples or EXAMPLES, method.data)
-    hooks = Hooks(after_step=progress.update)
     with prepare_distillation(context, method.config, progress) as (split, objective):
-        return train_by_method(model, method, context, objective, split, hooks, labelled)
+        return train_by_method(
+            model, method, context, objective, split, Hooks(after_step=progress.update), labelled
+        )

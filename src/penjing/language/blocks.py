@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from penjing.core.backend import backend_named
 from penjing.core.context import Context
-from penjing.core.data import Split
+from penjing.core.data.split import Split
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Method, name_of
 from penjing.core.progress import Say

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.calibration.rounding import Rounded
-from penjing.core.copies import row_hashes
+from penjing.core.data.copies import row_hashes
 from penjing.core.errors import Exit, Refused, nearest
 from penjing.core.files import free_bytes, sha256_file
 from penjing.core.method import Method, inner, name_of, unmatched

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from penjing.core.artefact import deliver
 from penjing.core.backend import Arrays
-from penjing.core.data import LiveSplit, Split
+from penjing.core.data.split import LiveSplit, Split
 from penjing.core.errors import Refused
 from penjing.core.executor import Limits
 from penjing.core.measurement import Estimate

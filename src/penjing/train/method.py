@@ -106,7 +106,7 @@ def _refuse_unknown(method: type[TrainingMethod], given: Mapping[str, Any]) -> N
     unknown = [name for name in given if name not in method.model_fields]
     if unknown:
         raise Refused(
-            f"has no field {unknown[0]!r}",
+            f"cannot take a field {unknown[0]!r}",
             place=method.__name__,
             fix=nearest(unknown[0], {*method.model_fields, *Strategy.model_fields}),
             code=Exit.USAGE,
