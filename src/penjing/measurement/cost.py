@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from penjing.core.context import Context
 from penjing.core.measurement import Operations
+from penjing.core.scratch import scratch
 from penjing.core.target import Target
 from penjing.core.value import Model
 from penjing.measurement.side_by_side import beside
@@ -75,7 +74,7 @@ def open_meter(model: Model, of: Cost, target: Target, context: Context) -> Iter
 
 
 def _file_bytes(model: Model, context: Context) -> int:
-    with tempfile.TemporaryDirectory(prefix="penjing-") as folder:
-        file = Path(folder) / "model.onnx"
+    with scratch() as folder:
+        file = folder / "model.onnx"
         context.backend.export(model, context.task.valid.example(), file)
         return file.stat().st_size
