@@ -24,7 +24,7 @@ def test_a_metric_that_does_not_react_is_said_in_the_record(optimize, tiny):
 def test_a_metric_that_raises_ends_the_run_before_the_search(optimize, tiny):
     said = []
     task = tiny["task"](metric=never, direction="maximize")
-    with pytest.raises(Refused, match="metric never must return a number, got ZeroDivisionError: no positives"):
+    with pytest.raises(Refused, match=r"metric never must return a number.*ZeroDivisionError: no pos"):
         optimize(task=task, said=said)
     assert not any(line.startswith("trying") for line in said)
 
