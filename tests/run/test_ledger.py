@@ -45,7 +45,7 @@ def test_events_and_attempts(ledger):
     assert ledger.begin("plan") == 1
     assert ledger.begin("other") == 1
     assert ledger.begin("plan") == 2
-    with pytest.raises(Refused, match="can be begun at most 2 times"):
+    with pytest.raises(Refused, match="cannot be begun more than 2 times"):
         ledger.begin("plan")
     ledger.take_back("plan")
     assert ledger.begin("plan") == 2

@@ -212,7 +212,7 @@ class Ledger(LedgerReader):
             number = self.attempts(key) + 1
             if number > most:
                 raise Refused(
-                    f"can be begun at most {most} times",
+                    f"cannot be begun more than {most} times",
                     place=f"candidate {key}",
                     value=f"{number - 1} attempts without an end",
                     fix="read its log in the run directory's logs/: it may be what kills the driver",
