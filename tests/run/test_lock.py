@@ -66,11 +66,8 @@ def test_dead_drivers_lock_is_recovered(tmp_path):
 
 
 def test_once_in_a_process_and_again_after_leaving(tmp_path):
-    with DriverLock(tmp_path / "lock"):
-        (tmp_path / "other").symlink_to(tmp_path / "lock")
-        for name in ("lock", "other"):
-            with pytest.raises(Refused, match=str(os.getpid())):
-                DriverLock(tmp_path / name).__enter__()
+    with DriverLock(tmp_path / "lock"), pytest.raises(Refused, match=str(os.getpid())):
+        DriverLock(tmp_path / "lock").__enter__()
     assert find_owner(tmp_path / "lock") is None
     with DriverLock(tmp_path / "lock"):
         pass
@@ -138,6 +135,18 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
         DriverLock(tmp_path / "lock").__enter__()
     assert caught.value.code == Exit.ENVIRONMENT
     assert find_owner(tmp_path / "lock") is None
+
+
+def test_a_link_is_not_followed_and_a_pipe_not_waited_for(tmp_path):
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(Refused, match="symbolic links"):
+        DriverLock(tmp_path / "link").__enter__()
+    with pytest.raises(Refused, match="symbolic links"):
+        find_owner(tmp_path / "link")
+    assert find_owner(tmp_path / "pipe") is None
+    assert (tmp_path / "precious").read_text() == "mine"
 
 
 def test_no_folder(tmp_path):

@@ -2,9 +2,9 @@
 
 Two processes of one file differ, for as long as they live, by where their memory came to lie. One pair of
 processes, however long it is timed, takes that for a difference of the files. So the noise of the machine is
-measured first: in the first sitting the reference is timed beside two more processes of its own file. The
-rounds are taken in as many sittings as there is time for; intervals come from the spread between sittings,
-or, where there was time for one only, from the noise alone.
+measured first: the reference is timed beside three more processes of its own file, unless the caller knows
+the noise. The rounds are taken in as many sittings as there is time for; intervals come from the spread
+between sittings, or, where there was time for one only, from the noise alone.
 """
 
 from __future__ import annotations
@@ -28,16 +28,34 @@ from penjing.arrays.latency_statistics import (
 )
 from penjing.arrays.statistics import Interval
 from penjing.core.errors import Refused
-from penjing.core.measurement import Estimate, Latency
+from penjing.core.measurement import Estimate, Latency, Noise
 from penjing.measurement.latency import LEAST_ROUNDS, OnFailure, Samples, Timed, interleave, summarise
 
 Open = Callable[[], AbstractContextManager[Timed]]
 """Opens an artefact in a process, ready to be timed; called once for each sitting."""
 
+Rounds = Sequence[Sequence[float]]
+
 MOST_SITTINGS = 8
 
-TWINS = 2
-"""Further processes of the reference in the first sitting, which tell the noise of the machine."""
+TWINS = 3
+"""Further processes of the reference in a first sitting that tells the noise of the machine."""
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What a comparison of latencies may cost.
+
+    Attributes:
+        seconds: no sitting is begun that would end after them, but for the first; what the opening of
+            processes takes counts.
+        noise: what two processes differ by, where it was measured before; None to measure it.
+        min_calls: fewest timed calls of a round.
+    """
+
+    seconds: float = 10.0
+    noise: Noise | None = None
+    min_calls: int = 3
 
 
 @dataclass(frozen=True)
@@ -46,31 +64,26 @@ class Sittings:
 
     Attributes:
         samples: by name, for each sitting, for each round, the milliseconds of each call.
-        noise: relative difference of two processes of one file; None where no others were opened.
-        noise_n: processes that it was found from.
+        noise: what two processes of one file differ by; None where it is not known.
     """
 
-    samples: Mapping[str, Sequence[Sequence[Sequence[float]]]]
-    noise: float | None = None
-    noise_n: int = 0
+    samples: Mapping[str, Sequence[Rounds]]
+    noise: Noise | None = None
 
 
 def take_sittings(
     openers: Mapping[str, Open],
     reference: str,
-    seconds: float = 10.0,
+    effort: Effort = Effort(),
     on_failure: OnFailure | None = None,
-    min_calls: int = 3,
 ) -> Sittings:
     """Time artefacts in turn, in sittings of fresh processes.
 
     Args:
         openers: by name.
         reference: whose file tells the noise of the machine.
-        seconds: no sitting is begun that would end after them, but for the first; what the opening of
-            processes takes counts.
+        effort: seconds, and what is known of the noise.
         on_failure: told of what cannot be opened or timed, which is then left out; None: that is raised.
-        min_calls: fewest timed calls of a round.
 
     >>> openers = {"float": open_float, "int8": open_int8}  # doctest: +SKIP
     >>> summarise_sittings(take_sittings(openers, "float"), "int8", "float", 1, 1).ratio  # doctest: +SKIP
@@ -79,19 +92,25 @@ def take_sittings(
         Refused: an artefact fails and `on_failure` is None.
     """
     begun = time.monotonic()
-    twins = {f"\0{reference} {i}": openers[reference] for i in range(TWINS) if reference in openers}
-    first = _sit({**openers, **twins}, twins.keys(), on_failure, min_calls)
-    others = [first.pop(name) for name in twins if name in first]
-    logs = [0.0, *(_log_ratio(other, first[reference]) for other in others if reference in first)]
+    more = TWINS if effort.noise is None and reference in openers else 0
+    twins = {f"\0{reference} {i}": openers[reference] for i in range(more)}
+    first = _sit({**openers, **twins}, twins.keys(), on_failure, effort.min_calls)
+    noise = effort.noise or _noise([first.pop(name) for name in twins if name in first], first.get(reference))
     taken = {name: [rounds] for name, rounds in first.items()}
     longest = time.monotonic() - begun
-    while len(next(iter(taken.values()), [])) in range(1, MOST_SITTINGS):
-        start = time.monotonic()
-        if start - begun + longest > seconds:
+    for _ in range(MOST_SITTINGS - 1):
+        if not taken or time.monotonic() - begun + longest > effort.seconds:
             break
-        sat = _sit({name: openers[name] for name in taken}, (), on_failure, min_calls)
+        sat = _sit({name: openers[name] for name in taken}, (), on_failure, effort.min_calls)
         taken = {name: [*rounds, sat[name]] for name, rounds in taken.items() if name in sat}
-    return Sittings(taken, processes_noise(logs) if len(logs) > 1 else None, len(logs))
+    return Sittings(taken, noise)
+
+
+def _noise(twins: Sequence[Rounds], reference: Rounds | None) -> Noise | None:
+    if reference is None or not twins:
+        return None
+    logs = [0.0, *(_log_ratio(rounds, reference) for rounds in twins)]
+    return Noise(relative=processes_noise(logs), processes=len(logs))
 
 
 def _sit(
@@ -160,26 +179,27 @@ def _between(estimate: Estimate, values: Sequence[float], sittings: Sittings) ->
         values: the same of each sitting.
     """
     noise, n = sittings.noise, len(values)
+    relative = 0.0 if noise is None else noise.relative
     if n > 1:
-        mean, low, high = processes_interval(values, noise or 0.0, estimate.confidence)
+        mean, low, high = processes_interval(values, relative, estimate.confidence)
         low, high = estimate.value * low / mean, estimate.value * high / mean
     elif noise is not None:
         rounds = Interval(estimate.value, estimate.low, estimate.high)
-        _, low, high = widened_interval(rounds, noise, sittings.noise_n, estimate.confidence)
+        _, low, high = widened_interval(rounds, relative, noise.processes, estimate.confidence)
     else:
         return estimate
-    how = f"{estimate.how}; interval over fresh processes, {n} of each, which differ by {noise or 0.0:.2%}"
+    how = f"{estimate.how}; interval over fresh processes, {n} of each, which differ by {relative:.2%}"
     return estimate.model_copy(update={"low": low, "high": high, "how": how})
 
 
-def _all(rounds: Sequence[Sequence[float]]) -> Floats:
+def _all(rounds: Rounds) -> Floats:
     return np.concatenate([np.asarray(times, dtype=np.float64) for times in rounds])
 
 
-def _log_ratio(rounds: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> float:
+def _log_ratio(rounds: Rounds, others: Rounds) -> float:
     """Return the median over rounds of the logarithm of one's median over the other's."""
     return float(np.median(np.log(round_medians(rounds) / round_medians(others))))
 
 
-def _flat(sittings: Sequence[Sequence[Sequence[float]]]) -> list[Sequence[float]]:
+def _flat(sittings: Sequence[Rounds]) -> list[Sequence[float]]:
     return [times for rounds in sittings for times in rounds]

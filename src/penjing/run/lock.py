@@ -27,6 +27,8 @@ from penjing.core.value import Value
 
 _BUSY = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP}
+_PLAIN = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""A link would have the name written to another file, and a pipe would be waited for."""
 _TRIES, _PAUSE_S = 5, 0.02
 """Whoever asks for the owner holds a shared lock for a moment, which must not turn a driver away."""
 
@@ -68,7 +70,7 @@ class DriverLock:
 
     def __enter__(self) -> DriverLock:
         with refusing(self.path):
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | _PLAIN, 0o666)
         try:
             _take(descriptor, self.path)
             owner = Owner(pid=os.getpid(), host=socket.gethostname())
@@ -117,7 +119,7 @@ def find_owner(path: Path | str) -> Owner | None:
     """
     with refusing(path, "read"):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(path, os.O_RDONLY | _PLAIN)
         except FileNotFoundError:
             return None
         try:

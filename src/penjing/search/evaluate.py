@@ -26,6 +26,7 @@ from penjing.measurement.agreement import TOLERANCE, difference
 from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.quality import maximized
+from penjing.measurement.sittings import Effort
 from penjing.search.build_job import build
 from penjing.search.session import Session, read_row
 from penjing.search.values import BuildRow, Built, TrialRow
@@ -124,7 +125,7 @@ def measure_candidates(
     if eager:
         entries["eager"] = (session.path("float", "eager"), make_eager_target(session.target), factory)
     entries |= {name: (folder, session.target, factory) for name, folder in folders.items()}
-    return measure_all(entries, session.task, split, REFERENCE, operations, session.latency_seconds)
+    return measure_all(entries, session.task, split, REFERENCE, operations, Effort(session.latency_seconds))
 
 
 def make_eager_target(target: Target) -> Target:

@@ -109,7 +109,7 @@ def open_session(
                 options=planner,
                 identity=identity.sha256,
                 notes=identity.notes,
-                before=max((float(row.get("elapsed", 0.0)) for _, row in ledger.all()), default=0.0),
+                before=max((float(row.get("elapsed", 0.0)) for _, row in ledger.summaries()), default=0.0),
                 say=say,
             )
         except KeyboardInterrupt:
@@ -146,10 +146,10 @@ def _isolated(say: Say) -> Say:
 
 
 def _how_to_resume(run: RunFolder) -> str:
-    if read_config(run).get("task_file"):
-        return (
-            f"interrupted; what was finished is kept. Go on with: penjing resume {shlex.quote(str(run.path))}"
-        )
+    task_file = read_config(run).get("task_file")
+    if task_file:
+        command = f"penjing resume {shlex.quote(str(run.path))} --task {shlex.quote(task_file)}"
+        return f"interrupted; what was finished is kept. Go on with: {command}"
     return f"interrupted; what was finished is kept. Go on with the same call and out={str(run.path)!r}"
 
 

@@ -20,6 +20,7 @@ from penjing.core.target import Target, need_to_deliver, runtime_for
 from penjing.core.trial import Trial
 from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.process import factory_of
+from penjing.measurement.sittings import Effort
 from penjing.planners.bisection import Setting
 from penjing.report.record import RuntimeRow
 from penjing.search.evaluate import REFERENCE, compare_with_memory, judge_trial, run_in_float32
@@ -186,19 +187,19 @@ def _measured(
 ) -> dict[str, Measured]:
     """Measure side by side; what cannot be loaded or run is left out with its reason, and tried no more."""
     try:
-        return measure_all(entries, session.task, "valid", REFERENCE, counts, session.latency_seconds)
+        return measure_all(entries, session.task, "valid", REFERENCE, counts, Effort(session.latency_seconds))
     except Refused:
         alone = {}
         for label, entry in entries.items():
             pair = {REFERENCE: entries[REFERENCE], label: entry}
             try:
-                measure_all(pair, session.task, "valid", REFERENCE, counts, 0.0)
+                measure_all(pair, session.task, "valid", REFERENCE, counts, Effort(0.0))
                 alone[label] = entry
             except Refused as refusal:
                 if label == REFERENCE:
                     raise
                 reasons[label] = str(refusal)
-        return measure_all(alone, session.task, "valid", REFERENCE, counts, session.latency_seconds)
+        return measure_all(alone, session.task, "valid", REFERENCE, counts, Effort(session.latency_seconds))
 
 
 def _fastest(session: Session, trials: Mapping[str, Trial], reasons: Mapping[str, str]) -> str:
