@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 from penjing.core.errors import Refused
 
@@ -16,7 +19,31 @@ MOST_STEPS = 2**22
 EXAMPLES = ((4, 256), (2, 64), (1, 32), (1, 8), (1, 1), (2, 512))
 """Lengths that are tried for dimensions that a model leaves open: of the first axis, and of others."""
 
-TRUST = "take the model from somebody you trust, and set a limit with `ulimit -v` before you load it"
+TRUST = "if you know who made the file, load it with trusted=True; else set a limit first with `ulimit -v`"
+
+_TRUSTED: ContextVar[bool] = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trusting(trusted: bool) -> Iterator[None]:
+    """Leave memory and work of models unjudged while a file of somebody known is loaded.
+
+    >>> with trusting(True):
+    ...     is_trusted()
+    True
+    >>> is_trusted()
+    False
+    """
+    before = _TRUSTED.set(trusted)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(before)
+
+
+def is_trusted() -> bool:
+    """Tell whether the file that is being loaded is trusted by the user."""
+    return _TRUSTED.get()
 
 
 def has_memory_limit() -> bool:
@@ -41,9 +68,9 @@ def require_bounds(unbounded: str, place: str) -> None:
         place: the file, for the message.
 
     Raises:
-        Refused: there is no bound and no limit.
+        Refused: there is no bound and no limit, and the file is not trusted.
     """
-    if unbounded and not has_memory_limit():
+    if unbounded and not is_trusted() and not has_memory_limit():
         raise Refused(
             "needs a process with a limit on its memory",
             value=f"a model without a bound: {unbounded}",

@@ -27,6 +27,7 @@ from penjing.core.memory_limit import (
     TRUST,
     UNFOLDED_SHARE,
     has_memory_limit,
+    is_trusted,
 )
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def check_text(path: Path, weights: Path) -> None:
         for layer, kind in scope.kinds.items()
         if kind in _SIZES
     )
-    if grown and not has_memory_limit():
+    if grown and not has_memory_limit() and not is_trusted():
         _read_apart(path, weights)
 
 

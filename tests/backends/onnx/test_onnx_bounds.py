@@ -16,6 +16,7 @@ from penjing.backends.onnx import load_onnx
 from penjing.backends.onnx.safety.bounds import check_bounds
 from penjing.backends.onnx.safety.functions import LARGEST_GRAPH, check_functions
 from penjing.backends.onnx.safety.intervals import Interval, evaluate_interval
+from penjing.core.artefact import deliver
 from penjing.core.errors import Refused
 from penjing.core.memory_limit import LARGEST_PEAK, has_memory_limit
 
@@ -105,6 +106,18 @@ def test_a_loop_that_ends_early_may_have_a_huge_count_if_it_is_trusted(tmp_path)
     with pytest.raises(Refused, match=r"limit on its memory.*no bound on its iterations"):
         loads(proto, tmp_path)
     assert loads(proto, tmp_path, trusted=True).run((X,))[0].max() > 100
+
+
+def test_a_delivered_model_without_a_bound_is_loaded_where_it_is_trusted(tmp_path):
+    import penjing as pj
+
+    stop = [node("ReduceMax", "a", "m0", keepdims=0), node("Less", "m0 far", "k"), node("Add", "a a", "b")]
+    proto = loop(2**62, stop)
+    proto.graph.initializer.append(numpy_helper.from_array(np.float32(100), "far"))
+    deliver(loads(proto, tmp_path, trusted=True), pj.Target(), tmp_path / "artefact", example=(X,))
+    with pytest.raises(Refused, match="trusted=True"):
+        pj.load(tmp_path / "artefact")
+    assert pj.load(tmp_path / "artefact", trusted=True)(X).max() > 100
 
 
 LIMITED = """

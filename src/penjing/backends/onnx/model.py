@@ -18,6 +18,7 @@ from penjing.backends.onnx.graph.layers import restore_weight_names
 from penjing.backends.onnx.safety.checks import check_proto
 from penjing.backends.onnx.safety.files import LARGEST_FILE, read_proto
 from penjing.core.errors import Refused
+from penjing.core.memory_limit import is_trusted
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -232,6 +233,6 @@ def load_onnx(path: str | Path, trusted: bool = False) -> OnnxModel:
     """
     path = Path(path)
     proto = read_proto(path)
-    check_proto(proto, str(path), trusted)
+    check_proto(proto, str(path), trusted or is_trusted())
     restore_weight_names(proto)
     return OnnxModel(proto)
