@@ -23,7 +23,7 @@ SOURCE = Path(pj.__file__).parent
 
 def stopped(task_file, out, phase, *signals):
     """Start a run, send signals once it says that a phase began, and return code, stderr and seconds."""
-    line = [PENJING, "optimize", str(task_file), "--max-drop", "5%", "--time", "60s", "--out", str(out)]
+    line = [PENJING, "optimize", str(task_file), "--size", "40%", "--trials", "2", "--out", str(out)]
     process = subprocess.Popen(line, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
     assert process.stderr is not None
     said = ""

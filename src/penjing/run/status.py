@@ -10,6 +10,7 @@ from penjing.run.folder import open_run
 from penjing.run.ledger import Ledger
 from penjing.run.lock import find_owner
 from penjing.run.reading import find_best
+from penjing.run.stopwatch import read_elapsed
 
 
 def read_status(path: Path) -> dict[str, Any]:
@@ -35,7 +36,9 @@ def read_status(path: Path) -> dict[str, Any]:
         "path": str(run.path),
         "state": state,
         "driver": None if owner is None else owner.model_dump(mode="json"),
-        "elapsed": max((float(row.get("elapsed", 0.0)) for _, row in rows), default=0.0),
+        "elapsed": max(
+            [read_elapsed(run.elapsed) or 0.0, *(float(row.get("elapsed", 0.0)) for _, row in rows)]
+        ),
         "trials": [
             {"name": t.name, "status": t.status, "feasible": t.feasible, "words": _words(t)} for t in trials
         ],
