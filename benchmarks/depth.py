@@ -29,6 +29,7 @@ from penjing.backends.torch import BACKEND
 from penjing.backends.torch.cut.shortened import Shortened
 from penjing.backends.torch.structure.blocks import find_blocks
 from penjing.measurement.measure import measure_all
+from penjing.measurement.sittings import Effort
 
 COUNTS = {20: (1, 2, 3), 56: (5, 10)}
 EXAMPLES = {20: (128, 128), 56: (128,)}
@@ -81,13 +82,13 @@ def choices(model: Any, task: pj.Task, depth: int, counts: list[int]) -> list[Ch
 def plans(choice: Choice, refit: bool) -> dict[str, pj.Method | tuple[pj.Method, ...]]:
     """Return what is done with a choice, by the column that shows it."""
     remove = pj.only("|".join(choice.names), pj.RemoveBlocks(count=choice.count, score="influence"))
-    statistics = pj.ReestimateBatchNorm(batches=6)
+    statistics = pj.ReestimateBatchNorm(examples=768)
     if choice.how != "joint":
         return {"bn": pj.chain(remove, statistics)}
     found = {
         "cut": pj.chain(remove),
         "bn": pj.chain(remove, statistics),
-        "int8": pj.chain(remove, statistics, pj.Int8Static(calibration=256)),
+        "int8": pj.chain(remove, statistics, pj.Int8Static(examples=256)),
     }
     if refit:
         found["ls"] = pj.chain(remove, pj.LeastSquares(examples=512), statistics)
@@ -96,7 +97,7 @@ def plans(choice: Choice, refit: bool) -> dict[str, pj.Method | tuple[pj.Method,
 
 def measured(model: Any, task: pj.Task, found: list[Choice], refit: bool) -> dict[str, Any]:
     """Return the measurements of all networks, and the whole one's in float and in integers."""
-    wanted = {WHOLE: (), f"{WHOLE} int8": pj.chain(pj.Int8Static(calibration=256))}
+    wanted = {WHOLE: (), f"{WHOLE} int8": pj.chain(pj.Int8Static(examples=256))}
     for choice in found:
         for column, plan in plans(choice, refit).items():
             wanted[f"{short(choice.names)} {column}"] = plan
@@ -112,7 +113,9 @@ def measured(model: Any, task: pj.Task, found: list[Choice], refit: bool) -> dic
             entries[name] = (place, pj.Target(), None)
         return {
             name: one.measurement
-            for name, one in measure_all(entries, task, "valid", WHOLE, operations, seconds=SECONDS).items()
+            for name, one in measure_all(
+                entries, task, "valid", WHOLE, operations, effort=Effort(SECONDS)
+            ).items()
         }
 
 

@@ -101,11 +101,11 @@ def nncf(net: Any, task: pj.Task, folder: Path) -> OnnxModel:
     return pj.load_onnx(folder / "nncf.onnx")
 
 
-static = pj.Int8Static(calibration=CALIBRATION)
+static = pj.Int8Static(examples=CALIBRATION)
 smoothed = (
-    pj.SmoothActivations(calibration=CALIBRATION),
-    pj.Int8Static(observer="minmax", calibration=CALIBRATION),
-    pj.CorrectBias(calibration=CALIBRATION),
+    pj.SmoothActivations(examples=CALIBRATION),
+    pj.Int8Static(observer="minmax", examples=CALIBRATION),
+    pj.CorrectBias(examples=CALIBRATION),
 )
 ROWS: dict[str, Callable[[Any, pj.Task, Path], Any]] = {
     "float32": lambda net, task, folder: net,

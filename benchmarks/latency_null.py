@@ -22,6 +22,7 @@ from scipy.stats import binomtest
 import penjing as pj
 from penjing.backends.onnx.model import OnnxModel
 from penjing.measurement.measure import measure_all
+from penjing.measurement.sittings import Effort
 
 MODELS = {"4 products of 64": (64, 4), "6 products of 512": (512, 6), "12 products of 1024": (1024, 12)}
 CLASSES = 4
@@ -76,7 +77,7 @@ def compare(folder: Path, task: pj.Task, seconds: float) -> dict[str, float]:
     """Time a file against itself once."""
     start = time.perf_counter()
     entry = (folder, pj.Target(), None)
-    found = measure_all({"one": entry, "other": entry}, task, "valid", "one", seconds=seconds)
+    found = measure_all({"one": entry, "other": entry}, task, "valid", "one", effort=Effort(seconds))
     ratio = found["other"].measurement.latency.ratio
     return {"ratio": ratio.value, "low": ratio.low, "high": ratio.high, "s": time.perf_counter() - start}
 

@@ -42,7 +42,7 @@ def main() -> None:
         for bits in (3, 4):
             for method, kind in METHODS.items():
                 for group in (32, 128):
-                    plan = kind(f"uint{bits} group {group}", None, ends=False, skip=("output",))
+                    plan = pj.only("!output", kind(f"uint{bits} group {group}", None, ends=False))
                     small = pj.apply(model, plan, task).model
                     weights = {
                         n: layer.weight_quantizer(layer.weight).detach()

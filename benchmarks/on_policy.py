@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 import penjing as pj
 from penjing.backends.torch import BACKEND
-from penjing.backends.torch.distill.continuation import Sampling, continued
+from penjing.backends.torch.distill.continuation import Sampling, continue_texts
 from penjing.backends.torch.distill.distillation import generalized_divergence
 from penjing.core.context import Context
 
@@ -96,7 +96,7 @@ def judged(student: nn.Module, teacher: nn.Module, own: pj.Task) -> tuple[float,
     """Return broken tokens in percent and the divergence on a student's own texts, and the loss on others."""
     ids, targets = (torch.from_numpy(x) for x in (own.test.inputs[0], own.test.targets))
     torch.manual_seed(0)
-    made = continued(student, ids, Sampling(1.0, PROMPT))
+    made = continue_texts(student, ids, Sampling(1.0, PROMPT))
     with torch.no_grad():
         mine, its = (m.eval()(made)[:, PROMPT - 1 : -1].flatten(0, 1) for m in (student, teacher))
         return (

@@ -21,7 +21,7 @@ from penjing.backends.torch import BACKEND
 from penjing.backends.torch.cut.exported import ExportedNet
 from penjing.backends.torch.tensors import evaluating, input_names, tensors_of, to_inputs
 from penjing.core.artefact import deliver, load
-from penjing.core.data import Split
+from penjing.core.data.split import Split
 from penjing.core.errors import Refused
 
 MATCHED, EXPORTED = 1e-5, 1e-4

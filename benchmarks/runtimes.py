@@ -73,7 +73,7 @@ def peak_rate(options: argparse.Namespace) -> float:
     parts = [slice(0, 512), slice(512, 1024), slice(1024, None)]
     train, valid, test = ((rows[part], labels[part]) for part in parts)
     task = pj.Task(train=train, valid=valid, test=test).prepare()
-    model = pj.apply(torch.nn.Linear(PEAK, PEAK), pj.Int8Static(calibration=64), task).model
+    model = pj.apply(torch.nn.Linear(PEAK, PEAK), pj.Int8Static(examples=64), task).model
     common = {"threads": options.threads, "batch": PEAK}
     targets = [Target(**common)]
     if "f32" in list_openvino_modes():

@@ -33,7 +33,7 @@ from penjing.core.context import Context
 from penjing.core.task import Split
 from penjing.examples import digits
 
-REPAIRS = {"BatchNorm": pj.ReestimateBatchNorm(batches=4), "least squares": pj.LeastSquares()}
+REPAIRS = {"BatchNorm": pj.ReestimateBatchNorm(examples=512), "least squares": pj.LeastSquares()}
 SELECTIONS = ("local", "global", "isomorphic")
 COMPARED = ("l2", "taylor", "fisher", "refit")
 EPOCHS = 16

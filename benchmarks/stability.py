@@ -25,7 +25,7 @@ from torch import nn
 
 import penjing as pj
 from language_models import data_file
-from penjing.experiments.stability import OneTask, Stability
+from penjing.experiments.stability import Stability, TaskStability
 
 SOUND = pj.Strategy(epochs=6, batch_size=64)
 TIMES = {"digits": 20.0, "fashion": 20.0, "letters": 13.0}
@@ -60,7 +60,7 @@ def sound(task: pj.Task, seed: int) -> nn.Module:
 def edge(task: pj.Task, seed: int) -> nn.Module:
     """Train at the edge of divergence."""
     changes = {
-        "lr": SOUND.rate * TIMES[task.notes[0]],
+        "lr": SOUND.peak_lr * TIMES[task.notes[0]],
         "schedule": "constant",
         "warmup": 0.0,
         "clip_norm": None,
@@ -103,7 +103,7 @@ def tasks() -> dict[str, pj.Task]:
     }
 
 
-def row(name: str, recipe: str, one: OneTask) -> str:
+def row(name: str, recipe: str, one: TaskStability) -> str:
     """Return a line of the table."""
     times = one.spread / one.sampling if one.sampling else float("nan")
     lost = sum(value is None for value in one.values)

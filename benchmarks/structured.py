@@ -35,6 +35,7 @@ from penjing.core.apply import apply
 from penjing.core.context import Context
 from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.paired import compare
+from penjing.measurement.sittings import Effort
 
 CONFIDENCE = 0.95
 RENEWED = 10
@@ -170,7 +171,7 @@ def measured(dense: torch.nn.Module, table: list[Row], work: pj.Task, seconds: f
             pj.deliver(model, pj.Target(), folder, example=example)
             entries[name] = (folder, pj.Target(), None)
             operations[name] = BACKEND.operations(model, example)
-        return measure_all(entries, work, "test", "dense", operations, seconds=seconds)
+        return measure_all(entries, work, "test", "dense", operations, effort=Effort(seconds))
 
 
 def figures(row: Row | None, found: Measured, dense: Measured, work: pj.Task) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def step_of(network: nn.Module, batch: int, numerics: Numerics, compiled: bool =
     if numerics.channels_last:
         model.to(memory_format=torch.channels_last)
     call = torch.compile(model, dynamic=False) if compiled else model
-    x, y = numerics.lay_out((torch.randn(batch, 3, 32, 32),))[0], torch.randint(0, 10, (batch,))
+    x, y = numerics.to_layout((torch.randn(batch, 3, 32, 32),))[0], torch.randint(0, 10, (batch,))
     optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9, nesterov=True)
 
     def step() -> None:

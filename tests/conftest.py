@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter):
 QUICK = {
     "penjing.search.session.LEAST_TIMING": 0.2,
     "penjing.search.session.MOST_TIMING": 0.2,
-    "penjing.measurement.sittings.LEAST_SITTINGS": 1,
+    "penjing.measurement.sittings.TWINS": 0,
     "penjing.search.recipes.MOST_S": 4.0,
     "penjing.search.recipes.START_S": 0.2,
     "penjing.search.recipes.ROUND_S": 0.01,

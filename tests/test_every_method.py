@@ -24,14 +24,16 @@ from penjing.core.extras import missing
 from penjing.core.method import Stage, inner, stage_of
 from penjing.core.registry import backends_of, load_methods, method_from_json, method_to_json
 from penjing.core.task import Split, Task
+from penjing.train.method import TrainingMethod
+from penjing.train.strategy import Strategy
 
 BACKENDS = ("numpy", "torch", "onnx")
 TRAIN = {"epochs": 0.25, "batch_size": 32, "precision": "float32"}
-FEW = {"calibration": 48}
+FEW = {"examples": 48}
 WEIGHTED = ("conv", "depthwise", "linear")
 NO_HANDLER = "the method needs a handler for the model's backend"
-NO_BATCHNORM = "inputs are made through a PyTorch model with BatchNorm"
-IN_FRAMEWORK = "channels are pruned in the framework of the model"
+NO_BATCHNORM = "needs a PyTorch model with BatchNorm"
+IN_FRAMEWORK = "channels cannot be pruned in an ONNX graph"
 
 
 @dataclass(frozen=True)
@@ -93,18 +95,19 @@ WRONG_RECIPE = {
     "batchnorm": ["none"],
     "ghost_batch": [1, 2.5],
     "patience": [0, 1.5],
-    "parts": [0, 1.5],
+    "accumulation_steps": [0, 1.5],
     "layout": ["rows"],
     "compile": ["perhaps"],
     "shard": ["perhaps"],
+    "strategy": [3, "fast"],
 }
 WRONG_FORMATS = {
     "weights": ["int1", "int8 token", "float", 3],
     "inputs": ["uint17", "uint8 channel", "int4 group 8", 3],
     "ends": ["perhaps"],
     "observer": ["median"],
-    "calibration": [0, -1, 2.5],
-    "skip": ["fc", 3],
+    "examples": [0, -1, 2.5],
+    "batch_size": [0, 1.5],
     "by_layer": ["fc", [["fc"]], {"fc": "int99"}, {"fc": ["int4", "uint4 channel"]}, {"fc": 4}],
     "mixed": [4, {}, {"bits": 0}, {"bits": 4, "options": ["int4"]}, {"bits": 4, "examples": 31}],
 }
@@ -113,7 +116,7 @@ WRONG_SPARSITY = {
     "pattern": ["4:2", "2:2", "block:0x1", "rows", 3],
 }
 WRONG_LAYERWISE = WRONG_SPARSITY | {
-    "calibration": [0, -1, 2.5],
+    "examples": [0, -1, 2.5],
     "batch_size": [0, 1.5],
     "sequential": ["perhaps"],
 }
@@ -123,14 +126,14 @@ EVERYWHERE = ("numpy", "torch", "onnx")
 
 ROWS = {
     "remove-blocks": Row(
-        pj.RemoveBlocks(count=1, batches=1, size=64),
+        pj.RemoveBlocks(count=1, examples=64, batch_size=64),
         ("torch",),
         {
             "count": [0, -1, 1.5, "one"],
             "ratio": [0, 1, -0.5, math.nan],
             "score": ["additive"],
-            "batches": [0],
-            "size": [1],
+            "examples": [1],
+            "batch_size": [1],
             "evaluations": [0, 2.5],
         },
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
@@ -144,8 +147,8 @@ ROWS = {
             "ratio": [0, 1, -0.1, 1.5, math.nan, "half", None],
             "score": ["l3"],
             "round_to": [0, 2.5],
-            "batches": [0],
-            "size": [0],
+            "examples": [0],
+            "batch_size": [0],
             "of": ["channels", 3],
             "selection": ["layer"],
             "floor": [-0.1, 1.5, [["conv1", 2]], "half"],
@@ -176,10 +179,10 @@ ROWS = {
     },
     **{
         f"prune-{score}": Row(
-            pj.PruneChannels(0.5, score=score, batches=2),
+            pj.PruneChannels(0.5, score=score, examples=64),
             ("torch",),
             {},
-            refused={"numpy": f"the score {score} has gradients", "onnx": IN_FRAMEWORK},
+            refused={"numpy": "must be a score without gradients on a model of numpy", "onnx": IN_FRAMEWORK},
             kinds=WEIGHTED,
         )
         for score in ("taylor", "fisher", "output_fisher", "hessian", "refit")
@@ -193,7 +196,7 @@ ROWS = {
             "of": ["units", "size", 3],
             "labels": ["perhaps"],
             "examples": [0, 31, 2.5],
-            "size": [0],
+            "batch_size": [0],
             "round_to": [0, 2.5],
             "rearrange": ["perhaps"],
             "target": ["tpu", {"threads": 0}],
@@ -275,9 +278,9 @@ ROWS = {
         pj.PruneALPS(0.5, allocation="global", compensate=True, **FEW), EVERYWHERE, {}, kinds=WEIGHTED
     ),
     "batchnorm": Row(
-        pj.ReestimateBatchNorm(batches=2, size=40),
+        pj.ReestimateBatchNorm(examples=80, batch_size=40),
         ("numpy", "torch"),
-        {"batches": [0, 1.5, "all"], "size": [1]},
+        {"examples": [0, 1.5, "all"], "batch_size": [1]},
         refused={"onnx": NO_HANDLER},
         kinds=("batchnorm",),
         one="second_bn | inside_bn",
@@ -324,7 +327,7 @@ ROWS = {
             "alpha": [-0.1, 1.1],
             "standardize": ["perhaps"],
             "balance": [[1, 2], [1], "both"],
-            "rise": [-0.1, 1.5],
+            "loss_warmup": [-0.1, 1.5],
             "cache": ["perhaps"],
             "data": ["validation"],
             "examples": [1, 2.5, 64],
@@ -334,7 +337,7 @@ ROWS = {
     "distill-synthetic": Row(
         pj.Distill(data="synthetic", examples=64, **TRAIN),
         ("torch",),
-        {"alpha": [0.9], "loss": ["dkd"], "rise": [0.1]},
+        {"alpha": [0.9], "loss": ["dkd"], "loss_warmup": [0.1]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
     ),
     "distill-dkd": Row(
@@ -415,8 +418,7 @@ ROWS = {
         INTEGERS,
         {
             "observer": ["median"],
-            "calibration": [0, -1, 2.5],
-            "skip": ["fc", 3],
+            "examples": [0, -1, 2.5],
             "data": ["noise"],
             "inputs": ["int4", "int8 token"],
             "weights": ["int4 channel", "int8 group 32"],
@@ -447,7 +449,7 @@ ROWS = {
     "smooth": Row(
         pj.SmoothActivations(**FEW, gain=0),
         INTEGERS,
-        {"calibration": [0, -1, 2.5], "gain": [-0.1, 1, math.nan, "some"]},
+        {"examples": [0, -1, 2.5], "gain": [-0.1, 1, math.nan, "some"]},
         adopted=("torch", "numpy"),
         kinds=WEIGHTED,
         one="fc",
@@ -464,7 +466,7 @@ ROWS = {
     "bias": Row(
         pj.CorrectBias(**FEW),
         INTEGERS,
-        {"calibration": [0, -1, 2.5]},
+        {"examples": [0, -1, 2.5]},
         adopted=("torch", "numpy"),
         after=(pj.Int8Static(**FEW),),
         kinds=WEIGHTED,
@@ -516,7 +518,7 @@ ROWS = {
         simulated=True,
     ),
     "quantize-nearest-synthetic": Row(
-        pj.QuantizeNearest("int8", "uint8", calibration=16, data="synthetic"),
+        pj.QuantizeNearest("int8", "uint8", examples=16, data="synthetic"),
         ("torch",),
         {},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
@@ -537,10 +539,9 @@ ROWS = {
         simulated=True,
     ),
     "quantize-reconstruct": Row(
-        pj.QuantizeReconstruct("int4", "uint8", steps=3, examples=64, **FEW),
+        pj.QuantizeReconstruct("int4", "uint8", steps=3, examples=64),
         ("torch",),
-        WRONG_FORMATS
-        | {"examples": [31, 40.5], "steps": [0, 1.5], "size": [0], "block": [0], "drop": [-0.1, 1]},
+        WRONG_FORMATS | {"examples": [31, 40.5], "steps": [0, 1.5], "block": [0], "drop": [-0.1, 1]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         kinds=WEIGHTED,
         simulated=True,
@@ -548,8 +549,7 @@ ROWS = {
     "quantize-gptq": Row(
         pj.QuantizeGPTQ("int4 group 8", **FEW),
         ("torch",),
-        WRONG_FORMATS
-        | {"order": ["best"], "compensate": ["perhaps"], "damping": [0, 1.5, math.nan], "batch_size": [0]},
+        WRONG_FORMATS | {"order": ["best"], "compensate": ["perhaps"], "damping": [0, 1.5, math.nan]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         kinds=WEIGHTED,
         simulated=True,
@@ -565,7 +565,7 @@ ROWS = {
     "quantize-awq": Row(
         pj.QuantizeAWQ("int4 group 8", "int8 token", **FEW),
         ("torch",),
-        WRONG_FORMATS | {"inputs": ["uint17", "uint8", "uint8 channel", 3], "batch_size": [0, 1.5]},
+        WRONG_FORMATS | {"inputs": ["uint17", "uint8", "uint8 channel", 3]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         kinds=WEIGHTED,
         one="fc",
@@ -574,7 +574,7 @@ ROWS = {
     "quantize-autoround": Row(
         pj.QuantizeAutoRound("uint4 group 8", steps=3, **FEW),
         ("torch",),
-        WRONG_FORMATS | {"weights": ["int1", "nf4", 3], "steps": [0, 1.5], "size": [0], "block": [0]},
+        WRONG_FORMATS | {"weights": ["int1", "nf4", 3], "steps": [0, 1.5], "block": [0]},
         refused={"numpy": NO_HANDLER, "onnx": NO_HANDLER},
         kinds=WEIGHTED,
         simulated=True,
@@ -995,7 +995,8 @@ def test_every_field_is_tried_with_a_bad_value(row):
     tried = {
         name for other in ROWS.values() if type(other.method) is type(row.method) for name in other.wrong
     }
-    assert set(type(row.method).model_fields) == tried
+    trains = isinstance(row.method, TrainingMethod)
+    assert {*type(row.method).model_fields, *(Strategy.model_fields if trains else ())} == tried
 
 
 @rows
@@ -1030,8 +1031,8 @@ NOT_TOGETHER = {
     (STATIC, DYNAMIC): "must be in float",
     (DYNAMIC, STATIC): "must be in float",
     (DYNAMIC, DYNAMIC): "must be in float",
-    **{(first, BIAS): "float reference" for first in (PRUNE, BN, BIAS)},
-    **{(BIAS, second): "float reference" for second in (STATIC, DYNAMIC)},
+    **{(first, BIAS): "needs the float model beside" for first in (PRUNE, BN, BIAS)},
+    **{(BIAS, second): "needs the float model beside" for second in (STATIC, DYNAMIC)},
     (DYNAMIC, BIAS): "must change at least one layer",
 }
 

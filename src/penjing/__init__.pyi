@@ -26,7 +26,7 @@ from penjing.experiments.distill import distill as distill
 from penjing.experiments.fit import Fitted as Fitted
 from penjing.experiments.fit import fit as fit
 from penjing.experiments.range_test import range_test as range_test
-from penjing.experiments.shrink import shrunk as shrunk
+from penjing.experiments.shrink import shrink as shrink
 from penjing.experiments.stability import Stability as Stability
 from penjing.experiments.stability import stability as stability
 from penjing.experiments.tune import tune as tune

@@ -160,7 +160,7 @@ def test_formats_without_a_kernel_say_so(residual, images, weights, inputs, reas
 
 
 def test_a_layer_that_was_left_float_stays_so(residual, images):
-    plan = (pj.QuantizeNearest("int4", "uint8", skip=("last",)), pj.Int8Static())
+    plan = (pj.only("!last", pj.QuantizeNearest("int4", "uint8")), pj.Int8Static())
     applied = pj.apply(residual, plan, images)
     assert "left it float" in change(applied, "last", "Int8Static").reason
     assert change(applied, "head", "Int8Static").done
@@ -227,11 +227,11 @@ def test_what_packed_weights_are_not_for(vectors):
 
 def test_other_methods_and_delivery_still_refuse_a_simulation(residual, images, tmp_path):
     step = pj.QuantizeNearest("int8", "uint8")
-    with pytest.raises(pj.Refused, match="cannot be a simulation"):
+    with pytest.raises(pj.Refused, match="cannot be a simulation of number formats"):
         pj.apply(residual, (step, pj.Int8Dynamic()), images)
     model = pj.apply(residual, step, images).model
     example = images.prepare().test.example()
-    with pytest.raises(pj.Refused, match="cannot be a simulation"):
+    with pytest.raises(pj.Refused, match="cannot be a simulation of number formats"):
         pj.deliver(model, pj.Target(), tmp_path / "a", example=example)
 
 

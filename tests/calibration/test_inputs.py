@@ -7,7 +7,7 @@ import penjing as pj
 from penjing.backends.numpy import BACKEND as NUMPY
 from penjing.backends.numpy import Node, NumpyNet
 from penjing.calibration import inputs as calibration
-from penjing.calibration.inputs import calibration_batches, called, input_grams, waves
+from penjing.calibration.inputs import calibration_batches, execution_levels, input_grams, why_not_called
 from penjing.core.backend import Layer, Window
 from penjing.core.context import Context
 from penjing.core.task import Split
@@ -29,7 +29,7 @@ def branches():
 def test_layers_that_do_not_feed_each_other_share_a_pass():
     net, x = branches(), (RNG.normal(size=(2, 4)).astype("float32"),)
     before = NUMPY.fingerprint(net)
-    assert waves(NUMPY, net, ["c", "b", "a"], x, 0) == [["b", "a"], ["c"]]
+    assert execution_levels(NUMPY, net, ["c", "b", "a"], x, 0) == [["b", "a"], ["c"]]
     assert NUMPY.fingerprint(net) == before
 
 
@@ -56,10 +56,10 @@ def test_the_order_of_torch_layers_is_that_of_the_data_not_of_the_module():
     torch.manual_seed(0)
     model, x = Backwards(), (RNG.normal(size=(2, 3, 5)).astype("float32"),)
     names = ["head", "unused", "key", "query", "stem"]
-    reasons = called(BACKEND, model, names, x)
+    reasons = why_not_called(BACKEND, model, names, x)
     assert list(reasons) == ["unused"]
     assert "called as a module" in reasons["unused"]
-    assert waves(BACKEND, model, [n for n in names if n not in reasons], x, 0) == [
+    assert execution_levels(BACKEND, model, [n for n in names if n not in reasons], x, 0) == [
         ["stem"],
         ["key", "query"],
         ["head"],
@@ -79,7 +79,7 @@ def test_a_layer_called_on_several_shapes_cannot_be_observed():
             return self.head(x).mean(2) + self.head(x[:, :, ::2]).mean(2)
 
     x = (RNG.normal(size=(2, 3, 6)).astype("float32"),)
-    assert "inputs of one shape" in called(BACKEND, Pyramid(), ["head"], x)["head"]
+    assert "inputs of one shape" in why_not_called(BACKEND, Pyramid(), ["head"], x)["head"]
 
 
 def conv_net(groups):
@@ -157,7 +157,7 @@ def test_exactly_so_many_examples_are_drawn():
     drawn = np.concatenate([inputs[0] for inputs, _ in batches]).ravel()
     assert len(set(drawn)) == 7
     assert sum(len(targets) for _, targets in calibration_batches(context(x), 99, 4)) == 10
-    with pytest.raises(pj.Refused, match="calibration has examples"):
+    with pytest.raises(pj.Refused, match=r"task\.train must have examples to calibrate on, got 0"):
         calibration_batches(context(x[:0]), 5, 3)
 
 

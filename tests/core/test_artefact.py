@@ -30,7 +30,7 @@ class FakeRuntime:
     def deliver(self, model, example, folder):
         if model == b"broken":
             (folder / "half").write_bytes(b"x")
-            raise Refused("the model can be exported", value="broken")
+            raise Refused("the model can be exported", value="broken", fix="mend it")
         if model:
             (folder / self.file).write_bytes(model)
         return {"format": "fake", "inputs": [list(example[0].shape)]}

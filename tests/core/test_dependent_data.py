@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from penjing.core.copies import READ, row_hashes
-from penjing.core.data import divide_groups
+from penjing.core.data.copies import READ, row_hashes
+from penjing.core.data.split import divide_groups
 from penjing.core.errors import Refused
 from penjing.core.task import Split, Task
 from penjing.measurement.certify import certify

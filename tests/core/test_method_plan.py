@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 import penjing as pj
 from penjing.core.errors import Exit, Refused
-from penjing.core.method import Only, Stage, inner, name_of, stage_of
+from penjing.core.method import Only, Stage, inner, name_of, stage_of, unmatched
 from penjing.core.plan import chain, digest, only, plan_from_json, plan_name, plan_to_json
 from penjing.core.registry import (
     backends_of,
@@ -26,9 +26,9 @@ methods = st.one_of(
     st.builds(pj.PruneChannels, st.floats(0.01, 0.99), score=st.sampled_from(["l2", "taylor"])),
     st.builds(pj.FineTune, epochs=st.floats(0.1, 10), optimizer=st.sampled_from(["sgd", "adamw"])),
     st.builds(pj.Distill, temperature=st.floats(0.5, 8), alpha=st.floats(0, 1)),
-    st.builds(pj.Int8Static, skip=st.lists(st.sampled_from(["a.*", "b"])).map(tuple)),
+    st.builds(pj.Int8Static, examples=st.integers(1, 512)),
 )
-patterns = st.sampled_from(["layer1.*", "a | b", "*.conv?"])
+patterns = st.sampled_from(["layer1.*", "a | b", "*.conv?", "!head", "a.* | !a.b"])
 limited = st.one_of(
     methods, st.builds(only, patterns, methods), st.builds(only, patterns, st.builds(only, patterns, methods))
 )
@@ -80,6 +80,17 @@ def test_only_limits_names_and_keeps_the_stage():
     both = only("layer1.*", only("*.conv", CUT))
     assert [both.covers(n) for n in ("layer1.conv", "layer1.fc", "layer2.conv")] == [True, False, False]
     assert only("Layer1.*", CUT).covers("layer1.0") is False
+
+
+def test_a_pattern_behind_an_exclamation_mark_leaves_out():
+    names = ("layer1.0.conv", "layer1.1.conv", "layer2.0.conv", "head")
+    assert [only("!head", CUT).covers(n) for n in names] == [True, True, True, False]
+    assert [only("!layer?.0.* | !head", CUT).covers(n) for n in names] == [False, True, False, False]
+    assert [only("layer1.* | !layer1.0.*", CUT).covers(n) for n in names] == [False, True, False, False]
+    assert [only("!head", only("layer1.*", CUT)).covers(n) for n in names] == [True, True, False, False]
+    assert unmatched(only("layer1.* | !tail", only("layer9.*", CUT)), names) == "!tail"
+    assert unmatched(only("layer1.* | !head", only("layer9.*", CUT)), names) == "layer9.*"
+    assert unmatched(only("layer1.* | !head", CUT), names) == unmatched(CUT, names) == ""
 
 
 @pytest.mark.parametrize(

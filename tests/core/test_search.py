@@ -82,7 +82,7 @@ def test_a_defect_in_an_evaluation_passes_through():
         walk(Budget(), evaluate=evaluate)
 
     def refuse(plan):
-        raise Refused("rule")
+        raise Refused("rule", fix="fix")
 
     with pytest.raises(Refused):
         walk(Budget(), evaluate=refuse)

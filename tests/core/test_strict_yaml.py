@@ -47,7 +47,7 @@ def test_scalars_mean_what_they_say(text, value):
         ("a: [1", r"f\.yaml:"),
         ("{" * 3000, "YAML"),
         ("a\x00: 1", "YAML"),
-        ("x" * 2_000_000, "1 MB"),
+        ("x" * 2_000_000, "256 kB"),
     ],
 )
 def test_refused_with_the_place(text, words, tmp_path, monkeypatch):

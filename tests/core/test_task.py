@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from penjing.core import reading
-from penjing.core.data import divide
+from penjing.core.data import reading
+from penjing.core.data.split import divide
 from penjing.core.errors import Exit, Refused
 from penjing.core.task import LiveSplit, Split, Task
 

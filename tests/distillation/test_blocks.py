@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import penjing as pj
-from penjing.backends.torch.distill.local_blocks import blocks_in_common
+from penjing.backends.torch.distill.local_blocks import find_common_blocks
 
 
 class Block(nn.Module):
@@ -98,7 +98,7 @@ def test_a_cut_copy_is_taught_by_its_original(task, teacher):
 
 def test_layers_of_transformers_are_blocks(task, tiny_transformer):
     teacher, student = tiny_transformer(), tiny_transformer(inner=16, seed=1)
-    assert blocks_in_common(student, teacher, task.valid.example()).names == ("body.0", "body.1")
+    assert find_common_blocks(student, teacher, task.valid.example()).names == ("body.0", "body.1")
     found = pj.distill(student, teacher, task, pj.DistillBlocks(epochs=1, batch_size=32, lr=0.01))
     assert all(c.detail["error_after"] < c.detail["error_before"] for c in found.changes)
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import penjing as pj
 from penjing.backends.torch import BACKEND
-from penjing.calibration.synthetic import to_train_on
+from penjing.calibration.synthetic import with_synthetic_training
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.task import Split, Task
@@ -86,12 +86,12 @@ def test_made_inputs_differ_by_batch_and_by_seed_and_are_as_many_as_asked(stripe
     task, teacher = stripes
     own = Context(task=task, backend=BACKEND, original=teacher)
     for kind in ("noise", "synthetic"):
-        (x,), (again,) = (to_train_on(teacher, own, 65, kind).task.train.inputs for _ in range(2))
+        (x,), (again,) = (with_synthetic_training(teacher, own, 65, kind).task.train.inputs for _ in range(2))
         assert x.shape == (65, 1, 8, 8)
         assert x.dtype == np.float32
         assert np.array_equal(x, again)
         assert len(np.unique(x.reshape(65, -1), axis=0)) == 65
-        other = to_train_on(teacher, replace(own, seed=1), 65, kind).task.train.inputs[0]
+        other = with_synthetic_training(teacher, replace(own, seed=1), 65, kind).task.train.inputs[0]
         assert not np.isin(other[:, 0, 0, 0], x[:, 0, 0, 0]).any()
 
 
@@ -107,17 +107,13 @@ def test_tokens_cannot_be_made(kind):
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ({"alpha": 0.9, "data": "noise"}, "alpha is 1"),
+        ({"alpha": 0.9, "data": "noise"}, "alpha must be 1"),
         ({"loss": "dkd", "data": "synthetic"}, "dkd"),
-        ({"rise": 0.2, "data": "noise"}, "rise"),
+        ({"loss_warmup": 0.2, "data": "noise"}, "loss_warmup"),
         ({"examples": 64}, "synthetic"),
     ],
 )
 def test_labels_and_examples_belong_to_the_data(how, words):
     with pytest.raises(Refused, match=words):
         Distill(**how)
-    assert (
-        Distill(data="noise", alpha=1, loss="dist").teaching.alpha
-        == Distill(data="noise").teaching.alpha
-        == 1
-    )
+    assert Distill(data="noise", alpha=1, loss="dist").config.alpha == Distill(data="noise").config.alpha == 1

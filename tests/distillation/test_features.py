@@ -57,7 +57,7 @@ def gap(relation, model, teacher, task):
         return explained(mine, wanted)
     if relation == "attention":
         return losses.attention_loss(mine, wanted)
-    return losses.relational_loss(losses.embedded(mine), losses.embedded(wanted), (25.0, 50.0))
+    return losses.relational_loss(losses.pool_positions(mine), losses.pool_positions(wanted), (25.0, 50.0))
 
 
 def explained(student, wanted):
@@ -109,7 +109,7 @@ def test_only_some_layers_train_whatever_the_projections(task, teacher):
     found = pj.distill(student, teacher, task, pj.only("stage1.*", method)).model
     assert torch.equal(found.fc.weight, student.fc.weight)
     assert not torch.equal(found.stage1[0].weight, student.stage1[0].weight)
-    with pytest.raises(pj.Refused, match="no layer is covered"):
+    with pytest.raises(pj.Refused, match="must cover a layer with parameters"):
         pj.distill(student, teacher, task, pj.only("none.*", method))
 
 

@@ -14,7 +14,7 @@ from penjing.core.errors import Refused
 from penjing.core.task import Split, Task
 from penjing.distillation.logits import Distill, distill_torch
 from penjing.train.finetune import FineTune, fine_tune_torch
-from penjing.train.recall import CHECKED
+from penjing.train.teacher_outputs import CHECKED
 
 
 class Copies:
@@ -235,7 +235,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_no_error(task, teacher, fold
 
 
 def test_remembered_logits_change_nothing(task, teacher, monkeypatch):
-    import penjing.train.recall as module
+    import penjing.train.teacher_outputs as module
 
     students = []
     for table in (module.CACHE_BYTES, 0):
@@ -288,7 +288,7 @@ def test_a_loss_that_rises_begins_with_the_tasks_own():
     students = []
     for teacher_seed in (3, 4):
         student = mlp(8, 0)
-        method = Distill(epochs=1, batch_size=8, rise=1.0, alpha=0.9)
+        method = Distill(epochs=1, batch_size=8, loss_warmup=1.0, alpha=0.9)
         distill_torch(student, method, context(Task(train=Split((x,), y, "train")), mlp(8, teacher_seed)))
         students.append(student[1].weight)
     assert torch.equal(*students)
@@ -365,7 +365,7 @@ def test_outputs_that_are_no_rows_of_logits_are_refused(task):
         {"temperature": 2, "loss": "mse"},
         {"balance": (1, 1)},
         {"balance": (0, 0), "loss": "dkd"},
-        {"rise": 2},
+        {"loss_warmup": 2},
         {"loss": "kl"},
         {"alpha": 1.1},
         {"temperature": 0},

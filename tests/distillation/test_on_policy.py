@@ -11,11 +11,11 @@ from torch.nn.functional import cross_entropy
 import penjing as pj
 from oracles import distillation as oracle
 from penjing.backends.torch.distill.continuation import (
-    Continuing,
+    OnPolicyStudent,
     Sampling,
-    continued,
-    predicting,
-    sees_ahead,
+    continue_texts,
+    mask_predictions,
+    sees_future,
 )
 from penjing.backends.torch.distill.distillation import generalized_divergence
 from penjing.core.task import Split, Task
@@ -58,7 +58,7 @@ def distance(student, teacher, task, own=True):
     ids = torch.from_numpy(task.test.inputs[0])
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(7)
-        ids = continued(student, ids, Sampling(1, 1)) if own else ids
+        ids = continue_texts(student, ids, Sampling(1, 1)) if own else ids
         a, b = (model.eval()(ids)[:, :-1].flatten(0, 1) for model in (student, teacher))
     return float(generalized_divergence(a, b, 1.0))
 
@@ -143,7 +143,7 @@ def test_tokens_are_drawn_by_the_model_from_what_is_before_them(tiny_decoder):
     model = tiny_decoder(8)
     model.train()
     torch.manual_seed(0)
-    found = continued(model, ids, Sampling(1, 4))
+    found = continue_texts(model, ids, Sampling(1, 4))
     assert torch.equal(found[:, :4], ids[:, :4])
     assert model.training
     assert all(parameter.grad is None for parameter in model.parameters())
@@ -152,7 +152,7 @@ def test_tokens_are_drawn_by_the_model_from_what_is_before_them(tiny_decoder):
     said = -log_p[:, 3:-1].gather(-1, found[:, 4:, None]).mean()
     entropy = -(log_p.exp() * log_p).sum(-1)[:, 3:-1].mean()
     assert float(said) == pytest.approx(float(entropy), abs=0.05)
-    cold = continued(model, ids, Sampling(1, 4, temperature=1e-3))
+    cold = continue_texts(model, ids, Sampling(1, 4, temperature=1e-3))
     with torch.no_grad():
         likeliest = model(cold)[:, 3:-1].argmax(-1)
     assert (cold[:, 4:] == likeliest).float().mean() > 0.98
@@ -161,19 +161,19 @@ def test_tokens_are_drawn_by_the_model_from_what_is_before_them(tiny_decoder):
 def test_a_model_without_finite_probabilities_draws_nothing(tiny_decoder):
     model, ids = tiny_decoder(8), torch.from_numpy(texts(4, 3))
     model.out.bias.data[3] = torch.nan
-    assert continued(model, ids, Sampling(1, 4)) is ids
+    assert continue_texts(model, ids, Sampling(1, 4)) is ids
 
 
 def test_what_is_behind_an_end_does_not_count():
     ids = torch.tensor([[9, 1, 2, 3, 4], [9, 9, 2, 9, 4], [9, 1, 9, 9, 9]])
-    assert predicting(ids, Sampling(1, 2)).int().tolist() == [[0, 1, 1, 1, 0]] * 3
-    ended = predicting(ids, Sampling(1, 2, end=9)).int().tolist()
+    assert mask_predictions(ids, Sampling(1, 2)).int().tolist() == [[0, 1, 1, 1, 0]] * 3
+    ended = mask_predictions(ids, Sampling(1, 2, end=9)).int().tolist()
     assert ended == [[0, 1, 1, 1, 0], [0, 1, 1, 0, 0], [0, 1, 0, 0, 0]]
 
 
 def test_in_evaluation_it_is_the_decoder(tiny_decoder):
     ids, model = torch.from_numpy(texts(4, 3)), tiny_decoder(8)
-    network = Continuing(model, Sampling(1, 1)).eval()
+    network = OnPolicyStudent(model, Sampling(1, 1)).eval()
     assert torch.equal(network(ids), model(ids))
     assert (network.batches, network.sampled) == (0, False)
     network.train()(ids)
@@ -183,8 +183,8 @@ def test_in_evaluation_it_is_the_decoder(tiny_decoder):
 
 def test_seeing_ahead_is_seen(tiny_decoder):
     ids = torch.from_numpy(texts(1, 3))
-    assert not sees_ahead(tiny_decoder(8), ids, 3)
-    assert sees_ahead(tiny_decoder(8, causal=False), ids, 3)
+    assert not sees_future(tiny_decoder(8), ids, 3)
+    assert sees_future(tiny_decoder(8, causal=False), ids, 3)
 
 
 class Whole(nn.Module):
@@ -204,7 +204,7 @@ class Whole(nn.Module):
         ("causal", {"prompt": 8}, "longer than the prompt"),
         ("ahead", {}, "student"),
         ("causal", {"end": 11}, "11 of 11"),
-        ("whole", {"prompt": 2}, "runs on an example"),
+        ("whole", {"prompt": 2}, "must run on an example"),
         ("classes", {}, r"student \[1, 11\]"),
     ],
 )

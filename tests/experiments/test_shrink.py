@@ -47,7 +47,7 @@ def teacher():
 
 def test_every_so_many_layers_are_taken_over(teacher):
     said, before = [], copy.deepcopy(teacher.state_dict())
-    student = pj.shrunk(teacher, num_hidden_layers=2, say=lambda line: said.append(str(line)))
+    student = pj.shrink(teacher, num_hidden_layers=2, say=lambda line: said.append(str(line)))
     assert len(student.layers) == 2
     for mine, its in zip(student.layers, (1, 4), strict=True):
         assert torch.equal(mine.weight, teacher.layers[its].weight)
@@ -62,13 +62,13 @@ def test_every_so_many_layers_are_taken_over(teacher):
 def test_other_shapes_are_drawn_by_the_seed(teacher):
     said = []
     one, same, other = (
-        pj.shrunk(teacher, width=4, seed=seed, say=lambda line: said.append(str(line))) for seed in (0, 0, 1)
+        pj.shrink(teacher, width=4, seed=seed, say=lambda line: said.append(str(line))) for seed in (0, 0, 1)
     )
     assert said[0] == "1 of 16 tensors start from the teacher's"
     assert torch.equal(one.first.weight, same.first.weight)
     assert not torch.equal(one.first.weight, other.first.weight)
     assert torch.equal(one.head.bias, teacher.head.bias)
-    drawn = pj.shrunk(teacher, num_hidden_layers=2, start="drawn")
+    drawn = pj.shrink(teacher, num_hidden_layers=2, start="drawn")
     assert not torch.equal(drawn.head.bias, teacher.head.bias)
 
 
@@ -77,7 +77,7 @@ def test_it_learns_from_its_teacher(teacher):
     with torch.no_grad():
         y = teacher(torch.from_numpy(x)).argmax(1).numpy()
     task = pj.Task(train=(x[:200], y[:200]), valid=(x[200:250], y[200:250]), test=(x[250:], y[250:]))
-    student = pj.shrunk(teacher, num_hidden_layers=1)
+    student = pj.shrink(teacher, num_hidden_layers=1)
     found = pj.distill(
         student, teacher, task, pj.Distill(epochs=20, optimizer="adam", lr=0.01, batch_size=20)
     )
@@ -109,7 +109,7 @@ def test_models_of_the_transformers_library(make, fields):
     torch.manual_seed(0)
     teacher = cls(cls.config_class(**sizes)).eval()
     said = []
-    student = pj.shrunk(teacher, say=lambda line: said.append(str(line)), **fields)
+    student = pj.shrink(teacher, say=lambda line: said.append(str(line)), **fields)
     assert student.config.num_hidden_layers == 2
     assert said[0].endswith("layers 1, 3")
     assert sum(p.numel() for p in student.parameters()) < sum(p.numel() for p in teacher.parameters())
@@ -119,18 +119,18 @@ def test_models_of_the_transformers_library(make, fields):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({}, "something changes"),
+        ({}, "needs at least one changed value"),
         ({"layers": 2}, "Known are num_hidden_layers"),
-        ({"num_hidden_layers": "two"}, "the class is made from"),
-        ({"width": -1}, "the class is made from"),
-        ({"width": 4, "start": "zero"}, "teacher or drawn"),
+        ({"num_hidden_layers": "two"}, "the class must take"),
+        ({"width": -1}, "the class must take"),
+        ({"width": 4, "start": "zero"}, "must be .teacher. or .drawn."),
     ],
 )
 def test_wrong_changes_are_refused(teacher, fields, words):
     with pytest.raises(pj.Refused, match=words):
-        pj.shrunk(teacher, **fields)
+        pj.shrink(teacher, **fields)
 
 
 def test_models_without_a_configuration_are_refused():
-    with pytest.raises(pj.Refused, match="has a configuration"):
-        pj.shrunk(nn.Linear(3, 2), width=4)
+    with pytest.raises(pj.Refused, match="with a configuration"):
+        pj.shrink(nn.Linear(3, 2), width=4)

@@ -1,4 +1,4 @@
-"""What chance does to a recipe; the recipes here only pretend to train."""
+"""What chance does to a procedure; the procedures here only pretend to train."""
 
 import json
 
@@ -58,13 +58,13 @@ def bent(task, seed):
 
 def diverging(task, seed):
     if seed == 1:
-        raise pj.Refused("the loss stays finite in training", value="loss nan at step 7")
+        raise pj.Refused("the loss must stay finite", value="loss nan at step 7", fix="lower the rate")
     return with_weights(1.0, seed)
 
 
 def breaking(task, seed):
     if seed == 1:
-        raise pj.Refused("a training step fits in memory", code=Exit.ENVIRONMENT)
+        raise pj.Refused("a training step fits in memory", fix="free memory", code=Exit.ENVIRONMENT)
     return with_weights(1.0, seed)
 
 
@@ -91,9 +91,11 @@ class Here:
             return Finished(status="refused", refusal=refusal_of(refused), seconds=0.0)
 
 
-def run(recipe, out, lines=None, seeds=4, **fields):
+def run(procedure, out, lines=None, seeds=4, **fields):
     say = ([] if lines is None else lines).append
-    return pj.stability(recipe, task(**fields), seeds=seeds, corruptions=False, out=out, workers=1, say=say)
+    return pj.stability(
+        procedure, task(**fields), seeds=seeds, corruptions=False, out=out, workers=1, say=say
+    )
 
 
 @pytest.fixture
@@ -104,11 +106,12 @@ def here(monkeypatch):
 @pytest.fixture
 def results(here, tmp_path):
     return {
-        recipe.__name__: run(recipe, tmp_path / recipe.__name__) for recipe in (sound, fragile, diverging)
+        procedure.__name__: run(procedure, tmp_path / procedure.__name__)
+        for procedure in (sound, fragile, diverging)
     }
 
 
-def test_a_sound_recipe_spreads_as_test_examples_explain(results):
+def test_a_sound_procedure_spreads_as_test_examples_explain(results):
     one = results["sound"].tasks["data"]
     assert len(set(one.values)) > 1
     assert 0.2 < one.spread / one.sampling < 2
@@ -136,17 +139,17 @@ def test_a_seed_that_diverges_is_flagged_and_named(results, capsys):
     assert one.unstable
     assert one.spread < 3 * one.sampling
     assert len(found.events) == 1
-    assert "seed 1: `the loss stays finite" in found.events[0]
+    assert "seed 1: The loss must stay finite" in found.events[0]
     _show(found.model_dump(mode="json"))
     out = capsys.readouterr().out
     assert "unstable: training gave no model with 1 of 4 seeds" in out
-    assert "event: data, seed 1: `the loss stays finite" in out
-    with pytest.raises(pj.Refused, match="every seed has a value"):
+    assert "event: data, seed 1: The loss must stay finite" in out
+    with pytest.raises(pj.Refused, match="every seed must have a value"):
         results["sound"].against(found)
 
 
 def test_a_run_that_breaks_down_is_no_result(here, tmp_path):
-    with pytest.raises(pj.Refused, match="every run ends"):
+    with pytest.raises(pj.Refused, match="every run must come to its end"):
         run(breaking, tmp_path)
 
 
@@ -179,9 +182,9 @@ def test_runs_of_other_processes_are_the_same_and_are_read_back(tmp_path, monkey
     assert run(sound, tmp_path / "here", seeds=2) == found
 
 
-def test_recipes_are_told_apart_seed_by_seed(results):
+def test_procedures_are_told_apart_seed_by_seed(results):
     found = results["sound"].against(results["fragile"])["data"]
     assert found.explained
     assert found.mean < 0
-    with pytest.raises(pj.Refused, match="at least two seeds"):
+    with pytest.raises(pj.Refused, match="must be at least two"):
         pj.stability(sound, task(), seeds=1, out="nowhere")

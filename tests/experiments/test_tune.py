@@ -109,19 +109,28 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingJob, "run", counted)
     tuned = pj.tune(net, task(), out=tmp_path, strategy=strategy, say=[].append, **FIELDS)
     assert 0 < len(made) <= len(tuned.record.runs) - 2, "a run that is proposed twice is made once"
-    again = [strategy.model_dump(mode="json") for strategy in made]
-    assert not any(run.strategy in again for run in tuned.record.runs[:2])
+    assert not any(run.strategy in made for run in tuned.record.runs[:2])
+
+
+def test_of_equal_runs_the_first_is_chosen_whose_weights_were_kept(monkeypatch, tmp_path):
+    """Equal qualities are common on small valid splits; no later run's weights are written then."""
+    same = pj.fit(net(), task(), pj.Strategy(epochs=0.1), say=[].append).record
+    monkeypatch.setattr(TrainingJob, "run", lambda self, *arguments: same.model_copy())
+    fields = FIELDS | {"goal": "accuracy >= 99.9%", "time": "2s"}
+    tuned = pj.tune(net, task(), out=tmp_path, say=[].append, **fields)
+    assert (tuned.record.best, tuned.record.reached) == (0, False)
+    assert [path.name for path in tmp_path.glob("weights-*")] == [tuned.record.runs[0].weights]
 
 
 def test_bad_arguments_are_refused_before_anything_is_made(tmp_path):
     out = tmp_path / "new"
     fields = FIELDS | {"out": out}
     for wrong, rule in (
-        ({"goal": "accuracy > 3"}, "a goal reads as"),
-        ({"goal": "f1_macro >= 0.9"}, "of the task's metric"),
+        ({"goal": "accuracy > 3"}, "goal must read as metric"),
+        ({"goal": "f1_macro >= 0.9"}, "must be of the task's metric"),
         ({"time": "12"}, "must have a unit"),
-        ({"optimizers": ["sdg"]}, "known by name"),
-        ({"first": 2}, "at least 3 runs"),
+        ({"optimizers": ["sdg"]}, "must name known optimizers"),
+        ({"first": 2}, "tune.first must be at least 3"),
     ):
         with pytest.raises(pj.Refused, match=rule):
             pj.tune(net, task(), **(fields | wrong))

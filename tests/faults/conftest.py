@@ -1,6 +1,7 @@
 """A tiny network without a framework, so that whole runs take seconds, and what faults are tried on."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import penjing as pj
 
 PENJING = str(Path(sys.executable).with_name("penjing"))
+
+NAMES = ("<script>alert(1)</script>", "\x1b[31mred\x1b[0m", "{{7*7}}", "=1+1;\nnext", "[bold]猫[/bold]")
 
 TASK_FILE = """
 import numpy as np
@@ -89,3 +92,22 @@ def command():
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, task_file, shorten, tmp_path_factory):
+    """A finished run whose folder, layers and classes have hostile names, as the command line leaves it."""
+    out = tmp_path_factory.mktemp("runs") / "<img src=x onerror=alert(2)> 实验 {{7*7}}"
+    with pytest.MonkeyPatch.context() as patch:
+        shorten(patch)
+        task = tiny["task"](class_names=NAMES)
+        model = tiny["model"](first="fc<script>alert(3)</script>", head="head\x1b]0;owned\x07")
+        config = {"task_file": str(task_file)}
+        pj.optimize(model, task, pj.Budget(max_drop="5%", trials=1), out=out, config=config)
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy of the finished run, to be tampered with."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))

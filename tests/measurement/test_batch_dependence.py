@@ -8,12 +8,13 @@ from penjing.core.artefact import deliver
 from penjing.core.errors import Refused
 from penjing.measurement.batch_dependence import batch_dependence, judged_outputs
 from penjing.measurement.measure import measure, measure_all
+from penjing.measurement.sittings import Effort
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((300, 6)).astype(np.float32) + 3
 WEIGHT = RNG.standard_normal((6, 4)).astype(np.float32)
 Y = ((X - 3) @ WEIGHT).argmax(1)
-TASK = pj.Task(train=(X[:60], Y[:60]), valid=(X[60:], Y[60:]), test=(X[:60], Y[:60][::-1]), batch_size=64)
+TASK = pj.Task(train=(X[:30], Y[:30]), valid=(X[60:], Y[60:]), test=(X[30:60], Y[30:60]), batch_size=64)
 
 
 def batched(function):
@@ -87,7 +88,7 @@ def test_a_file_that_takes_its_statistics_from_the_batch_is_judged_as_it_is_time
     target = pj.Target("torch", batch=4)
     folder = deliver(net, target, tmp_path / "artefact", example=(X[:1],)).path
     entries = {"net": (folder, target, lambda: net)}
-    found = measure_all(entries, TASK, "valid", "net", seconds=0.0)["net"]
+    found = measure_all(entries, TASK, "valid", "net", effort=Effort(0.0))["net"]
     with torch.no_grad():
         alike = [net(torch.from_numpy(X[i : i + 4])).numpy() for i in range(60, 300, 4)]
     np.testing.assert_allclose(found.outputs, np.concatenate(alike), rtol=1e-4, atol=1e-4)

@@ -6,6 +6,7 @@ import pytest
 import penjing as pj
 from penjing.core.artefact import deliver, open_artefact
 from penjing.measurement.measure import measure_all
+from penjing.measurement.sittings import Effort
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime")
@@ -36,7 +37,7 @@ def test_outputs_are_taken_in_the_batch_of_the_target(dynamic, task, tmp_path, b
     assert artefact.facts["batch_dependent"] is True
     assert artefact.evaluation_batch(128) == batch
     x = task.valid.arrays()[0][0]
-    found = measure_all({"a": (folder, target, None)}, task, "valid", "a", seconds=0.2)["a"].outputs
+    found = measure_all({"a": (folder, target, None)}, task, "valid", "a", effort=Effort(0.2))["a"].outputs
     runner = pj.load(folder)
     alike = np.concatenate([runner(x[i : i + batch]) for i in range(0, len(x), batch)])
     np.testing.assert_array_equal(found, alike)

@@ -15,6 +15,7 @@ from penjing.core.task import Task
 from penjing.measurement.agreement import difference
 from penjing.measurement.measure import measure, measure_all
 from penjing.measurement.quality_interval import quality_of
+from penjing.measurement.sittings import Effort
 from penjing.measurement.stage import timed_batch
 
 RNG = np.random.default_rng(0)
@@ -82,7 +83,7 @@ def test_artefacts_are_measured_side_by_side(folders):
     }
     counted = Operations(parameters=18, multiply_adds=18)
     task = a_task(class_names=("a", "b", "c"))
-    results = measure_all(entries, task, "test", "plain", {"plain": counted}, seconds=1)
+    results = measure_all(entries, task, "test", "plain", {"plain": counted}, effort=Effort(1))
     assert list(results) == ["plain", "heavy", "eager"]
     for name, result in results.items():
         np.testing.assert_allclose(result.outputs, X[60:] @ WEIGHT, rtol=1e-4, atol=1e-5)
@@ -112,7 +113,7 @@ def test_artefacts_are_measured_side_by_side(folders):
 def test_what_cannot_be_timed_says_so_and_keeps_its_quality(folders):
     target = Target(batch=4)
     entries = {name: (folders[name], target, None) for name in ("plain", "fixed")}
-    results = measure_all(entries, a_task(), "valid", "plain", seconds=0)
+    results = measure_all(entries, a_task(), "valid", "plain", effort=Effort(0))
     fixed = results["fixed"].measurement
     assert isinstance(fixed.latency, NotMeasured)
     assert "(1, 6)" in fixed.latency.reason
@@ -124,7 +125,7 @@ def test_what_cannot_be_timed_says_so_and_keeps_its_quality(folders):
 def test_a_reference_that_cannot_be_timed_leaves_no_ratio(folders):
     target = Target(batch=4)
     entries = {name: (folders[name], target, None) for name in ("plain", "fixed")}
-    results = measure_all(entries, a_task(), "valid", "fixed", seconds=0)
+    results = measure_all(entries, a_task(), "valid", "fixed", effort=Effort(0))
     assert results["plain"].measurement.latency.ratio is None
     assert results["plain"].measurement.latency.reference == ""
 
@@ -140,7 +141,8 @@ def test_an_unknown_split_is_refused(folders):
 
 
 def test_an_artefact_that_does_not_fit_the_data_is_refused(folders):
-    task = Task(train=(X[:, :5], Y), valid=(X[:9, :5], Y[:9]), test=(X[9:, :5], Y[9:]))
+    parts = [(X[a:b, :5], Y[a:b]) for a, b in ((0, 30), (30, 60), (60, 90))]
+    task = Task(train=parts[0], valid=parts[1], test=parts[2])
     with pytest.raises(Refused, match="input 'x'"):
         measure_all({"plain": (folders["plain"], Target(), None)}, task, "valid", "plain")
 

@@ -12,6 +12,7 @@ from penjing.core.errors import Exit
 from penjing.core.executor import Limits
 from penjing.measurement.measure import measure_all
 from penjing.measurement.process import Lost
+from penjing.measurement.sittings import Effort
 
 X = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
 Y = (X.sum(1) > 0).astype(int)
@@ -62,7 +63,7 @@ def test_the_death_of_the_reference_is_a_fault_of_the_environment(folder, quick,
         "candidate": (folder, TARGET, well),
     }
     with pytest.raises(pj.Refused, match="the reference must survive its measurement") as caught:
-        measure_all(entries, TASK, "valid", "float", seconds=0.0)
+        measure_all(entries, TASK, "valid", "float", effort=Effort(0.0))
     assert caught.value.code == Exit.ENVIRONMENT
     assert "signal 9" in str(caught.value)
 
@@ -70,10 +71,10 @@ def test_the_death_of_the_reference_is_a_fault_of_the_environment(folder, quick,
 def test_the_death_of_a_candidate_is_its_own(folder, quick):
     entries = {"float": (folder, TARGET, well), "candidate": (folder, TARGET, Signalled(signal.SIGKILL, 0))}
     with pytest.raises(Lost, match="must survive") as caught:
-        measure_all(entries, TASK, "valid", "float", seconds=0.0)
+        measure_all(entries, TASK, "valid", "float", effort=Effort(0.0))
     assert caught.value.code == Exit.BAD_INPUT
     entries["candidate"] = (folder, TARGET, Signalled(signal.SIGKILL, 60))
-    found = measure_all(entries, TASK, "valid", "float", seconds=0.0)
+    found = measure_all(entries, TASK, "valid", "float", effort=Effort(0.0))
     assert "signal 9" in found["candidate"].measurement.latency.reason
     assert found["float"].measurement.latency.calls > 0
 
@@ -86,4 +87,4 @@ def test_alone_a_death_is_the_artefact_s_own(folder, quick):
 def test_a_candidate_that_is_stopped_takes_no_longer_than_the_caller_says(folder, quick):
     entries = {"float": (folder, TARGET, well), "candidate": (folder, TARGET, Signalled(signal.SIGSTOP, 0))}
     with pytest.raises(Lost, match="no answer to time in 8 s"):
-        measure_all(entries, TASK, "valid", "float", seconds=0.0, limits=Limits(seconds=8))
+        measure_all(entries, TASK, "valid", "float", effort=Effort(0.0), limits=Limits(seconds=8))

@@ -4,9 +4,10 @@ import pytest
 
 from penjing.core.budget import Budget
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured
+from penjing.measurement.certifiable import Certifiable
 from penjing.planners.forecast import EPOCHS, TRAINED_TRIALS, WITHOUT_TIME, Timing, forecast
 
-ENOUGH = (0.001, None)
+ENOUGH = Certifiable(0.001, None)
 NO_TIME = "no time"
 
 
@@ -115,9 +116,12 @@ def test_too_little_time_is_said_before_it_is_lost():
 
 
 def test_a_drop_that_the_examples_cannot_certify_is_said_with_the_number_that_would_do():
-    told = forecast(Budget(max_drop="0.5%"), measured(), timing(), (0.0149, 598), NO_TIME)
+    told = forecast(Budget(max_drop="0.5%"), measured(), timing(), Certifiable(0.0149, 598), NO_TIME)
     assert told.warnings == (
         "0.5 points cannot be certified with these test examples even if no prediction changes "
         "(smallest: 1.5 points); 598 examples would do",
     )
-    assert forecast(Budget(latency="50%"), measured(), timing(), (0.0149, 598), NO_TIME).warnings == ()
+    assert (
+        forecast(Budget(latency="50%"), measured(), timing(), Certifiable(0.0149, 598), NO_TIME).warnings
+        == ()
+    )

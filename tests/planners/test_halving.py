@@ -5,7 +5,7 @@ import math
 import pytest
 
 from penjing.core.errors import Refused
-from penjing.planners.halving import Ended, ShortRun, Space, check_optimizers, halving
+from penjing.planners.halving import PlannedRun, RunResult, SearchSpace, check_optimizers, halving
 from penjing.train.strategy import Strategy
 
 pytest.importorskip("optuna", reason="the extra tune is not installed")
@@ -21,7 +21,7 @@ def space(**fields):
         "smooths": True,
         "seconds": 500.0,
     }
-    return Space(**(own | fields))
+    return SearchSpace(**(own | fields))
 
 
 def walk(space, end):
@@ -37,13 +37,13 @@ def walk(space, end):
         return made, said
 
 
-def model(run: ShortRun) -> Ended:
+def model(run: PlannedRun) -> RunResult:
     """Quality grows with time, and more the nearer the rate is to sgd's 0.1; the goal is 0.9."""
-    miss = abs(math.log10(run.strategy.rate / 0.1)) + (run.strategy.optimizer != "sgd")
+    miss = abs(math.log10(run.strategy.peak_lr / 0.1)) + (run.strategy.optimizer != "sgd")
     needed = 60 * (1 + miss)
     quality = min(1.0, 0.9 * run.seconds / needed)
     reached = needed if quality >= 0.9 else None
-    return Ended(quality=quality, reached_s=reached, spent_s=run.seconds)
+    return RunResult(quality=quality, reached_s=reached, spent_s=run.seconds)
 
 
 def test_rounds_grow_threefold_and_keep_the_best_third():
@@ -75,7 +75,7 @@ def test_the_same_answers_give_the_same_search():
 
 def test_a_goal_out_of_reach_ends_with_the_time_and_says_so():
     def poor(run):
-        return Ended(quality=0.1, reached_s=None, spent_s=run.seconds)
+        return RunResult(quality=0.1, reached_s=None, spent_s=run.seconds)
 
     made, said = walk(space(), poor)
     assert sum(run.seconds for run, _ in made) <= 500
@@ -86,12 +86,12 @@ def test_a_goal_out_of_reach_ends_with_the_time_and_says_so():
 def test_runs_that_were_refused_do_not_go_on():
     def fails(run):
         if run.strategy.optimizer == "adamw":
-            return Ended(quality=None, reached_s=None, spent_s=1.0)
+            return RunResult(quality=None, reached_s=None, spent_s=1.0)
         return model(run)
 
     made, _ = walk(space(), fails)
     assert all(run.strategy.optimizer == "sgd" for run, _ in made if run.round > 0)
-    nothing, said = walk(space(), lambda run: Ended(quality=None, reached_s=None, spent_s=1.0))
+    nothing, said = walk(space(), lambda run: RunResult(quality=None, reached_s=None, spent_s=1.0))
     assert len(nothing) == 9
     assert said
 
@@ -99,7 +99,7 @@ def test_runs_that_were_refused_do_not_go_on():
 def test_a_metric_that_is_to_be_small_is_minimized():
     def error(run):
         ended = model(run)
-        return Ended(quality=1 - ended.quality, reached_s=None, spent_s=ended.spent_s)
+        return RunResult(quality=1 - ended.quality, reached_s=None, spent_s=ended.spent_s)
 
     made, _ = walk(space(up=False), error)
     first = sorted((pair for pair in made if pair[0].round == 0), key=lambda pair: pair[1].quality)
@@ -119,7 +119,7 @@ def test_proposals_keep_to_the_space():
 
 
 def test_unknown_optimizers_are_refused():
-    with pytest.raises(Refused, match="known by name"):
+    with pytest.raises(Refused, match="must name known optimizers"):
         check_optimizers(["sdg"])
-    with pytest.raises(Refused, match="known by name"):
+    with pytest.raises(Refused, match="must name known optimizers"):
         check_optimizers([])

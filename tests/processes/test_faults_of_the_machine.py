@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -72,3 +74,39 @@ def test_a_refusal_keeps_its_fault_through_processes():
     assert system_fault(there) == "EACCES"
     assert refusal_of(there) == refusal_of(caught.value)
     assert there.code == Exit.ENVIRONMENT
+
+
+FEW_FILES = """
+import os, resource, sys
+import psutil
+from penjing.core.errors import Exit, Refused
+from penjing.core.executor import Limits
+from penjing.processes.local import LocalExecutor
+
+def job(payload, say):
+    return {"x": 1}
+
+with LocalExecutor(None) as executor:
+    assert executor.run(job, limits=Limits(seconds=60)).value == {"x": 1}
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(int(name) for name in os.listdir("/proc/self/fd"))
+    for more in range(14):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (highest + more, hard))
+        try:
+            print(executor.run(job, limits=Limits(seconds=60)).status)
+        except Refused as refused:
+            assert refused.code == Exit.ENVIRONMENT, refused
+            print("refused")
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        assert psutil.Process().children() == []
+"""
+
+
+def test_too_many_open_files_are_refused_wherever_they_run_out():
+    command = [sys.executable, "-W", "error", "-c", FEW_FILES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = done.stdout.split()
+    assert done.returncode == 0, done.stderr
+    assert said == sorted(said, reverse=True), "refused up to some number of files, done from there on"
+    assert {"refused", "done"} == set(said)
+    assert "Exception ignored" not in done.stderr

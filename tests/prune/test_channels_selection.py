@@ -13,13 +13,13 @@ import penjing as pj  # noqa: E402
 from penjing.arrays.scores import SCORES  # noqa: E402
 from penjing.arrays.structure.cut_cost import multiply_adds_removed, unit_costs  # noqa: E402
 from penjing.arrays.structure.ranking import Bounds, Ranking  # noqa: E402
+from penjing.arrays.structure.reach import Quantity, reach  # noqa: E402
 from penjing.backends.torch import BACKEND  # noqa: E402
 from penjing.core.apply import apply  # noqa: E402
 from penjing.core.backend import Group, Slot  # noqa: E402
 from penjing.core.context import Context  # noqa: E402
 from penjing.core.measurement import Estimate  # noqa: E402
 from penjing.measurement import side_by_side  # noqa: E402
-from penjing.prune.channels.constraint import Quantity, reach  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -73,7 +73,7 @@ def widths(model):
 
 
 def cut(net, task, ratio, **fields):
-    fields = {"round_to": 1, "batches": 2, "size": 16} | fields
+    fields = {"round_to": 1, "examples": 32, "batch_size": 16} | fields
     return apply(net, pj.PruneChannels(ratio, **fields), task)
 
 
@@ -153,10 +153,10 @@ def test_units_compete_by_what_they_cost_for_what_they_save(net, task, monkeypat
         after = BACKEND.operations(BACKEND.keep(net, BACKEND.groups(net, EXAMPLE), kept), EXAMPLE)
         assert counts.multiply_adds - after.multiply_adds == pytest.approx(costs[group.name])
 
-    def flat(model, method, context, chosen, layers):
+    def flat(cut, chosen):
         return {group.name: np.ones(group.size) for group in chosen}
 
-    monkeypatch.setattr("penjing.prune.channels.handler.score_groups", flat)
+    monkeypatch.setattr("penjing.prune.channels._score", flat)
     found = widths(cut(net, task, 0.2, of="multiply_adds", selection="global", score="taylor").model)
     dearest = max(groups, key=lambda group: costs[group.name])
     for group in groups:
@@ -182,11 +182,11 @@ def test_floors_and_ceilings_by_layer(net, task):
 
 def test_a_share_that_cannot_go_is_refused_with_the_largest_that_can(net, task):
     for fields in ({"of": "multiply_adds"}, {"of": "parameters"}, {"selection": "global"}):
-        with pytest.raises(pj.Refused, match=r"share can be removed.*ask for at most 0\.[0-9]+") as caught:
+        with pytest.raises(pj.Refused, match=r"must be at most 0\.[0-9]+, the share .*Ask for 0\.") as caught:
             cut(net, task, 0.9, floor=0.5, **fields)
-        possible = float(caught.value.fix.split("at most ")[1].split(" ")[0].rstrip(","))
+        possible = float(caught.value.fix.removeprefix("ask for ").split(",")[0])
         cut(net, task, possible - 0.005, floor=0.5, **fields)
-    with pytest.raises(pj.Refused, match="share can be removed"):
+    with pytest.raises(pj.Refused, match="must be at most 0"):
         apply(net, pj.only("one.a", pj.PruneChannels(0.9, of="multiply_adds")), task)
 
 
@@ -216,13 +216,13 @@ def test_a_share_of_latency_is_measured_beside_the_uncut_model(net, task, monkey
 
         yield ratio_of
 
-    monkeypatch.setattr(side_by_side, "beside", beside)
+    monkeypatch.setattr("penjing.measurement.cost.beside", beside)
     target = pj.Target(threads=2)
     applied = cut(net, task, 0.3, of="latency", target=target)
     left = BACKEND.operations(applied.model, EXAMPLE).multiply_adds
     assert 0.33 < left / BACKEND.operations(net, EXAMPLE).multiply_adds <= 0.4
     assert 2 <= len(seen) <= 8
-    assert "of the latency before, onnxruntime, 7 pairs of processes" in applied.notes["pruning"][0]
+    assert "of the latency before, onnxruntime, 7 interleaved rounds" in applied.notes["pruning"][0]
     with pytest.raises(pj.Refused, match=r"at most 0\.4"):
         cut(net, task, 0.7, of="latency", target=target)
 
@@ -257,9 +257,9 @@ def test_a_wrong_prediction_is_corrected_by_probes(bend):
 
 
 def test_too_little_data_and_a_loss_without_a_number_are_refused(net, task):
-    with pytest.raises(pj.Refused, match="score fisher has a batch of 128 examples"):
-        cut(net, task, 0.5, score="fisher", size=128)
-    assert cut(net, task, 0.5, size=128).model is not net, "l2 needs no data"
+    with pytest.raises(pj.Refused, match="must have a batch of 128 examples for the score fisher"):
+        cut(net, task, 0.5, score="fisher", examples=512, batch_size=128)
+    assert cut(net, task, 0.5, examples=512, batch_size=128).model is not net, "l2 needs no data"
 
     def broken(outputs, targets):
         return outputs.mean() * float("nan")
@@ -267,8 +267,8 @@ def test_too_little_data_and_a_loss_without_a_number_are_refused(net, task):
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(64, 1, 6, 6)).astype("float32"), rng.integers(0, 3, 64)
     bad = pj.Task(train=(x, y), valid=(x[:32] + 1, y[:32]), test=(x[32:] + 2, y[32:]), loss=broken)
-    with pytest.raises(pj.Refused, match="scores are finite"):
-        apply(net, pj.PruneChannels(0.5, score="taylor", batches=1), bad)
+    with pytest.raises(pj.Refused, match="must give finite numbers with the score taylor"):
+        apply(net, pj.PruneChannels(0.5, score="taylor", examples=32), bad)
 
 
 class Functional(nn.Module):

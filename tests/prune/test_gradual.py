@@ -20,8 +20,8 @@ from penjing.core.task import Split, Task
 from penjing.prune.gradual import PruneGradually, prune_gradually
 from penjing.train.hooks import Hooks
 from penjing.train.loop import fit
-from penjing.train.objective import task_objective
-from penjing.train.sparsify import Choice, Sparsifier
+from penjing.train.objective import make_objective
+from penjing.train.sparsify import MaskChoice, Sparsifier
 
 
 @pytest.fixture(scope="module")
@@ -150,24 +150,24 @@ def watched(model, task, choice, schedule, moments, after):
     """Train with a sparsifier and look at the model after every step."""
     sparsifier = Sparsifier(model, ["4.weight"], choice, schedule, moments)
 
-    def stepped(progress):
-        sparsifier.stepped(progress)
+    def after_step(progress):
+        sparsifier.after_step(progress)
         after(progress)
 
     recipe = PruneGradually(0.5, epochs=2, batch_size=40, lr=0.1)
     fit(
         model,
         task.train,
-        task_objective(task),
-        recipe,
-        hooks=Hooks(gradients=sparsifier.gradients, stepped=stepped),
+        make_objective(task),
+        recipe.strategy,
+        hooks=Hooks(after_backward=sparsifier.after_backward, after_step=after_step),
     )
     return sparsifier
 
 
 def test_masks_change_between_begin_and_end_only_and_weights_can_come_back(trained_net, task):
     model, masks = copy.deepcopy(trained_net), {}
-    choice = Choice("magnitude", pattern_of("unstructured"), "global", 0.0)
+    choice = MaskChoice("magnitude", pattern_of("unstructured"), "global", 0.0)
     moments = [0.2 + 0.05 * i for i in range(9)]
     watched(
         model,
@@ -186,20 +186,20 @@ def test_masks_change_between_begin_and_end_only_and_weights_can_come_back(train
 
 def test_movement_scores_are_the_sum_of_minus_weight_times_gradient(trained_net, task):
     model, expected = copy.deepcopy(trained_net), [0.0]
-    choice = Choice("movement", pattern_of("unstructured"), "layer", 0.0)
+    choice = MaskChoice("movement", pattern_of("unstructured"), "layer", 0.0)
     sparsifier = Sparsifier(model, ["4.weight"], choice, lambda p: 0.0, [])
 
-    def gradients(progress):
+    def after_backward(progress):
         expected[0] = expected[0] - (model[4].weight.grad * model[4].weight).detach()
-        sparsifier.gradients(progress)
+        sparsifier.after_backward(progress)
 
     recipe = PruneGradually(0.5, epochs=0.2, batch_size=40)
     fit(
         model,
         task.train,
-        task_objective(task),
-        recipe,
-        hooks=Hooks(gradients=gradients, stepped=sparsifier.stepped),
+        make_objective(task),
+        recipe.strategy,
+        hooks=Hooks(after_backward=after_backward, after_step=sparsifier.after_step),
     )
     sparsifier.mask(0.75)
     order = np.argsort(expected[0].numpy().ravel())

@@ -12,7 +12,7 @@ from penjing.backends.torch.masks import masks_of  # noqa: E402
 from penjing.calibration import inputs  # noqa: E402
 from penjing.core.context import Context  # noqa: E402
 
-FEW = {"calibration": 64, "batch_size": 32}
+FEW = {"examples": 64, "batch_size": 32}
 LAYERWISE = [
     pj.PruneWanda(0.5, **FEW),
     pj.PruneSparseGPT(0.5, **FEW),
@@ -95,7 +95,7 @@ def test_the_error_reported_is_that_of_the_layers_outputs(images):
     model = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2, padding=1, bias=False)).eval()
     head = nn.Sequential(model, nn.Flatten(), nn.Linear(150, 2))
     x = images[:40]
-    applied = pj.apply(head, pj.only("0.*", pj.PruneALPS(0.6, calibration=1000)), task(x))
+    applied = pj.apply(head, pj.only("0.*", pj.PruneALPS(0.6, examples=1000)), task(x))
     (change,) = applied.changes
     measured = distance(head[0], applied.model[0], x)
     assert change.detail["relative_error"] == pytest.approx(measured, rel=1e-3)
@@ -106,7 +106,7 @@ def test_compensation_makes_up_for_the_layers_before(images):
     model, found = network(), {}
     x = np.tile(images, (3, 1, 1, 1))
     for compensate in (False, True):
-        method = pj.only("0|2|4", pj.PruneALPS(0.7, compensate=compensate, calibration=200))
+        method = pj.only("0|2|4", pj.PruneALPS(0.7, compensate=compensate, examples=200))
         small = pj.apply(model, method, task(x)).model
         found[compensate] = distance(model[:5], small[:5], images)
     assert found[True] < 0.9 * found[False]
@@ -264,7 +264,7 @@ def test_weights_that_are_not_finite_are_refused_before_anything_slow(images):
     [
         ({}, "sparsity must be given"),
         ({"pattern": "2:4", "sparsity": 0.7}, "sparsity must be 0.5, which the pattern 2:4 brings, got 0.7"),
-        ({"pattern": "block:axb", "sparsity": 0.5}, "a pattern is"),
+        ({"pattern": "block:axb", "sparsity": 0.5}, "must be a pattern, got 'block:axb'"),
         ({"sparsity": 1.0}, "less than 1"),
     ],
 )

@@ -173,7 +173,7 @@ def test_latency_is_what_the_clock_says(trained, task, monkeypatch):
 
         yield ratio_of
 
-    monkeypatch.setattr("penjing.measurement.side_by_side.beside", beside)
+    monkeypatch.setattr("penjing.measurement.cost.beside", beside)
     applied = pj.apply(trained, pj.PruneTransformer(0.25, of="latency", **FEW), task)
     heads, neurons = timed[-1]
     assert heads > neurons, "heads save little time here"
@@ -210,17 +210,21 @@ def refusal(model, method, task):
 
 def test_what_cannot_be_done_is_refused(trained, task):
     words = refusal(trained, pj.PruneTransformer(0.99, **FEW), task)
-    assert "`the share can be removed`" in words
-    assert "ask for at most about 0." in words
+    assert "must be at most about 0." in words
+    assert "the share of the multiply-adds that can go, got 0.99. Ask for 0." in words
     few = Task(train=task.train.take(np.arange(31), "train"), valid=task.valid, test=task.test)
-    assert "`masks have at least 32 examples`" in refusal(trained, pj.PruneTransformer(0.3, **FEW), few)
+    assert "task.train must have at least 32 examples to judge units by, got 31" in refusal(
+        trained, pj.PruneTransformer(0.3, **FEW), few
+    )
     infinite = Task(
         train=task.train,
         valid=task.valid,
         test=task.test,
         loss=lambda outputs, targets: (outputs * torch.inf).mean(),
     )
-    assert "`gradients of masks are finite`" in refusal(trained, pj.PruneTransformer(0.3, **FEW), infinite)
+    assert "the loss on task.train must have finite gradients" in refusal(
+        trained, pj.PruneTransformer(0.3, **FEW), infinite
+    )
 
 
 def test_a_network_without_heads_or_neurons_says_why_nothing_goes(task):

@@ -85,12 +85,15 @@ def test_bad_amounts_are_refused(task):
         with pytest.raises(pj.Refused, match="exactly one of count and ratio must"):
             pj.RemoveBlocks(**fields)
     for method, rule in (
-        (pj.RemoveBlocks(count=4), r"at least one stays.*4.*from 1 to 3"),
-        (pj.RemoveBlocks(ratio=0.1), r"at least one block goes.*0\.1 of 4 blocks: 0"),
+        (
+            pj.RemoveBlocks(count=4),
+            r"must remove at least one block and leave at least one, got 4.*from 1 to 3",
+        ),
+        (pj.RemoveBlocks(ratio=0.1), r"must remove at least one block.*0\.1 of 4 blocks: 0"),
         (pj.RemoveBlocks(ratio=0.9), r"0\.9 of 4 blocks: 4"),
         (pj.RemoveBlocks(count=1, evaluations=4), r"evaluations.*Allow 5 or more"),
-        (pj.only("0.1", pj.RemoveBlocks(count=2)), r"the plan covers 1: from 1 to 1"),
-        (pj.only("nothing", pj.RemoveBlocks(count=1)), r"pattern matches a layer"),
+        (pj.only("0.1", pj.RemoveBlocks(count=2)), r"from 1 to 1 of the 1 blocks that the plan covers"),
+        (pj.only("nothing", pj.RemoveBlocks(count=1)), r"must match a layer of the model"),
     ):
         with pytest.raises(pj.Refused, match=rule):
             pj.apply(pair_net(), method, task)
@@ -98,7 +101,9 @@ def test_bad_amounts_are_refused(task):
 
 def test_a_network_without_blocks_is_refused_with_the_reasons(task):
     plain = nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.ReLU()) for _ in range(2)], nn.Linear(4, 3))
-    with pytest.raises(pj.Refused, match=r"changes at least one layer.*0: it has no path around its weights"):
+    with pytest.raises(
+        pj.Refused, match=r"must change at least one layer.*0: it has no path around its weights"
+    ):
         pj.apply(plain, pj.RemoveBlocks(count=1), task)
 
 
@@ -148,8 +153,8 @@ def test_depth_then_width_then_integers_is_delivered(tmp_path):
     plan = pj.chain(
         pj.RemoveBlocks(count=1),
         pj.PruneChannels(0.5),
-        pj.ReestimateBatchNorm(batches=1),
-        pj.Int8Static(calibration=32),
+        pj.ReestimateBatchNorm(examples=128),
+        pj.Int8Static(examples=32),
     )
     float_model = pj.apply(model, plan[:-1], task).model
     convolutions = [m for m in float_model.modules() if isinstance(m, nn.Conv2d)]

@@ -62,8 +62,8 @@ def sparsity_of(model):
     [
         pj.PruneSecondOrder(0.85, examples=256, stages=4),
         pj.PruneSecondOrder(0.85, examples=256, stages=1),
-        pj.PruneKFAC(0.85, calibration=600),
-        pj.PruneKFAC(0.85, calibration=600, sequential=False, compensate=False),
+        pj.PruneKFAC(0.85, examples=600),
+        pj.PruneKFAC(0.85, examples=600, sequential=False, compensate=False),
     ],
     ids=repr,
 )
@@ -121,7 +121,10 @@ def test_gradients_that_do_not_fit_are_refused_with_the_numbers(net, task, monke
         available = 2**20
 
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Little)
-    with pytest.raises(Refused, match=r"half of the free memory.*512 examples of \d+ weights.*GiB"):
+    with pytest.raises(
+        Refused,
+        match=r"must be so few that gradients fit into half of.*got 512, which take .* GiB for \d+ weights",
+    ):
         pj.apply(net, pj.PruneSecondOrder(0.5), task)
 
 

@@ -120,7 +120,7 @@ def test_a_model_without_pairs_and_one_that_is_quantized_are_refused(net, task_o
     with pytest.raises(pj.Refused, match="must change at least one layer"):
         pj.apply(alone, pj.EqualizeWeights(), task)
     with pytest.raises(pj.Refused, match="must be in float"):
-        pj.apply(alone, pj.chain(pj.Int8Static(calibration=8), pj.EqualizeWeights()), task)
+        pj.apply(alone, pj.chain(pj.Int8Static(examples=8), pj.EqualizeWeights()), task)
 
 
 def test_weights_that_two_layers_share_stay(net, task_of):

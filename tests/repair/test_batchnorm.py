@@ -34,7 +34,7 @@ def test_one_pass_over_one_batch_gives_the_exact_statistics(data):
     )
     model[1].num_batches_tracked.fill_(17)
     model.train()
-    applied = pj.apply(model, pj.ReestimateBatchNorm(size=48), task_of(data))
+    applied = pj.apply(model, pj.ReestimateBatchNorm(examples=960, batch_size=48), task_of(data))
     small = applied.model
     first = model[0](torch.from_numpy(data)).detach()
     assert torch.allclose(small[1].running_mean, first.mean((0, 2, 3)), atol=1e-5)
@@ -52,7 +52,7 @@ def test_one_pass_over_one_batch_gives_the_exact_statistics(data):
 def test_batches_are_pooled_and_a_last_one_of_one_is_left_out():
     x = np.random.default_rng(1).normal(size=(9, 3)).astype("float32")
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2))
-    applied = pj.apply(model, pj.ReestimateBatchNorm(size=4), task_of(x))
+    applied = pj.apply(model, pj.ReestimateBatchNorm(examples=80, batch_size=4), task_of(x))
     assert applied.changes[0].detail["observations"] == 8
     order = np.random.default_rng(0).permutation(9)[:8]
     assert np.allclose(applied.model[0].running_mean, x[order].mean(0), atol=1e-6)
@@ -84,4 +84,4 @@ def test_no_batchnorm_no_statistics_and_too_little_data_are_refused(data):
     with pytest.raises(pj.Refused, match="no running statistics"):
         pj.apply(free, pj.ReestimateBatchNorm(), task_of(data))
     with pytest.raises(pj.Refused, match="greater than or equal to 2"):
-        pj.ReestimateBatchNorm(size=1)
+        pj.ReestimateBatchNorm(examples=20, batch_size=1)

@@ -64,7 +64,7 @@ def task(x):
     return Task(train=(x[:128], y[:128]), valid=(x[128:192], y[128:192]), test=(x[192:], y[192:])).prepare()
 
 
-COARSE = pj.Int8Static(observer="minmax", calibration=2)
+COARSE = pj.Int8Static(observer="minmax", examples=2)
 """Ranges from two examples clip the others, which shifts means."""
 
 
@@ -75,7 +75,7 @@ def channel_gap(model, reference, x):
 def test_means_come_closer_on_unseen_examples_and_outputs_do_not_get_worse(x, task):
     model = network()
     rough = pj.apply(model, COARSE, task).model
-    fixed = pj.apply(model, pj.chain(COARSE, pj.CorrectBias(calibration=128)), task).model
+    fixed = pj.apply(model, pj.chain(COARSE, pj.CorrectBias(examples=128)), task).model
     unseen = x[128:]
     assert channel_gap(fixed, model, unseen) < 0.5 * channel_gap(rough, model, unseen)
     wanted = model.run((unseen,))[0]
@@ -96,7 +96,7 @@ def test_every_layer_is_reported_with_its_error_before_and_after(task):
 
 def test_each_layer_is_corrected_behind_the_corrected_ones_before_it(x, task):
     model = network()
-    fixed = pj.apply(model, pj.chain(COARSE, pj.CorrectBias(calibration=128)), task).model
+    fixed = pj.apply(model, pj.chain(COARSE, pj.CorrectBias(examples=128)), task).model
     train = task.train.inputs[0]
     float_names = {node.name: node.output[0] for node in fixed.reference.graph.node}
     for node in fixed.proto.graph.node:
@@ -131,7 +131,7 @@ def test_pieces_give_what_the_whole_graph_gives(x, task):
 def test_argument_is_untouched_and_the_result_repeats(task):
     rough = pj.apply(network(), COARSE, task).model
     before = BACKEND.fingerprint(rough)
-    first, second = (pj.apply(rough, pj.CorrectBias(calibration=64), task).model for _ in range(2))
+    first, second = (pj.apply(rough, pj.CorrectBias(examples=64), task).model for _ in range(2))
     assert BACKEND.fingerprint(rough) == before
     assert BACKEND.fingerprint(first) == BACKEND.fingerprint(second) != before
 
@@ -148,7 +148,7 @@ def test_model_without_float_reference_is_refused(task, quantized):
     model = network()
     if quantized:
         model = OnnxModel(pj.apply(model, COARSE, task).model.proto)
-    with pytest.raises(Refused, match=r"nothing to correct.*after Int8Static"):
+    with pytest.raises(Refused, match=r"needs the float model beside the quantized one.*after Int8Static"):
         pj.apply(model, pj.CorrectBias(), task)
 
 

@@ -141,7 +141,7 @@ def with_batchnorm():
 
 def test_batchnorm_behind_a_refitted_layer_gets_the_statistics_of_its_output():
     model, task = with_batchnorm(), task_of((2, 7, 7))
-    model = pj.apply(model, pj.ReestimateBatchNorm(size=96), task).model.eval()
+    model = pj.apply(model, pj.ReestimateBatchNorm(examples=1920, batch_size=96), task).model.eval()
     small = cut(model, task, range(4))
     before = small[2].running_mean.clone()
     applied = repaired(small, model, task, pj.only("1|2", REFIT))
@@ -158,7 +158,7 @@ def test_batchnorm_behind_a_refitted_layer_gets_the_statistics_of_its_output():
 def test_channels_before_batchnorm_are_recovered_too():
     model, task = with_batchnorm(), task_of((2, 7, 7))
     combined(model[0], range(4))
-    model = pj.apply(model, pj.ReestimateBatchNorm(size=96), task).model.eval()
+    model = pj.apply(model, pj.ReestimateBatchNorm(examples=1920, batch_size=96), task).model.eval()
     applied = repaired(cut(model, task, range(4)), model, task)
     assert gap(outputs(applied.model, task), outputs(model, task)) < 1e-3
 
@@ -194,7 +194,7 @@ def test_batchnorm_takes_up_a_shift_that_leaves_nothing_to_fit():
         nn.Conv2d(2, 3, 1), nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2)
     )
     task = task_of((2, 3, 3))
-    model = pj.apply(model, pj.ReestimateBatchNorm(size=96), task).model.eval()
+    model = pj.apply(model, pj.ReestimateBatchNorm(examples=1920, batch_size=96), task).model.eval()
     shifted = copy.deepcopy(model)
     with torch.no_grad():
         shifted[0].bias.add_(torch.tensor([1.0, -2.0, 3.0]))

@@ -40,7 +40,7 @@ def net():
 
 @pytest.fixture(scope="module")
 def models(task):
-    original = pj.apply(net(), pj.ReestimateBatchNorm(size=64), task).model.eval()
+    original = pj.apply(net(), pj.ReestimateBatchNorm(examples=1280, batch_size=64), task).model.eval()
     return original, pj.apply(original, pj.PruneChannels(0.5), task).model.eval()
 
 

@@ -7,12 +7,16 @@ import sqlite3
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 
 from penjing.core.errors import Exit, Refused
-from penjing.run import ledger as module
-from penjing.run.ledger import Event, Ledger
+from penjing.run import ledger_file as module
+from penjing.run.ledger import Event, Ledger, LedgerReader
+from penjing.run.ledger_rows import digest_row, pack_record
+from penjing.run.lock import DriverLock
+from penjing.run.repair import repair_run
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def test_events_and_attempts(ledger):
     assert ledger.begin("plan") == 1
     assert ledger.begin("other") == 1
     assert ledger.begin("plan") == 2
-    with pytest.raises(Refused, match="can be begun at most 2 times"):
+    with pytest.raises(Refused, match="cannot be begun more than 2 times"):
         ledger.begin("plan")
     ledger.take_back("plan")
     assert ledger.begin("plan") == 2
@@ -126,7 +130,8 @@ def test_kill_loop_loses_nothing(tmp_path):
 def test_kill_while_a_ledger_is_made(tmp_path):
     """A process that dies while it makes the file leaves none, and the next one makes it."""
     script = (
-        "import os, sys; from penjing.run import ledger; ledger.os.replace = lambda *a: os._exit(9)\n"
+        "import os, sys; from penjing.run import ledger, ledger_file\n"
+        "ledger_file.os.link = lambda *a: os._exit(9)\n"
         "ledger.Ledger(sys.argv[1])"
     )
     path = tmp_path / "ledger.sqlite"
@@ -140,7 +145,7 @@ def filled(path):
     with Ledger(path) as ledger:
         for i in range(30):
             ledger.begin(f"key-{i}")
-            ledger.put(f"key-{i}", {"i": i, "pad": "x" * 100})
+            ledger.put(f"key-{i}", {"i": i, "pad": "x" * 100, "deep": {"long": list(range(i, i + 100))}})
         return ledger.all(), ledger.events()
 
 
@@ -161,27 +166,192 @@ def test_flips_and_truncations_are_found_or_harmless(tmp_path):
                 read = ledger.all(), ledger.events()
         except Refused:
             found += 1
-            kept = tmp_path / "ledger.sqlite.damaged-1"
-            if kept.exists():
-                assert kept.read_bytes() == content
-                assert not path.exists()
-                kept.unlink()
+            assert path.read_bytes() == content, "only repair moves a damaged ledger"
         else:
             assert read == expected
     assert found > len(bad) // 4  # the others hit free space
 
 
-def test_damage_is_named_and_the_next_ledger_starts_clean(tmp_path):
+def listing(folder):
+    """Everything in a folder, with its content and time."""
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def test_damage_is_named_and_nothing_is_moved(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    filled(path)
+    path.write_bytes(path.read_bytes()[:5000])
+    before = listing(tmp_path)
+    for opened in (LedgerReader, Ledger):
+        with pytest.raises(Refused, match=f"a damaged ledger.*penjing repair {tmp_path}"):
+            opened(path).all()
+    assert listing(tmp_path) == before
+
+
+def test_a_reader_writes_nothing_and_sees_what_its_writer_put(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    expected = filled(path)
+    before = listing(tmp_path)
+    with LedgerReader(path) as reader:
+        assert (reader.all(), reader.events()) == expected
+        assert reader.get("key-3") == dict(expected[0])["key-3"]
+    assert listing(tmp_path) == before
+    with Ledger(path) as ledger, LedgerReader(path) as reader:
+        ledger.put("later", {})
+        assert reader.get("later") == {}
+    with pytest.raises(Refused, match="must exist"):
+        LedgerReader(tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+UNFINISHED = """
+import os, sqlite3, sys
+db = sqlite3.connect(sys.argv[1], isolation_level=None)
+db.execute("PRAGMA cache_size = 1")
+db.execute("BEGIN IMMEDIATE")
+for i in range(300):
+    db.execute("INSERT INTO events VALUES (?, 'x', 'half', ?, '')", (1000 + i, "x" * 2000))
+os._exit(9)
+"""
+
+
+def test_a_transaction_that_was_cut_short_is_read_around_and_not_undone_in_place(tmp_path):
+    path = tmp_path / "ledger.sqlite"
+    expected = filled(path)
+    subprocess.run([sys.executable, "-c", UNFINISHED, path], check=False)
+    assert (tmp_path / "ledger.sqlite-journal").stat().st_size > 0
+    before = listing(tmp_path)
+    with LedgerReader(path) as reader:
+        assert (reader.all(), reader.events()) == expected
+    assert listing(tmp_path) == before
+    with Ledger(path) as ledger:
+        assert (ledger.all(), ledger.events()) == expected
+
+
+def test_long_lists_lie_beside_their_rows(tmp_path):
+    path, long = tmp_path / "l", [0.123456789 + i for i in range(100)]
+    record = {"p50": 1.5, "latency": {"quantiles": long, "few": [1, 2]}, "changes": [{"layer": "x" * 300}]}
+    with Ledger(path) as ledger:
+        ledger.put("trial-1", record)
+        ledger.put("build-1", {})
+        assert list(ledger.summaries("trial-")) == [
+            ("trial-1", {"p50": 1.5, "latency": {"quantiles": None, "few": [1, 2]}, "changes": None})
+        ]
+        assert [key for key, _ in ledger.summaries()] == ["trial-1", "build-1"]
+        assert ledger.get("trial-1") == record
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE arrays SET data = zeroblob(10)")
+        db.commit()
+    with LedgerReader(path) as reader:
+        assert len(list(reader.summaries())) == 2
+        with pytest.raises(Refused, match="arrays of result 1 do not match"):
+            reader.get("trial-1")
+
+
+def test_a_ledger_is_read_row_by_row(tmp_path):
+    """Memory does not grow with the run: 2,000 rows of 20 kB take less than three of them."""
+    path = tmp_path / "l"
+    with Ledger(path) as ledger:
+        ledger.restore(rows_with(2000, {"pad": "x" * 20_000}), ())
+    tracemalloc.start()
+    try:
+        with LedgerReader(path) as reader:
+            assert sum(1 for _ in reader.summaries()) == 2000
+        assert tracemalloc.get_traced_memory()[1] < 300_000
+    finally:
+        tracemalloc.stop()
+
+
+def rows_with(count, record):
+    for seq in range(1, count + 1):
+        text = pack_record(record).text
+        yield seq, f"key-{seq}", text, digest_row(seq, f"key-{seq}", text), "", None
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        "CREATE VIEW results AS WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) "
+        "SELECT x AS seq, '' AS key, '' AS record, '' AS sha256, '' AS arrays FROM r",
+        "CREATE TABLE results (seq INTEGER PRIMARY KEY, key TEXT, record TEXT "
+        "GENERATED ALWAYS AS (hex(zeroblob(1000000000))), sha256 TEXT, arrays TEXT)",
+    ],
+    ids=["view", "computed"],
+)
+def test_tables_of_another_make_are_not_read(tmp_path, hostile):
+    path = tmp_path / "ledger.sqlite"
+    filled(path)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(f"DROP TABLE results; {hostile}")
+    for opened in (LedgerReader, Ledger):
+        with pytest.raises(Refused, match="tables are malformed"):
+            opened(path)
+    assert repair_run(tmp_path)["repaired"][0]["results"] == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, "3", '{"a": NaN', b"\xff", b"{}"], ids=["deep", "number", "cut", "bytes", "blob"]
+)
+def test_rows_that_match_their_hash_and_hold_something_else_are_damage(tmp_path, text):
+    path = tmp_path / "ledger.sqlite"
+    with Ledger(path) as ledger:
+        ledger.restore([(1, "trial-1", text, digest_row(1, "trial-1", text), "", None)], ())
+    with LedgerReader(path) as reader, pytest.raises(Refused, match="a damaged ledger"):
+        list(reader.summaries())
+
+
+def test_arrays_that_would_fill_the_memory_are_not_expanded(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.sqlite"
+    monkeypatch.setattr("penjing.run.ledger_rows.MOST_BYTES", 10_000)
+    with Ledger(path) as ledger:
+        ledger.put("a", {"long": [0] * 100_000})
+        with pytest.raises(Refused, match="more than 10,000 bytes"):
+            ledger.get("a")
+
+
+@pytest.mark.parametrize("words", [b'"i": 0', b'"i": 17', b"attempt", b"key-29"])
+def test_repair_keeps_every_row_that_can_be_read_and_the_old_file(tmp_path, words):
+    path = tmp_path / "ledger.sqlite"
+    results, events = filled(path)
+    damaged = bytearray(path.read_bytes())
+    place = damaged.rindex(words)
+    end = min(place + 200, 4096 * (place // 4096 + 1))  # of its page, which may be the root of another table
+    damaged[place:end] = bytes(end - place)
+    path.write_bytes(damaged)
+    with pytest.raises(Refused):
+        Ledger(path)
+    data = repair_run(tmp_path)
+    (file,) = data["repaired"]
+    assert (tmp_path / file["kept_as"]).read_bytes() == bytes(damaged)
+    with Ledger(path) as ledger:
+        kept, seen = ledger.all(), ledger.events()
+    assert (len(kept), len(seen)) == (file["results"], file["events"])
+    lost = len(results) + len(events) - len(kept) - len(seen)
+    assert lost == 0 if words == b"attempt" else 0 < lost < 20, "an index holds nothing of its own"
+    assert set(map(str, kept)) <= set(map(str, results))
+    assert set(map(str, seen)) <= set(map(str, events))
+    assert repair_run(tmp_path)["repaired"] == [], "what was repaired is sound"
+
+
+def test_repair_sets_a_hopeless_ledger_aside_with_its_journal(tmp_path):
     path = tmp_path / "ledger.sqlite"
     for number in (1, 2):
-        filled(path)
-        path.write_bytes(path.read_bytes()[:5000])
-        (tmp_path / "ledger.sqlite-journal").write_bytes(b"")
-        with pytest.raises(Refused, match=f"kept as ledger.sqlite.damaged-{number}"):
-            Ledger(path)
+        path.write_bytes(b"no ledger" * 1000)
+        (tmp_path / "ledger.sqlite-journal").write_bytes(b"\0" * 600)
+        (file,) = repair_run(tmp_path)["repaired"]
+        assert (file["kept_as"], file["results"]) == (f"ledger.sqlite.damaged-{number}", 0)
         assert (tmp_path / f"ledger.sqlite.damaged-{number}-journal").exists()
-    with Ledger(path) as ledger:
-        assert ledger.all() == []
+        with Ledger(path, create=False) as ledger:
+            assert ledger.all() == []
+
+
+def test_repair_of_no_run_and_of_one_that_is_driven_is_refused(tmp_path):
+    with pytest.raises(Refused, match="must hold a run"):
+        repair_run(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    filled(tmp_path / "ledger.sqlite")
+    with DriverLock(tmp_path / "driver.lock"), pytest.raises(Refused, match="one process only"):
+        repair_run(tmp_path)
 
 
 def test_foreign_database_is_left_alone(tmp_path):
@@ -193,18 +363,35 @@ def test_foreign_database_is_left_alone(tmp_path):
     assert os.listdir(tmp_path).count("ledger.sqlite") == 1
 
 
-def test_old_ledger_is_migrated_and_new_one_refused(tmp_path, monkeypatch):
-    path = tmp_path / "l"
-    results, _ = filled(path)
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "MIGRATIONS", (*module.MIGRATIONS, "CREATE TABLE later (x TEXT)"))
-        for _ in range(2):
-            with Ledger(path) as ledger:
-                assert ledger.all() == results
-                assert ledger._db.execute("SELECT count(*) FROM later").fetchone() == (0,)
-    with pytest.raises(Refused, match=r"at most schema 1, that of penjing.*got 2.*Upgrade") as caught:
-        Ledger(path)
-    assert caught.value.code == Exit.ENVIRONMENT
+def test_old_ledger_is_read_as_it_is_migrated_by_its_driver_and_a_new_one_refused(tmp_path, monkeypatch):
+    path = tmp_path / "ledger.sqlite"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(module.MIGRATIONS[0])
+        db.execute(f"PRAGMA application_id = {module._APPLICATION}")
+        db.execute("PRAGMA user_version = 1")
+        for seq in (1, 2):
+            text = '{"long": [' + "0, " * 200 + "0]}"
+            row = (seq, f"key-{seq}", text, digest_row(seq, f"key-{seq}", text))
+            db.execute("INSERT INTO results VALUES (?, ?, ?, ?)", row)
+        db.commit()
+    old = [(f"key-{seq}", {"long": [0] * 201}) for seq in (1, 2)]
+    before = listing(tmp_path)
+    with LedgerReader(path) as reader:
+        assert reader.all() == old == list(reader.summaries())
+    assert listing(tmp_path) == before
+    damaged = path.read_bytes().replace(b"key-2", b"kez-2")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "ledger.sqlite").write_bytes(damaged)
+    assert repair_run(tmp_path / "other")["repaired"][0]["results"] == 1
+    with Ledger(path) as ledger:
+        assert ledger.all() == old
+        ledger.put("new", {"long": [1] * 200})
+        assert ledger.get("new") == {"long": [1] * 200}
+    monkeypatch.setattr(module, "MIGRATIONS", module.MIGRATIONS[:1])
+    for opened in (LedgerReader, Ledger):
+        with pytest.raises(Refused, match=r"at most schema 1, that of penjing.*got 2.*Upgrade") as caught:
+            opened(path)
+        assert caught.value.code == Exit.ENVIRONMENT
 
 
 def test_full_disk_keeps_what_was_put_and_goes_on_after(tmp_path):

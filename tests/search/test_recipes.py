@@ -31,8 +31,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
 
 FLOAT = SimpleNamespace(latency_ms=0.1, folder="float")
-SMALLER = chain(pj.Int8Static(skip=("head", "conv1")), pj.CorrectBias())
-WITHOUT_HEAD = chain(pj.Int8Static(skip=("head",)), pj.CorrectBias())
+SMALLER = chain(pj.only("!head | !conv1", pj.Int8Static()), pj.CorrectBias())
+WITHOUT_HEAD = chain(pj.only("!head", pj.Int8Static()), pj.CorrectBias())
 STATIC, DYNAMIC = chain(pj.Int8Static(), pj.CorrectBias()), chain(pj.Int8Dynamic())
 
 
@@ -230,7 +230,7 @@ def test_rules_decide_where_nothing_could_be_timed(digits, run, timed, monkeypat
     assert describe_recipes(found.found.recorded()) == ""
 
     def broken(*_):
-        raise Refused("the artefact answers in time", value="no answer", place="float")
+        raise Refused("the artefact answers in time", value="no answer", place="float", fix="try again")
 
     monkeypatch.setattr(recipes, "ratios", broken)
     assert any("the artefact answers in time" in note for note in run(model, task)[0].found.notes)
@@ -283,10 +283,10 @@ def test_a_transformer_is_written_under_every_recipe_and_really_timed(tiny_trans
 
 
 def test_only_what_corrects_errors_is_left_out_of_a_quick_recipe():
-    plan = chain(pj.SmoothActivations(), pj.Int8Static(skip=("a",)), pj.CorrectBias())
+    plan = chain(pj.SmoothActivations(), pj.only("!a", pj.Int8Static()), pj.CorrectBias())
     assert shorten_calibration(plan) == (
-        pj.SmoothActivations(calibration=EXAMPLES),
-        pj.Int8Static(skip=("a",), observer="minmax", calibration=EXAMPLES),
+        pj.SmoothActivations(examples=EXAMPLES),
+        pj.only("!a", pj.Int8Static(observer="minmax", examples=EXAMPLES)),
     )
     assert shorten_calibration(DYNAMIC) == DYNAMIC
 

@@ -132,7 +132,7 @@ def test_onnx_keeps_zeros_exactly_and_its_compressed_size_shows_them(tmp_path):
     np.testing.assert_allclose(pj.load(small.path)(X), BACKEND.run(model, (X,)), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", [pj.Int8Static(calibration=32), pj.Int8Dynamic()])
+@pytest.mark.parametrize("method", [pj.Int8Static(examples=32), pj.Int8Dynamic()])
 def test_integers_keep_zeros_at_zero(tmp_path, method):
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
     rng = np.random.default_rng(1)

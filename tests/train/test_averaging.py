@@ -6,29 +6,29 @@ import torch
 from torch import nn
 
 from penjing.core.task import Task
-from penjing.train.averaging import Average
-from penjing.train.finetune import FineTune
-from penjing.train.hooks import ON, Hooks
+from penjing.train.averaging import WeightAverage
+from penjing.train.hooks import CONTINUE, Hooks
 from penjing.train.loop import fit
-from penjing.train.objective import task_objective
+from penjing.train.objective import make_objective
+from penjing.train.strategy import Strategy
 
-LOSS = task_objective(Task(train=None))
+LOSS = make_objective(Task(train=None))
 
 
 def walked(kind, steps=200):
     """Return an average and the path of a single weight."""
     model = nn.Linear(1, 1, bias=False)
-    average, path = Average(model, kind, None, False), []
+    average, path = WeightAverage(model, kind, None, False), []
     rng = np.random.default_rng(0)
     for step in range(steps):
         with torch.no_grad():
             model.weight.fill_(float(rng.normal()))
         path.append(model.weight.item())
-        average.stepped(step + 1, steps)
-    with average.shown():
+        average.update(step + 1, steps)
+    with average.applied():
         shown = model.weight.item()
     assert model.weight.item() == path[-1], "what was shown is put back"
-    average.keep()
+    average.copy_to_model()
     assert model.weight.item() == shown
     return shown, np.array(path)
 
@@ -53,18 +53,18 @@ def test_ema_forgets_the_beginning():
 
 def test_an_average_begins_anew_after_weights_went_back():
     model = nn.Linear(1, 1)
-    average = Average(model, "ema", None, False)
-    average.stepped(1, 10)
-    assert average.other
-    average.forget()
-    assert not average.other
+    average = WeightAverage(model, "ema", None, False)
+    average.update(1, 10)
+    assert average.differs
+    average.reset()
+    assert not average.differs
 
 
 @pytest.mark.parametrize("kind", ["ema", "swa", "latest"])
 def test_training_keeps_the_average_and_statistics_that_fit_it(net, split, digits, kind):
     plain, averaged = net(), net()
-    fit(plain, split, LOSS, FineTune(epochs=2, batch_size=50, schedule="constant"))
-    strategy = FineTune(epochs=2, batch_size=50, averaging=kind, schedule="constant")
+    fit(plain, split, LOSS, Strategy(epochs=2, batch_size=50, schedule="constant"))
+    strategy = Strategy(epochs=2, batch_size=50, averaging=kind, schedule="constant")
     done = fit(averaged, split, LOSS, strategy)
     assert any("estimated for the averaged weights" in event for event in done.events)
     x = torch.from_numpy(split.inputs[0])
@@ -84,14 +84,20 @@ def test_the_caller_sees_the_average_and_training_goes_on_from_its_own_weights(n
     for looks in (False, True):
         model, seen = net(), []
 
-        def look(moment, model=model, seen=seen):
+        def look(progress, model=model, seen=seen):
             before = model[0].weight.clone()
-            with moment.shown():
+            with progress.evaluated_weights():
                 seen.append(not torch.equal(before, model[0].weight))
-            return ON
+            return CONTINUE
 
-        strategy = FineTune(epochs=2, batch_size=50, averaging="ema")
-        fit(model, split, LOSS, strategy, hooks=Hooks(passed=look, every=0.25) if looks else Hooks())
+        strategy = Strategy(epochs=2, batch_size=50, averaging="ema")
+        fit(
+            model,
+            split,
+            LOSS,
+            strategy,
+            hooks=Hooks(evaluate=look, evaluate_every=0.25) if looks else Hooks(),
+        )
         runs.append(model.state_dict())
         assert len(seen) == (8 if looks else 0)
         assert all(seen)
@@ -103,6 +109,6 @@ def test_a_normalization_that_is_frozen_keeps_its_statistics_under_an_average(ne
     for parameter in model[1].parameters():
         parameter.requires_grad_(False)
     before = model[1].running_mean.clone()
-    fit(model, split, LOSS, FineTune(epochs=1, batch_size=50, averaging="ema"))
+    fit(model, split, LOSS, Strategy(epochs=1, batch_size=50, averaging="ema"))
     assert torch.equal(model[1].running_mean, before)
     assert not torch.equal(model[4].running_mean, torch.zeros(16))

@@ -8,12 +8,12 @@ from torch import nn
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.task import Task
-from penjing.train.compiling import COMPILED_STEPS, EAGER_STEPS, Forward, unfit
+from penjing.train.compiling import COMPILED_STEPS, EAGER_STEPS, Forward, find_obstacle
 from penjing.train.loop import fit
-from penjing.train.objective import task_objective
+from penjing.train.objective import make_objective
 from penjing.train.strategy import Strategy
 
-LOSS = task_objective(Task(train=None))
+LOSS = make_objective(Task(train=None))
 X = torch.ones(4, 3)
 
 
@@ -38,23 +38,23 @@ def compiler(monkeypatch):
     return made
 
 
-def told(forward, left, *times):
+def record(forward, left, *times):
     """Call once and tell of a step, for each time."""
     for seconds in times:
         forward(X)
-        forward.stepped(seconds, left)
+        forward.record_step(seconds, left)
 
 
 def test_nothing_is_compiled_near_the_end(compiler):
     forward = Forward(lambda x: x, "auto")
-    told(forward, 500, *[1.0] * 40)
+    record(forward, 500, *[1.0] * 40)
     assert compiler["compiled"] == 0
     assert forward.events == ["not compiled: less than 10 minutes are left"]
 
 
 def test_compiled_steps_stay_where_they_are_faster_and_what_they_cost_is_said(compiler):
     forward = Forward(lambda x: x, "auto")
-    told(forward, 1000, 9.0, 9.0, *[1.0] * (EAGER_STEPS - 2), 50.8, *[0.8] * COMPILED_STEPS)
+    record(forward, 1000, 9.0, 9.0, *[1.0] * (EAGER_STEPS - 2), 50.8, *[0.8] * COMPILED_STEPS)
     (event,) = forward.events
     assert event == (
         "compiled by torch.compile: compiling took 50 s, a step 0.8 s instead of 1 s; "
@@ -71,19 +71,19 @@ def test_compiled_steps_stay_where_they_are_faster_and_what_they_cost_is_said(co
 
 def test_compiled_steps_go_where_they_are_slower(compiler):
     forward = Forward(lambda x: x, "auto")
-    told(forward, 1000, *[1.0] * EAGER_STEPS, 71.0, *[0.99] * COMPILED_STEPS)
+    record(forward, 1000, *[1.0] * EAGER_STEPS, 71.0, *[0.99] * COMPILED_STEPS)
     assert forward.events == ["not compiled: compiling took 70 s, a step 0.99 s instead of 1 s"]
     assert torch.equal(forward(X), X)
     again = Forward(lambda x: x, "auto")
     again.restore(forward.state())
-    told(again, 1000, *[1.0] * 40)
+    record(again, 1000, *[1.0] * 40)
     assert compiler["compiled"] == 1, "what was decided stays decided"
 
 
 def test_a_compiler_that_fails_costs_nothing_unless_it_must_not(compiler):
     compiler["fails"] = RuntimeError("no C++ compiler\nwas found")
     forward = Forward(lambda x: x, "auto")
-    told(forward, 1000, *[1.0] * 40)
+    record(forward, 1000, *[1.0] * 40)
     assert forward.events == ["not compiled: no C++ compiler"]
     assert torch.equal(forward(X), X)
     with pytest.raises(Refused, match="no C\\+\\+ compiler") as refused:
@@ -102,7 +102,7 @@ def test_a_compiler_that_fails_costs_nothing_unless_it_must_not(compiler):
     ],
 )
 def test_what_changes_a_step_is_not_compiled(net, fields, reason):
-    found = unfit(Strategy(**fields), net(), 1)
+    found = find_obstacle(Strategy(**fields), net(), 1)
     assert found.startswith(reason)
     with pytest.raises(Refused, match=reason):
         Forward(net(), "always", found)
@@ -115,10 +115,10 @@ def test_a_recipe_that_cannot_be_compiled_and_must_be_is_refused(net, split):
 
 def test_watched_layers_and_several_processes_are_not_compiled(net):
     model = net()
-    assert unfit(Strategy(), model, 2) == "2 processes train together"
-    assert unfit(Strategy(), model, 1) == ""
+    assert find_obstacle(Strategy(), model, 2) == "2 processes train together"
+    assert find_obstacle(Strategy(), model, 1) == ""
     model[0].register_forward_hook(lambda *_: None)
-    assert unfit(Strategy(), model, 1) == "its layers are watched"
+    assert find_obstacle(Strategy(), model, 1) == "its layers are watched"
     assert Forward(model, "auto", "its layers are watched").events == ["not compiled: its layers are watched"]
 
 

@@ -6,12 +6,12 @@ from torch import nn
 
 from penjing.core.errors import Refused
 from penjing.core.task import Task
-from penjing.train.depth import trained_by_blocks
-from penjing.train.finetune import FineTune
+from penjing.train.depth import wrap_blocks
 from penjing.train.loop import fit
-from penjing.train.objective import task_objective
+from penjing.train.objective import make_objective
+from penjing.train.strategy import Strategy
 
-LOSS = task_objective(Task(train=None))
+LOSS = make_objective(Task(train=None))
 
 
 class Residual(nn.Module):
@@ -38,7 +38,7 @@ def residual(seed=0, blocks=4):
 
 def run(split, **fields):
     model = residual()
-    done = fit(model, split, LOSS, FineTune(**{"epochs": 1, "batch_size": 50, **fields}))
+    done = fit(model, split, LOSS, Strategy(**{"epochs": 1, "batch_size": 50, **fields}))
     assert not any("forward" in vars(module) for module in model.modules())
     return model, done
 
@@ -62,7 +62,7 @@ def kept_bytes(model, x, strategy):
     model.train()
     example = (x[:1].numpy(),)
     with (
-        trained_by_blocks(model, example, strategy),
+        wrap_blocks(model, example, strategy),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
     ):
         model(x)
@@ -71,8 +71,8 @@ def kept_bytes(model, x, strategy):
 
 def test_recomputing_keeps_less():
     x = torch.rand(64, 1, 8, 8)
-    plain = kept_bytes(residual(blocks=8), x, FineTune())
-    less = kept_bytes(residual(blocks=8), x, FineTune(recompute=True))
+    plain = kept_bytes(residual(blocks=8), x, Strategy())
+    less = kept_bytes(residual(blocks=8), x, Strategy(recompute=True))
     assert less < 0.5 * plain
 
 
@@ -82,7 +82,7 @@ def test_blocks_are_left_out_in_proportion_to_their_place():
         inner = model[index + 1].conv
         inner.register_forward_hook(lambda *_, index=index: counts.__setitem__(index, counts[index] + 1))
     x = torch.rand(2, 1, 8, 8)
-    with trained_by_blocks(model, (x[:1].numpy(),), FineTune(stochastic_depth=0.8)):
+    with wrap_blocks(model, (x[:1].numpy(),), Strategy(stochastic_depth=0.8)):
         counts[:] = [0] * 4
         model.train()
         torch.manual_seed(0)
@@ -99,7 +99,7 @@ def test_what_a_block_adds_keeps_its_mean():
     with torch.no_grad():
         inner = model[0](x)
         whole = block(inner)
-    with trained_by_blocks(model, (x[:1].numpy(),), FineTune(stochastic_depth=0.5)), torch.no_grad():
+    with wrap_blocks(model, (x[:1].numpy(),), Strategy(stochastic_depth=0.5)), torch.no_grad():
         assert torch.equal(block(inner), whole), "evaluation does not change"
         block.training = True
         torch.manual_seed(0)
@@ -113,5 +113,5 @@ def test_training_with_blocks_left_out_learns(split):
 
 
 def test_a_network_without_blocks_is_refused(net, split):
-    with pytest.raises(Refused, match="blocks with a path around them"):
-        fit(net(), split, LOSS, FineTune(recompute=True))
+    with pytest.raises(Refused, match="need residual blocks"):
+        fit(net(), split, LOSS, Strategy(recompute=True))

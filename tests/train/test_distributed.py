@@ -76,36 +76,36 @@ BROKEN_OFF = {
 
 def broken_off(kind, path):
     """Return the weights of a run with dropout, and of one that stopped on the way and went on."""
-    from penjing.train.distributed import processes
+    from penjing.train.distributed import find_processes
     from penjing.train.hooks import Hooks
     from penjing.train.loop import fit
-    from penjing.train.objective import task_objective
-    from penjing.train.saved_state import Checkpoint
+    from penjing.train.objective import make_objective
+    from penjing.train.saved_state import SavedState
 
     class Stop(Exception):
         pass
 
     prepared = task().prepare()
 
-    def run(model, checkpoint, stop_at=None):
+    def run(model, saved_state, stop_at=None):
         taken = []
 
-        def stepped(progress):
+        def after_step(progress):
             taken.append(progress)
             if len(taken) == stop_at:
                 raise Stop
 
-        hooks = Hooks(stepped=stepped)
+        hooks = Hooks(after_step=after_step)
         strategy = BROKEN_OFF[kind].model_copy(update={"epochs": 2.0})
         return fit(
-            model, prepared.train, task_objective(prepared), strategy, hooks=hooks, checkpoint=checkpoint
+            model, prepared.train, make_objective(prepared), strategy, hooks=hooks, saved_state=saved_state
         )
 
     def dropping():
         return nn.Sequential(net(kind), nn.Dropout(0.5))
 
     def kept():
-        return Checkpoint(Path(path), "key", every=0.0, together=processes())
+        return SavedState(Path(path), "key", every=0.0, processes=find_processes())
 
     whole, broken = dropping(), dropping()
     run(whole, None)
@@ -151,18 +151,18 @@ def test_two_processes_take_the_steps_of_one(kind, trained):
     import penjing as pj
 
     (first, record, lines), (second, _, silent), folder = trained(kind)
-    alone = pj.fit(net(kind), task(), STRATEGIES[kind], say=[].append)
+    single = pj.fit(net(kind), task(), STRATEGIES[kind], say=[].append)
     assert all(torch.equal(first[name], second[name]) for name in first)
     # Muon rounds its products to bfloat16, which may fall on the other side of a half.
     rtol, atol = (0.01, 0.02) if kind == "shards-muon" else (1e-4, 1e-5)
-    for name, tensor in alone.model.state_dict().items():
+    for name, tensor in single.model.state_dict().items():
         torch.testing.assert_close(first[name], tensor, rtol=rtol, atol=atol)
-    assert record["steps"] == alone.record.steps
+    assert record["steps"] == single.record.steps
     assert [p["loss"] for p in record["curve"]] == pytest.approx(
-        [p.loss for p in alone.record.curve], rel=rtol
+        [p.loss for p in single.record.curve], rel=rtol
     )
     assert any("2 processes" in event for event in record["events"])
-    assert any("part of the weights" in event for event in record["events"]) == (kind != "plain")
+    assert any("shard of the weights" in event for event in record["events"]) == (kind != "plain")
     assert len(lines) == 3
     assert not silent
     assert sorted(path.name for path in folder.iterdir()) == ["fit.json", "weights.safetensors"]
@@ -189,7 +189,7 @@ def test_a_run_of_two_that_was_broken_off_ends_with_the_same_weights(kind, train
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"optimizer": "adafactor"}, "tensors in parts"),
+        ({"optimizer": "adafactor"}, "sharded tensors"),
         ({"sam": 0.05}, "sam"),
         ({"ghost_batch": 8}, "ghost_batch"),
         ({"recompute": True}, "recompute"),
@@ -219,11 +219,11 @@ def test_masks_and_watched_layers_do_not_go_with_shards():
 def test_one_process_has_nothing_to_shard():
     import penjing as pj
 
-    alone, same = (
+    single, same = (
         pj.fit(net("plain"), task(), pj.Strategy(epochs=1, shard=s), say=[].append) for s in (False, True)
     )
-    assert same.record.events == alone.record.events
-    assert all(map(torch.equal, same.model.parameters(), alone.model.parameters()))
+    assert same.record.events == single.record.events
+    assert all(map(torch.equal, same.model.parameters(), single.model.parameters()))
 
 
 def test_the_command_speaks_once(tmp_path):
@@ -235,4 +235,4 @@ def test_the_command_speaks_once(tmp_path):
     settings = ["--set", "epochs=1", "--set", "shard=true"]
     said = on_two(["-m", "penjing", "fit", "work.py", *settings, "--out", "run"], tmp_path)
     assert said.count("weights and record:") == 1
-    assert "part of the weights" in said
+    assert "shard of the weights" in said

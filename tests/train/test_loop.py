@@ -10,12 +10,12 @@ from torch import nn
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.task import Split, Task
-from penjing.train.finetune import FineTune
 from penjing.train.hooks import Hooks
-from penjing.train.loop import RESERVE, fit, steps_within
-from penjing.train.objective import task_objective
+from penjing.train.loop import RESERVE, fit, fit_steps
+from penjing.train.objective import make_objective
+from penjing.train.strategy import Strategy
 
-LOSS = task_objective(Task(train=None))
+LOSS = make_objective(Task(train=None))
 
 
 def weights(model):
@@ -36,8 +36,8 @@ def test_loss_falls_and_accuracy_rises(net, split, digits):
         model,
         split,
         LOSS,
-        FineTune(epochs=3, batch_size=50),
-        hooks=Hooks(say=lambda line: said.append(str(line))),
+        Strategy(epochs=3, batch_size=50),
+        hooks=Hooks(log=lambda line: said.append(str(line))),
     )
     x, y = digits
     right = (model.eval()(torch.from_numpy(x[600:900])).argmax(1).numpy() == y[600:900]).mean()
@@ -52,7 +52,7 @@ def test_loss_falls_and_accuracy_rises(net, split, digits):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("schedule", ["linear", "one_cycle"])
 def test_same_seed_same_weights_and_the_callers_random_state_stays(net, split, optimizer, schedule):
-    recipe = FineTune(epochs=0.5, optimizer=optimizer, schedule=schedule, batch_size=50)
+    recipe = Strategy(epochs=0.5, optimizer=optimizer, schedule=schedule, batch_size=50)
     state = torch.get_rng_state()
     runs = []
     for seed in (1, 1, 2):
@@ -70,7 +70,7 @@ def test_modes_and_flags_and_layout_are_put_back(net, split):
     model[0].weight.requires_grad_(False)
     before = [m.training for m in model.modules()], [p.requires_grad for p in model.parameters()]
     frozen = model[0].weight.clone()
-    fit(model, part(split, 100), LOSS, FineTune(epochs=1), covers=lambda layer: layer != "3")
+    fit(model, part(split, 100), LOSS, Strategy(epochs=1), covers=lambda layer: layer != "3")
     assert before == ([m.training for m in model.modules()], [p.requires_grad for p in model.parameters()])
     assert torch.equal(model[0].weight, frozen)
     assert all(p.is_contiguous() for p in model.parameters())
@@ -79,15 +79,15 @@ def test_modes_and_flags_and_layout_are_put_back(net, split):
 def test_layers_that_are_not_covered_stay_and_so_do_their_statistics(net, split):
     model = net()
     before = weights(model)
-    fit(model, part(split, 100), LOSS, FineTune(epochs=1, batch_size=50), covers=lambda layer: layer == "8")
+    fit(model, part(split, 100), LOSS, Strategy(epochs=1, batch_size=50), covers=lambda layer: layer == "8")
     changed = {name for name, tensor in weights(model).items() if not torch.equal(tensor, before[name])}
     assert changed == {"8.weight", "8.bias"}
 
 
 def test_all_frozen_is_refused_and_modes_are_back(net, split):
     model = net().requires_grad_(False).eval()
-    with pytest.raises(Refused, match="at least one parameter can train"):
-        fit(model, split, LOSS, FineTune())
+    with pytest.raises(Refused, match="needs at least one parameter"):
+        fit(model, split, LOSS, Strategy())
     assert not model.training
     assert not any(p.requires_grad for p in model.parameters())
 
@@ -100,7 +100,7 @@ def test_a_last_batch_of_one_joins_the_one_before(split):
         seen.append(len(targets))
         return LOSS(outputs, inputs, targets)
 
-    done = fit(model, part(split, 9), objective, FineTune(epochs=2, batch_size=4))
+    done = fit(model, part(split, 9), objective, Strategy(epochs=2, batch_size=4))
     assert seen == [4, 5, 4, 5]
     assert done.steps == done.planned_steps == 4
     assert [event for event in done.events if "last batch of one" in event]
@@ -109,7 +109,7 @@ def test_a_last_batch_of_one_joins_the_one_before(split):
 def test_batches_of_one_keep_the_statistics(split):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))
     mean = model[2].running_mean.clone()
-    done = fit(model, part(split, 3), LOSS, FineTune(epochs=1, batch_size=1))
+    done = fit(model, part(split, 3), LOSS, Strategy(epochs=1, batch_size=1))
     assert done.steps == 3
     assert torch.equal(mean, model[2].running_mean)
     assert [event for event in done.events if "keeps its statistics" in event]
@@ -130,7 +130,7 @@ class Poisoned(Split):
 @pytest.mark.parametrize("bad", [0, 5])
 def test_one_nan_batch_rolls_back_and_goes_on_at_a_lower_rate(net, split, bad):
     model = net()
-    done = fit(model, Poisoned(split, {bad}), LOSS, FineTune(epochs=1, batch_size=50))
+    done = fit(model, Poisoned(split, {bad}), LOSS, Strategy(epochs=1, batch_size=50))
     assert done.steps == 12
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
     (event,) = [event for event in done.events if "restored" in event]
@@ -143,8 +143,8 @@ def test_a_second_nan_is_refused_with_its_step_and_weights_are_the_last_finite(n
     model = net()
     before = weights(model)
     with pytest.raises(Refused, match="at step 4") as caught:
-        fit(model, Poisoned(split, {1, 3}), LOSS, FineTune(epochs=1, batch_size=50))
-    assert "the loss stays finite" in caught.value.rule
+        fit(model, Poisoned(split, {1, 3}), LOSS, Strategy(epochs=1, batch_size=50))
+    assert "the loss must stay finite" in caught.value.rule
     assert same(before, weights(model))
 
 
@@ -152,14 +152,14 @@ def test_a_huge_rate_is_not_hidden(net, split):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     before = weights(model)
     with pytest.raises(Refused, match="Lower lr"):
-        fit(model, split, LOSS, FineTune(lr=1e20, epochs=3, batch_size=50))
+        fit(model, split, LOSS, Strategy(lr=1e20, epochs=3, batch_size=50))
     assert same(before, weights(model))
 
 
 def test_weights_broken_by_the_last_step_fall_back(split):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = weights(model)
-    recipe = FineTune(lr=1e38, clip_norm=None, weight_decay=0.99, epochs=0.01, batch_size=50)
+    recipe = Strategy(lr=1e38, clip_norm=None, weight_decay=0.99, epochs=0.01, batch_size=50)
     model[1].weight.register_hook(lambda gradient: torch.full_like(gradient, 1e3))
     done = fit(model, split, LOSS, recipe)
     assert done.steps == 1
@@ -181,22 +181,22 @@ def test_out_of_memory_halves_the_batch_and_the_mean_stays(split):
                 raise torch.OutOfMemoryError("stub")
             return LOSS(outputs, inputs, targets)
 
-        done = fit(model, part(split, 100), objective, FineTune(epochs=1, batch_size=50))
+        done = fit(model, part(split, 100), objective, Strategy(epochs=1, batch_size=50))
         return model, done, sizes
 
     whole, _, _ = run(50)
     parts, done, sizes = run(20)
     assert sizes == [50, 25, 13, 13, 12, 12, 13, 13, 12, 12]
     assert torch.allclose(whole[1].weight, parts[1].weight, atol=1e-6)
-    assert [event for event in done.events if "parts of 13" in event]
-    with pytest.raises(Refused, match="fits in memory") as caught:
+    assert [event for event in done.events if "micro-batches of 13" in event]
+    with pytest.raises(Refused, match="must fit in memory") as caught:
         run(3)
     assert caught.value.code == Exit.ENVIRONMENT
 
 
 def test_another_runtime_error_passes_through(split):
     with pytest.raises(RuntimeError, match="shapes"):
-        fit(nn.Sequential(nn.Flatten(), nn.Linear(63, 10)), split, LOSS, FineTune())
+        fit(nn.Sequential(nn.Flatten(), nn.Linear(63, 10)), split, LOSS, Strategy())
 
 
 class Slow(Split):
@@ -211,7 +211,7 @@ class Slow(Split):
 def test_a_limit_in_seconds_shortens_the_schedule_and_says_so(split):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     slow = Slow(split.inputs, split.targets, "train")
-    done = fit(model, slow, LOSS, FineTune(epochs=100, batch_size=50, max_seconds=0.6))
+    done = fit(model, slow, LOSS, Strategy(epochs=100, batch_size=50, max_seconds=0.6))
     assert 5 <= done.steps < done.planned_steps == 1200
     assert done.data_seconds > 0.02 * done.steps
     assert [event for event in done.events if f"0.6 s allow {done.steps} of 1200 steps" in event]
@@ -223,19 +223,19 @@ def test_a_limit_that_does_not_bite_changes_nothing(split):
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).requires_grad_(True)
         nn.init.constant_(model[1].weight, 0.01)
         nn.init.zeros_(model[1].bias)
-        done = fit(model, split, LOSS, FineTune(epochs=1, batch_size=50, max_seconds=limit))
+        done = fit(model, split, LOSS, Strategy(epochs=1, batch_size=50, max_seconds=limit))
         assert done.steps == done.planned_steps
         runs.append(weights(model))
     assert same(*runs)
 
 
 def test_steps_within():
-    assert steps_within(100, 10, 1.0, 90.0) == 100
-    assert steps_within(100, 10, 1.0, 50.0) == 10 + int(RESERVE * 50)
-    assert steps_within(100, 10, 1.0, -5.0) == 10
+    assert fit_steps(100, 10, 1.0, 90.0) == 100
+    assert fit_steps(100, 10, 1.0, 50.0) == 10 + int(RESERVE * 50)
+    assert fit_steps(100, 10, 1.0, -5.0) == 10
 
 
 def test_an_empty_split_is_refused(net):
     empty = Split((np.zeros((0, 1, 8, 8), np.float32),), np.zeros(0, np.int64), "train")
-    with pytest.raises(Refused, match="has examples"):
-        fit(net(), empty, LOSS, FineTune())
+    with pytest.raises(Refused, match="needs at least one example"):
+        fit(net(), empty, LOSS, Strategy())

@@ -17,9 +17,10 @@ from penjing.repair.batchnorm import ReestimateBatchNorm, reestimate_batchnorm
 from penjing.train.finetune import FineTune, fine_tune_torch
 from penjing.train.hooks import Hooks
 from penjing.train.loop import fit
-from penjing.train.objective import task_objective
+from penjing.train.objective import make_objective
+from penjing.train.strategy import Strategy
 
-LOSS = task_objective(Task(train=None))
+LOSS = make_objective(Task(train=None))
 
 
 def masked(net, share=0.7):
@@ -47,7 +48,7 @@ def test_zeros_stay_zero(net, split, kind, optimizer):
     handler(model, kind(epochs=1, optimizer=optimizer), context)
     assert_zeros_are_those_of_the_masks(model, masks)
     assert all(not torch.equal(model.state_dict()[name], before[name]) for name in masks)
-    reestimate_batchnorm(model, ReestimateBatchNorm(batches=2), context)
+    reestimate_batchnorm(model, ReestimateBatchNorm(examples=256), context)
     assert_zeros_are_those_of_the_masks(model, masks)
 
 
@@ -64,7 +65,7 @@ def test_removed_weights_do_not_count_in_the_norm_that_is_clipped(net, split):
     narrow.insert(8, Columns(40))
     for model in (whole, narrow):
         model[7].p = 0.0
-    recipe = FineTune(epochs=0.1, batch_size=60, clip_norm=0.1)
+    recipe = Strategy(epochs=0.1, batch_size=60, clip_norm=0.1)
     losses = [fit(model, split, LOSS, recipe).losses for model in (whole, narrow)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     torch.testing.assert_close(whole[8].weight[:, :40], narrow[9].weight)
@@ -88,7 +89,7 @@ def test_a_fall_back_after_divergence_keeps_zeros_too(net, split):
         loss = LOSS(outputs, inputs, targets)
         return loss * float("nan") if next(broken) else loss
 
-    done = fit(model, split, objective, FineTune(epochs=1, batch_size=50))
+    done = fit(model, split, objective, Strategy(epochs=1, batch_size=50))
     assert any("restored" in event for event in done.events)
     assert_zeros_are_those_of_the_masks(model, masks)
 
@@ -103,7 +104,7 @@ def test_hooks_are_called_at_every_step_and_see_gradients(net, split):
         model,
         split,
         LOSS,
-        FineTune(epochs=2, batch_size=100),
+        Strategy(epochs=2, batch_size=100),
         hooks=Hooks(said.append, gradients, seen.append),
     )
     assert seen == pytest.approx(np.arange(12) / 12)

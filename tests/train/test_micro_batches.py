@@ -1,4 +1,4 @@
-"""Batches in parts: more where memory lacks, fewer once there is plenty again."""
+"""Batches in micro-batches: more where memory lacks, fewer once there is plenty again."""
 
 from __future__ import annotations
 
@@ -11,65 +11,65 @@ from penjing.core.task import Task
 from penjing.train import micro_batches as module
 from penjing.train import stepper
 from penjing.train.loop import fit
-from penjing.train.micro_batches import LOOK_EVERY, Parts
-from penjing.train.objective import task_objective
+from penjing.train.micro_batches import LOOK_EVERY, MicroBatches
+from penjing.train.objective import make_objective
 from penjing.train.strategy import Strategy
 
-LOSS = task_objective(Task(train=None))
+LOSS = make_objective(Task(train=None))
 
 
 def made(free, asked=1):
     events = []
-    return Parts(asked, lambda: free[0], events), events
+    return MicroBatches(asked, lambda: free[0], events), events
 
 
 def test_parts_grow_back_once_twice_the_memory_is_free():
     free = [1_000_000]
-    parts, events = made(free)
-    assert parts.count(64) == 1
-    parts.halve(10, 64, MemoryError())
-    parts.halve(10, 64, MemoryError())
-    assert parts.count(64) == 4
+    micro_batches, events = made(free)
+    assert micro_batches.count(64) == 1
+    micro_batches.halve(10, 64, MemoryError())
+    micro_batches.halve(10, 64, MemoryError())
+    assert micro_batches.count(64) == 4
     free[0] = 1_900_000
-    parts.look(10 + 2 * LOOK_EVERY, 64)
-    assert parts.count(64) == 4, "not enough"
+    micro_batches.grow(10 + 2 * LOOK_EVERY, 64)
+    assert micro_batches.count(64) == 4, "not enough"
     free[0] = 2_000_000
-    parts.look(10 + 3 * LOOK_EVERY, 64)
-    assert parts.count(64) == 4, "too early to look again"
-    parts.look(10 + 4 * LOOK_EVERY, 64)
-    assert parts.count(64) == 2
-    parts.look(10 + 9 * LOOK_EVERY, 64)
-    assert parts.count(64) == 1
+    micro_batches.grow(10 + 3 * LOOK_EVERY, 64)
+    assert micro_batches.count(64) == 4, "too early to look again"
+    micro_batches.grow(10 + 4 * LOOK_EVERY, 64)
+    assert micro_batches.count(64) == 2
+    micro_batches.grow(10 + 9 * LOOK_EVERY, 64)
+    assert micro_batches.count(64) == 1
     assert events[-2:] == [
-        "step 410: 0.002 GB are free again: batches are summed from parts of 32 examples",
-        "step 910: 0.002 GB are free again: batches are as they were",
+        "step 410: 0.002 GB are free again: micro-batches have 32 examples",
+        "step 910: 0.002 GB are free again: micro-batches are as asked for",
     ]
 
 
 def test_parts_that_were_asked_for_stay():
-    parts, events = made([1], asked=3)
-    assert parts.count(64) == 3
-    assert parts.count(2) == 2
-    parts.look(10_000, 64)
-    assert parts.count(64) == 3
+    micro_batches, events = made([1], asked=3)
+    assert micro_batches.count(64) == 3
+    assert micro_batches.count(2) == 2
+    micro_batches.grow(10_000, 64)
+    assert micro_batches.count(64) == 3
     assert events == []
 
 
 def test_a_state_goes_on():
-    parts, _ = made([5])
-    parts.halve(7, 64, MemoryError())
+    micro_batches, _ = made([5])
+    micro_batches.halve(7, 64, MemoryError())
     again, _ = made([10])
-    again.restore(parts.state())
+    again.restore(micro_batches.state())
     assert again.count(64) == 2
-    again.look(7 + LOOK_EVERY, 64)
+    again.grow(7 + LOOK_EVERY, 64)
     assert again.count(64) == 1
 
 
 def test_four_examples_that_do_not_fit_are_refused():
-    parts, _ = made([1])
-    parts.halve(0, 8, MemoryError())
-    with pytest.raises(Refused, match="4 examples do not"):
-        parts.halve(0, 8, MemoryError())
+    micro_batches, _ = made([1])
+    micro_batches.halve(0, 8, MemoryError())
+    with pytest.raises(Refused, match="4 examples that do not"):
+        micro_batches.halve(0, 8, MemoryError())
 
 
 def test_training_takes_whole_batches_again(split, monkeypatch):
@@ -88,4 +88,4 @@ def test_training_takes_whole_batches_again(split, monkeypatch):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     done = fit(model, split, objective, Strategy(epochs=0.5, batch_size=50))
     assert sizes == [50, 25, 25, 25, 25, 25, 25, 25, 25, 50, 50]
-    assert any("are free again: batches are as they were" in event for event in done.events)
+    assert any("are free again: micro-batches are as asked for" in event for event in done.events)

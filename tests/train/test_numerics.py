@@ -5,10 +5,10 @@ import torch
 from torch import nn
 
 from penjing.core.task import Task
-from penjing.train.finetune import FineTune
 from penjing.train.loop import fit
 from penjing.train.numerics import numerics_for
-from penjing.train.objective import task_objective
+from penjing.train.objective import make_objective
+from penjing.train.strategy import Strategy
 
 CAN = {"avx512_bf16": True}
 
@@ -51,8 +51,8 @@ def test_bfloat16_trains_as_well_and_says_so(net, split):
     losses = {}
     for precision in ("float32", "bfloat16"):
         model = net(16)
-        recipe = FineTune(epochs=3, batch_size=50, precision=precision)
-        done = fit(model, split, task_objective(Task(train=None)), recipe)
+        recipe = Strategy(epochs=3, batch_size=50, precision=precision)
+        done = fit(model, split, make_objective(Task(train=None)), recipe)
         assert done.events[0].startswith("computed in " + precision)
         assert all(p.dtype == torch.float32 for p in model.parameters())
         losses[precision] = done.losses[-1]
@@ -67,7 +67,7 @@ def test_channels_last_gives_the_same_outputs_and_keeps_ties(able):
     expected = model(x)
     with chosen.applied(model):
         assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
-        outputs = model(*chosen.lay_out((x,)))
+        outputs = model(*chosen.to_layout((x,)))
     assert torch.allclose(outputs, expected, atol=1e-5)
     assert model[1].weight is model[0].weight
     assert model[0].weight.is_contiguous()

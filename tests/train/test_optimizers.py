@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch", reason="the extra torch is not installed")
 pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
 
 import penjing as pj  # noqa: E402
-from penjing.train.optimizers import KINDS, NAMES, optimizer_of  # noqa: E402
+from penjing.train.optimizers import NAMES, OPTIMIZERS, build_optimizer  # noqa: E402
 from penjing.train.parameters import make_optimizer  # noqa: E402
 
 START = np.random.default_rng(7).standard_normal((4, 3))
@@ -26,12 +26,12 @@ def slope(x):
 def descend(name, decay, rates, **extra):
     """Return what steps of these rates make of START, in the weights that a model is judged by."""
     x = torch.nn.Parameter(torch.from_numpy(START.copy()))
-    optimizer = optimizer_of(name, [{"params": [x], "weight_decay": decay, **extra}], rates[0])
+    optimizer = build_optimizer(name, [{"params": [x], "weight_decay": decay, **extra}], rates[0])
     for rate in rates:
         optimizer.param_groups[0]["lr"] = rate
         x.grad = torch.from_numpy(slope(x.detach().numpy()))
         optimizer.step()
-    if KINDS[name].modes:
+    if OPTIMIZERS[name].modes:
         optimizer.eval()
     return x.detach().numpy()
 
@@ -251,7 +251,7 @@ def test_every_optimizer_has_a_reference():
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 @pytest.mark.parametrize("name", REFERENCES)
 def test_steps_are_those_of_the_papers(name, decay):
-    rates = [10 * rate for rate in RATES] + [1.0] * 45 if KINDS[name].lr == 1 else RATES
+    rates = [10 * rate for rate in RATES] + [1.0] * 45 if OPTIMIZERS[name].lr == 1 else RATES
     found = descend(name, decay, rates)
     assert np.abs(found - START).max() > 0.1
     np.testing.assert_allclose(found, REFERENCES[name](START, decay, rates), rtol=1e-5, atol=1e-5)
@@ -267,7 +267,7 @@ def test_muon_steps_as_its_authors_do_up_to_bfloat16(decay):
 
 def test_soap_is_adam_on_a_vector():
     x = torch.nn.Parameter(torch.from_numpy(START[:, 0].copy()))
-    optimizer = optimizer_of("soap", [{"params": [x], "weight_decay": 0.0}], 0.1)
+    optimizer = build_optimizer("soap", [{"params": [x], "weight_decay": 0.0}], 0.1)
     expected, m, v = START[:, 0], np.zeros(4), np.zeros(4)
     for t in range(6):
         x.grad = 3 * x.detach()
@@ -284,10 +284,10 @@ def test_each_descends_and_decays_weights_only(name):
     torch.manual_seed(0)
     nn = torch.nn
     model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.Linear(16, 3))
-    optimizer = make_optimizer(model, list(model.parameters()), pj.FineTune(optimizer=name))
+    optimizer = make_optimizer(model, list(model.parameters()), pj.Strategy(optimizer=name))
     decayed = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     assert all((decayed[id(p)] > 0) == (p.ndim > 1) for p in model.parameters())
-    assert optimizer.param_groups[0]["lr"] == KINDS[name].lr
+    assert optimizer.param_groups[0]["lr"] == OPTIMIZERS[name].lr
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -6,12 +6,12 @@ from torch import nn
 
 from penjing.core.errors import Refused
 from penjing.core.task import Task
-from penjing.train.finetune import FineTune
 from penjing.train.loop import fit
-from penjing.train.objective import task_objective
-from penjing.train.parameters import BatchNorms, make_optimizer, statistics_kept, training_mode
+from penjing.train.objective import make_objective
+from penjing.train.parameters import BatchNormMode, keep_statistics, make_optimizer, set_training_mode
+from penjing.train.strategy import Strategy
 
-LOSS = task_objective(Task(train=None))
+LOSS = make_objective(Task(train=None))
 
 
 class Encoder(nn.Module):
@@ -25,7 +25,7 @@ class Encoder(nn.Module):
 
 
 def rates(model, **fields):
-    strategy = FineTune(**fields)
+    strategy = Strategy(**fields)
     groups = make_optimizer(model, list(model.parameters()), strategy).param_groups
     by_tensor = {id(p): group for group in groups for p in group["params"]}
     assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
@@ -62,7 +62,7 @@ def test_muon_leaves_the_first_and_the_last_matrix_also_where_they_are_one():
 
 def test_prodigy_refuses_rates_by_layer():
     pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
-    with pytest.raises(Refused, match="prodigy steps at one rate in all layers"):
+    with pytest.raises(Refused, match="layer_decay cannot be combined with prodigy"):
         rates(Encoder(), optimizer="prodigy", layer_decay=0.8)
 
 
@@ -70,7 +70,7 @@ def test_ghost_batches_are_normalized_apart():
     layer = nn.BatchNorm1d(3)
     torch.manual_seed(0)
     x = torch.randn(32, 3) * 3 + 1
-    with training_mode(layer, lambda name: True, BatchNorms(ghost=8)):
+    with set_training_mode(layer, lambda name: True, BatchNormMode(ghost=8)):
         parts = layer(x).split(8)
     for part in parts:
         torch.testing.assert_close(part.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
@@ -81,30 +81,30 @@ def test_ghost_batches_are_normalized_apart():
 def test_frozen_batchnorm_keeps_statistics_and_scales_while_the_rest_trains(net, split):
     model = net()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    fit(model, split, LOSS, FineTune(epochs=1, batch_size=50, batchnorm="frozen"))
+    fit(model, split, LOSS, Strategy(epochs=1, batch_size=50, batchnorm="frozen"))
     changed = {name for name, t in model.state_dict().items() if not torch.equal(t, before[name])}
     assert changed == {"0.weight", "0.bias", "3.weight", "3.bias", "8.weight", "8.bias"}
 
 
 def test_statistics_stay_in_a_pass_that_does_not_count():
     layer = nn.BatchNorm1d(3)
-    with statistics_kept(layer):
+    with keep_statistics(layer):
         layer(torch.randn(8, 3) + 5)
     assert torch.equal(layer.running_mean, torch.zeros(3))
     assert layer.momentum == 0.1
 
 
 def test_parts_add_up_to_the_batch():
-    """Without BatchNorm and dropout a batch in parts gives the same weights."""
+    """Without BatchNorm and dropout a batch in micro-batches gives the same weights."""
     torch.manual_seed(0)
     x, y = torch.randn(96, 6).numpy(), torch.randint(0, 3, (96,)).numpy()
     from penjing.core.task import Split
 
     weights = []
-    for parts in (1, 4):
+    for steps in (1, 4):
         torch.manual_seed(1)
         model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
-        fit(model, Split((x,), y, "train"), LOSS, FineTune(epochs=3, batch_size=32, parts=parts))
+        fit(model, Split((x,), y, "train"), LOSS, Strategy(epochs=3, batch_size=32, accumulation_steps=steps))
         weights.append(model[0].weight.detach())
     torch.testing.assert_close(weights[0], weights[1], rtol=1e-5, atol=1e-6)
 
@@ -118,9 +118,9 @@ def test_sharpness_aware_steps_take_the_gradient_uphill():
     model = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         model.weight.fill_(2.0)
-    loss = task_objective(Task(train=None, loss=lambda out, target: (out**2 / 2).mean()))
+    loss = make_objective(Task(train=None, loss=lambda out, target: (out**2 / 2).mean()))
     one = Split((np.ones((1, 1), np.float32),), np.zeros(1, np.float32), "train")
-    plain = FineTune(epochs=1, batch_size=1, lr=0.1, weight_decay=0, warmup=0, schedule="constant")
+    plain = Strategy(epochs=1, batch_size=1, lr=0.1, weight_decay=0, warmup=0, schedule="constant")
     fit(model, one, loss, plain.model_copy(update={"sam": 0.5, "clip_norm": None}))
     # Nesterov's first step is 1.9 times the gradient.
     assert model.weight.item() == pytest.approx(2.0 - 0.1 * 1.9 * 2.5, abs=1e-5)

@@ -7,13 +7,13 @@ import torch
 
 from penjing.core.errors import Refused
 from penjing.core.task import Task
-from penjing.train.finetune import FineTune
 from penjing.train.hooks import Hooks
 from penjing.train.loop import fit
-from penjing.train.objective import task_objective
-from penjing.train.saved_state import Checkpoint
+from penjing.train.objective import make_objective
+from penjing.train.saved_state import SavedState
+from penjing.train.strategy import Strategy
 
-LOSS = task_objective(Task(train=None))
+LOSS = make_objective(Task(train=None))
 
 
 class Stop(Exception):
@@ -26,8 +26,8 @@ def test_a_state_comes_back_as_it_was(tmp_path):
         3: (torch.arange(3), {"nested": [torch.tensor(2.0)]}),
         "empty": [],
     }
-    Checkpoint(tmp_path / "state", "key").save(state)
-    back = Checkpoint(tmp_path / "state", "key").load()
+    SavedState(tmp_path / "state", "key").save(state)
+    back = SavedState(tmp_path / "state", "key").load()
     assert back["numbers"] == state["numbers"]
     assert isinstance(back[3], tuple)
     assert torch.equal(back[3][0], torch.arange(3))
@@ -37,15 +37,15 @@ def test_a_state_comes_back_as_it_was(tmp_path):
 
 def test_another_runs_or_a_damaged_state_is_refused(tmp_path):
     path = tmp_path / "state"
-    assert Checkpoint(path, "key").load() is None
-    Checkpoint(path, "key").save({"x": torch.zeros(100)})
-    with pytest.raises(Refused, match="it began with"):
-        Checkpoint(path, "other").load()
+    assert SavedState(path, "key").load() is None
+    SavedState(path, "key").save({"x": torch.zeros(100)})
+    with pytest.raises(Refused, match="of a run with the same model"):
+        SavedState(path, "other").load()
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(Refused, match="whole"):
-        Checkpoint(path, "key").load()
+    with pytest.raises(Refused, match="must be complete"):
+        SavedState(path, "key").load()
     with pytest.raises(Refused, match="tensors, numbers and words"):
-        Checkpoint(path, "key").save({"x": object()})
+        SavedState(path, "key").save({"x": object()})
 
 
 @pytest.mark.parametrize(
@@ -62,20 +62,20 @@ def test_another_runs_or_a_damaged_state_is_refused(tmp_path):
 def test_a_run_that_was_broken_off_ends_with_the_same_weights(net, split, tmp_path, fields):
     if {"muon", "schedule_free", "prodigy"} & set(fields.values()):
         pytest.importorskip("pytorch_optimizer", reason="the extra optimizers is not installed")
-    strategy = FineTune(**{"epochs": 2, "batch_size": 50, **fields})
+    strategy = Strategy(**{"epochs": 2, "batch_size": 50, **fields})
     whole, broken = net(), net()
     wanted = fit(whole, split, LOSS, strategy)
 
     def run(model, stop_at):
         taken = []
 
-        def stepped(progress):
+        def after_step(progress):
             taken.append(progress)
             if stop_at is not None and len(taken) > stop_at:
                 raise Stop
 
-        checkpoint = Checkpoint(tmp_path / "state", "key", every=0.0)
-        return fit(model, split, LOSS, strategy, hooks=Hooks(stepped=stepped), checkpoint=checkpoint)
+        saved = SavedState(tmp_path / "state", "key", every=0.0)
+        return fit(model, split, LOSS, strategy, hooks=Hooks(after_step=after_step), saved_state=saved)
 
     for stop_at in (5, 9):
         with pytest.raises(Stop):

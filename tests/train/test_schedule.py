@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from penjing.train.schedule import SCHEDULES, rate_factor
+from penjing.train.schedule import SCHEDULES, lr_factor
 
 FALLING = ("linear", "cosine", "polynomial", "one_cycle")
 """Those that fall to zero and never rise again."""
@@ -11,7 +11,7 @@ FALLING = ("linear", "cosine", "polynomial", "one_cycle")
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("total", [1, 2, 7, 100, 1000])
 def test_every_schedule_rises_to_one_and_stays_above_zero(schedule, total):
-    factors = [rate_factor(schedule, step, total) for step in range(total)]
+    factors = [lr_factor(schedule, step, total) for step in range(total)]
     top = factors.index(max(factors))
     assert max(factors) == pytest.approx(1.0)
     assert all(0 < factor <= 1 for factor in factors)
@@ -23,13 +23,13 @@ def test_every_schedule_rises_to_one_and_stays_above_zero(schedule, total):
 
 
 def test_warm_up_lengths():
-    assert [rate_factor("linear", s, 100) for s in range(6)].index(1.0) == 5
-    assert [rate_factor("one_cycle", s, 100) for s in range(40)].index(1.0) == 30
+    assert [lr_factor("linear", s, 100) for s in range(6)].index(1.0) == 5
+    assert [lr_factor("one_cycle", s, 100) for s in range(40)].index(1.0) == 30
 
 
 def test_values_on_the_way():
     def at(schedule, *steps):
-        return [rate_factor(schedule, step, 100) for step in steps]
+        return [lr_factor(schedule, step, 100) for step in steps]
 
     assert at("constant", 5, 50, 99) == [1, 1, 1]
     assert at("step", 52, 53, 76, 77) == pytest.approx([1, 0.1, 0.1, 0.01])
@@ -41,7 +41,7 @@ def test_values_on_the_way():
 
 
 def test_restarts_double():
-    factors = [rate_factor("cosine_restarts", step, 1400) for step in range(1400)]
+    factors = [lr_factor("cosine_restarts", step, 1400) for step in range(1400)]
     risen = [step for step in range(71, 1400) if factors[step] > factors[step - 1]]
     first, second = risen
     assert second - first == pytest.approx(2 * (first - 70), abs=2)
@@ -60,6 +60,6 @@ def test_the_framework_falls_in_the_same_way(schedule):
         "polynomial": lambda: rates.PolynomialLR(optimizer, total, power=2),
     }[schedule]()
     for step in range(total):
-        assert rate_factor(schedule, step, total) == pytest.approx(theirs.get_last_lr()[0], abs=1e-6)
+        assert lr_factor(schedule, step, total) == pytest.approx(theirs.get_last_lr()[0], abs=1e-6)
         optimizer.step()
         theirs.step()

@@ -64,4 +64,4 @@ def test_each_comes_back_from_a_file(optimizer, schedule, tmp_path):
     (tmp_path / "strategy.yaml").write_text(dump_yaml(strategy.model_dump(mode="json")))
     again = Strategy(**read_yaml(tmp_path / "strategy.yaml"))
     assert again == strategy
-    assert (again.rate, again.decline) == (strategy.rate, strategy.decline)
+    assert (again.peak_lr, again.lr_schedule) == (strategy.peak_lr, strategy.lr_schedule)

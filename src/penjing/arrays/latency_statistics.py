@@ -65,19 +65,55 @@ def processes_interval(values: Sequence[float], noise: float = 0.0, confidence: 
 
     Args:
         values: a time of each process, or a ratio of each pair of processes; positive.
-        noise: relative difference of two processes of one file, found beforehand.
+        noise: relative difference of two processes of one file, see `processes_noise`.
         confidence: of the two-sided interval.
 
-    >>> processes_interval([1.0, 1.0, 1.0], noise=0.01)
-    Interval(value=1.0, low=0.990049833749168, high=1.010050167084168)
+    >>> found = processes_interval([1.0, 1.0, 1.0], noise=0.01)
+    >>> round(found.low, 4), round(found.high, 4)
+    (0.99, 1.0101)
 
     Raises:
         Refused: fewer than two values, or one that is not positive and finite.
     """
     _check_positive([np.asarray(values, dtype=np.float64)])
     mean, _, high = mean_interval([math.log(value) for value in values], confidence)
-    half = math.hypot(high - mean, math.log1p(noise))
+    half = math.hypot(high - mean, noise)
     return Interval(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+
+
+def processes_noise(logarithms: Sequence[float]) -> float:
+    """Return by how much two processes of one file differ: sqrt(2) standard deviations over some processes.
+
+    Args:
+        logarithms: of the time of each process, up to a constant; at least two.
+
+    >>> round(processes_noise([0.0, 0.01]), 4)
+    0.01
+    """
+    return math.sqrt(2) * float(np.std(logarithms, ddof=1))
+
+
+def widened_interval(interval: Interval, noise: float, n: int, confidence: float = 0.95) -> Interval:
+    """Return the interval of a time, or a ratio, of one process alone, widened by what processes differ by.
+
+    Args:
+        interval: as the rounds of the process tell it; positive.
+        noise: relative difference of two processes.
+        n: processes that the noise was found from, at least 2; Student's quantile is of n - 1.
+
+    >>> found = widened_interval(Interval(1.0, 1.0, 1.0), noise=0.01, n=3)
+    >>> round(found.low, 4), round(found.high, 4)
+    (0.9579, 1.044)
+    """
+    from scipy.special import stdtrit
+
+    more = float(stdtrit(n - 1, (1 + confidence) / 2)) * noise
+    down, up = math.log(interval.value / interval.low), math.log(interval.high / interval.value)
+    return Interval(
+        interval.value,
+        interval.value * math.exp(-math.hypot(down, more)),
+        interval.value * math.exp(math.hypot(up, more)),
+    )
 
 
 def percentile(share: float) -> Statistic:

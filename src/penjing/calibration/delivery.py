@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from penjing.arrays.formats.stated import LayerFormats
 from penjing.calibration.inputs import calibration_batches
@@ -23,9 +24,12 @@ COMPARED = 64
 """Examples that a delivered graph is compared with its simulation on."""
 BATCH = 16
 
+Tensors = Mapping[str, NDArray[np.floating]]
+"""By layer."""
+
 
 @dataclass(frozen=True)
-class Stated:
+class Exported:
     """A model that was exported, and what methods before stated on its layers.
 
     Attributes:
@@ -41,7 +45,7 @@ class Stated:
     context: Context
 
 
-def exported(model: Model, context: Context) -> Stated:
+def export_with_formats(model: Model, context: Context) -> Exported:
     """Export a torch model, with what its quantizers say.
 
     Raises:
@@ -54,10 +58,12 @@ def exported(model: Model, context: Context) -> Stated:
     simulation = context.backend.copy(model) if formats else None
     remove_quantizers(model)
     onnx, adopted = to_onnx(context.backend, model, context)
-    return Stated(adopted, formats, simulation, replace(context, backend=onnx))
+    return Exported(adopted, formats, simulation, replace(context, backend=onnx))
 
 
-def compared(stated: Stated, result: OnnxModel, changes: list[Change], context: Context) -> list[Change]:
+def compare_with_simulation(
+    exported: Exported, result: OnnxModel, changes: list[Change], context: Context
+) -> list[Change]:
     """Add to each layer's change how far its output is from the simulation's.
 
     `simulation_error` is the L2 norm of the difference over that of the simulated output, on training
@@ -66,31 +72,31 @@ def compared(stated: Stated, result: OnnxModel, changes: list[Change], context: 
     layer's name.
 
     Args:
-        stated: from `exported`.
+        exported: from `export_with_formats`.
         result: the graph with integers.
         changes: of the method.
         context: of the simulation.
     """
     from penjing.backends.onnx.integers.calibrate import Watcher
 
-    done = [c.layer for c in changes if c.done and c.layer in stated.formats]
+    done = [c.layer for c in changes if c.done and c.layer in exported.formats]
     if not done:
         return changes
     batches = calibration_batches(context, COMPARED, BATCH)
-    seen = context.backend.observe(stated.simulation, done, iter(batches))
+    seen = context.backend.observe(exported.simulation, done, iter(batches))
     wanted = ({name: output for name, (_, output) in batch.items()} for batch in seen)
-    ends = _ends(stated.model, result, done)
+    ends = _ends(exported.model, result, done)
     watcher = Watcher(result.proto, list(ends.values()))
     values = (watcher.values(x) for x, _ in batches)
     errors = _errors(wanted, ({name: batch[end] for name, end in ends.items()} for batch in values))
-    outputs = ({"*": context.backend.run(stated.simulation, x)} for x, _ in batches)
+    outputs = ({"*": context.backend.run(exported.simulation, x)} for x, _ in batches)
     whole = _errors(outputs, ({"*": result.run(x)[0]} for x, _ in batches))
     worst = max(errors, key=lambda name: errors[name]) if errors else ""
     added: dict[str, dict[str, float | int | str]] = {
         name: {"simulation_error": error} for name, error in errors.items()
     }
     added["*"] = {"simulation_error": whole["*"]} | ({"worst_layer": worst} if worst else {})
-    return [c.model_copy(update={"detail": c.detail | added.get(c.layer, {})}) for c in changes]
+    return [c.with_detail(added.get(c.layer, {})) for c in changes]
 
 
 def _ends(model: OnnxModel, result: OnnxModel, layers: list[str]) -> dict[str, str]:
@@ -118,7 +124,7 @@ def _with_bias(graph: Graph, tensor: str) -> str:
     return node.output[0] if other is not None and other.ndim == 1 else tensor
 
 
-def _errors(wanted: Iterator[dict[str, Any]], found: Iterator[dict[str, Any]]) -> dict[str, float]:
+def _errors(wanted: Iterator[Tensors], found: Iterator[Tensors]) -> dict[str, float]:
     """Return relative L2 errors by name, over all batches."""
     off: dict[str, float] = {}
     norm: dict[str, float] = {}

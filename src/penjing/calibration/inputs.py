@@ -14,7 +14,7 @@ from penjing.arrays.patches import windows
 from penjing.arrays.sparsity.gram import Gram
 from penjing.core.backend import Arrays, Backend, Layer
 from penjing.core.context import Context
-from penjing.core.data import Split
+from penjing.core.data.split import Split
 from penjing.core.errors import Refused
 from penjing.core.task import Batch
 from penjing.core.value import Model
@@ -30,9 +30,9 @@ GRAM_BYTES = 2**31
 class Drawn(Sequence[Batch]):
     """Batches of drawn examples of a split, copied from it each time they are asked for."""
 
-    def __init__(self, split: Split, index: NDArray[np.int64], size: int) -> None:
+    def __init__(self, split: Split, index: NDArray[np.int64], batch_size: int) -> None:
         self._split = split
-        self._parts = [index[start : start + size] for start in range(0, len(index), size)]
+        self._parts = [index[start : start + batch_size] for start in range(0, len(index), batch_size)]
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -50,7 +50,7 @@ class Drawn(Sequence[Batch]):
         return tuple(x[index] for x in self._split.inputs), self._split.targets[index]
 
 
-def calibration_batches(context: Context, examples: int, size: int) -> Sequence[Batch]:
+def calibration_batches(context: Context, examples: int, batch_size: int) -> Sequence[Batch]:
     """Return batches of training inputs, `examples` of them or all there are, drawn by the context's seed.
 
     Those of arrays are copied when they are asked for, so that arrays that lie in a file stay there.
@@ -61,20 +61,30 @@ def calibration_batches(context: Context, examples: int, size: int) -> Sequence[
     train = context.task.train
     if isinstance(train, Split) and len(train):
         order = np.random.default_rng(context.seed).permutation(len(train))
-        return Drawn(train, order[:examples], min(size, examples))
+        return Drawn(train, order[:examples], min(batch_size, examples))
     batches: list[Batch] = []
     left = examples
-    for inputs, targets in train.batches(min(size, examples), context.seed):
+    for inputs, targets in train.batches(min(batch_size, examples), context.seed):
         batches.append((tuple(x[:left] for x in inputs), targets[:left]))
         left -= len(batches[-1][1])
         if left <= 0:
             break
     if left == examples:
-        raise Refused("calibration has examples", value=0, place="task.train", fix="give training data")
+        raise no_examples()
     return batches
 
 
-def refuse_dull(batches: Sequence[Batch]) -> None:
+def no_examples() -> Refused:
+    """Return the refusal of a method that needs data where there are none."""
+    return Refused(
+        "must have examples to calibrate on",
+        value=0,
+        place="task.train",
+        fix="give training data, labels are not used",
+    )
+
+
+def check_calibration_data(batches: Sequence[Batch]) -> None:
     """Refuse inputs of a model that say nothing about it.
 
     Raises:
@@ -85,22 +95,22 @@ def refuse_dull(batches: Sequence[Batch]) -> None:
         for number, x in enumerate(inputs):
             if not np.isfinite(x).all():
                 raise Refused(
-                    "calibration data are finite",
-                    value="NaN or infinite",
+                    "must be finite",
+                    value="NaN or infinite values",
                     place=f"task.train, input {number}",
-                    fix="look at the data",
+                    fix="remove or replace these values in the training data",
                 )
             ends |= {x.min().item(), x.max().item()} if x.size else set()
     if len(ends) < 2:
         raise Refused(
-            "calibration data vary",
-            value=f"all values are {next(iter(ends), 'missing')}",
+            "must vary from example to example",
+            value=f"only the value {next(iter(ends), 'of nothing')}",
             place="task.train",
             fix="give examples as the model will see them",
         )
 
 
-def unobservable(layer: Layer) -> str:
+def why_unobservable(layer: Layer) -> str:
     """Say why the second moments of a layer's inputs cannot be had; empty where they can."""
     size = gram_bytes(layer)
     if layer.kind != "linear" and layer.window is None:
@@ -114,7 +124,7 @@ def unobservable(layer: Layer) -> str:
     return ""
 
 
-def in_passes(layers: Sequence[Layer]) -> list[list[Layer]]:
+def split_by_memory(layers: Sequence[Layer]) -> list[list[Layer]]:
     """Split layers so that the moments of each part fit into `GRAM_BYTES` together, as far as they can."""
     parts: list[list[Layer]] = []
     held = GRAM_BYTES
@@ -127,7 +137,7 @@ def in_passes(layers: Sequence[Layer]) -> list[list[Layer]]:
     return parts
 
 
-def called(backend: Backend, model: Model, layers: Sequence[str], inputs: Arrays) -> dict[str, str]:
+def why_not_called(backend: Backend, model: Model, layers: Sequence[str], inputs: Arrays) -> dict[str, str]:
     """Return for each layer that cannot be observed the reason."""
     reasons = {}
     for layer in layers:
@@ -138,7 +148,7 @@ def called(backend: Backend, model: Model, layers: Sequence[str], inputs: Arrays
     return reasons
 
 
-def waves(
+def execution_levels(
     backend: Backend, model: Model, layers: Sequence[str], inputs: Arrays, seed: int
 ) -> list[list[str]]:
     """Return layers in the order in which data reach them, those together that do not feed each other.
@@ -215,10 +225,10 @@ def input_grams(
     for name, gram in grams.items():
         if not np.isfinite(gram.total).all():
             raise Refused(
-                "inputs of layers are finite",
-                value="NaN or infinite",
+                "must take finite inputs",
+                value="NaN or infinite values",
                 place=name,
-                fix="look for overflow in the layers before it",
+                fix="look for overflow in the layers before it, or leave it out with only('!...', ...)",
             )
     return grams
 

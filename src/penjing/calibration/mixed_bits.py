@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from penjing.arrays.knapsack import choose_options
+from penjing.calibration.inputs import no_examples
 from penjing.calibration.rounding import MixedBits
 from penjing.core.backend import Sample
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.value import Model
+
+if TYPE_CHECKING:
+    from penjing.backends.torch.curvature.rounding_loss import Pair
+    from penjing.backends.torch.quantizers import Quantizer
 
 BATCH = 32
 
@@ -34,7 +39,10 @@ class Choice:
 
 
 def choose_formats(
-    model: Model, pairs: Mapping[str, Sequence[tuple[Any, Any]]], mixed: MixedBits | None, context: Context
+    model: Model,
+    pairs: Mapping[str, Sequence[tuple[Quantizer, Quantizer | None]]],
+    mixed: MixedBits | None,
+    context: Context,
 ) -> dict[str, Choice]:
     """Return for each layer the option that it gets, in the order of `pairs`.
 
@@ -58,9 +66,9 @@ def choose_formats(
     budget, least = int(mixed.bits * sum(counts.values())), sum(int(b.min()) for b in bits.values())
     if least > budget:
         raise Refused(
-            "the smallest options fit into the bits",
+            f"must be at least {least / sum(counts.values()):.4g}, which the smallest options take",
             place="MixedBits.bits",
-            value=f"{mixed.bits:g}; the smallest options take {least / sum(counts.values()):.4g}",
+            value=f"{mixed.bits:g}",
             fix="raise bits, or add a smaller option; scales and ends at 8 bits count",
         )
     losses = _losses(model, pairs, mixed, context)
@@ -80,21 +88,21 @@ def choose_formats(
 
 
 def _losses(
-    model: Model, pairs: Mapping[str, Sequence[tuple[Any, Any]]], mixed: MixedBits, context: Context
+    model: Model, pairs: Mapping[str, Sequence[Pair]], mixed: MixedBits, context: Context
 ) -> dict[str, NDArray[np.float64]]:
     from penjing.backends.torch.curvature.rounding_loss import rounding_losses
 
     split = context.task.train
     if len(split) == 0:
-        raise Refused("losses are taken on examples", value=0, place="task.train", fix="give training data")
+        raise no_examples()
     sample = Sample(split, context.task.loss, -(-mixed.examples // BATCH), BATCH, context.seed)
     losses = rounding_losses(model, pairs, sample)
     for name, found in losses.items():
         if not np.isfinite(found).all():
             raise Refused(
-                "losses of rounded layers are finite",
+                "must leave the loss finite when it is rounded",
                 value="NaN or infinite",
                 place=name,
-                fix="look for overflow in the model, or skip the layer",
+                fix="look for overflow in the model, or leave the layer out with only('!...', ...)",
             )
     return losses

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,11 +19,14 @@ from penjing.calibration.mixed_bits import choose_formats
 from penjing.calibration.rounding import Option, Rounded
 from penjing.core.context import Context
 from penjing.core.errors import Refused, nearest
-from penjing.core.method import Change
+from penjing.core.method import Changes, name_of
 from penjing.core.number_format import NumberFormat
 from penjing.core.value import Model
 
-BATCH = 32
+if TYPE_CHECKING:
+    from torch import nn
+
+    from penjing.backends.torch.quantizers import Quantizer
 
 
 @dataclass(frozen=True)
@@ -36,11 +39,13 @@ class Placed:
     """
 
     reference: Model
-    changes: list[Change]
+    changes: Changes
 
 
-def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
+def place_quantizers(model: Model, method: Rounded, context: Context, examples: int) -> Placed:
     """Fold BatchNorm and put quantizers on convolutions and linear layers, in place.
+
+    Ranges of inputs are taken from so many training examples.
 
     Where the length of a group does not divide a row of the weight, the last group of the row is shorter; the
     change then says so, `last_group` being its length.
@@ -55,33 +60,31 @@ def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
 
     if next(quantized_layers(model), None) is not None:
         raise Refused(
-            "the model is not quantized yet",
-            value=next(quantized_layers(model))[0],
-            place=type(method).__name__,
+            "needs a model in float",
+            value=f"one whose layer {next(quantized_layers(model))[0]} is quantized",
+            place=name_of(method),
             fix="start from the float model",
         )
     example = context.task.train.example()
-    layers, skipped = _choose(model, method, context)
+    changes = Changes(method)
+    layers = _choose(model, context, changes)
     folded = fold_batchnorm(model, example, context.covers)
-    changes = [_skipped(method, name, reason) for name, reason in skipped.items()]
     seen = record_usage(model, list(layers), to_inputs(model, example))
     order = [name for name, call in seen.items() if call.times]
-    changes += [
-        _skipped(method, name, "the model does not call it as a module")
-        for name in layers
-        if name not in order
-    ]
+    for name in layers:
+        if name not in order:
+            changes.skip(name, "the model does not call it as a module")
     reference = copy.deepcopy(model)
     ends = {order[0], order[-1]} if method.ends and order else set[str]()
     _refuse_unmatched(method, order)
     options = {name: _options(method, name, name in ends) for name in order}
-    ranges = _ranges(model, options, method, context)
+    ranges = _ranges(model, options, method, context, examples)
     pairs = {
         name: [_pair(model.get_submodule(name), name, formats, ranges) for formats in options[name]]
         for name in order
     }
     chosen = choose_formats(model, pairs, method.mixed, context)
-    shared: dict[tuple[str, NumberFormat], Any] = {}
+    shared: dict[tuple[str, NumberFormat], Quantizer] = {}
     for name, choice in chosen.items():
         weight, inputs = pairs[name][choice.option]
         if inputs is not None:
@@ -90,38 +93,35 @@ def place_quantizers(model: Model, method: Rounded, context: Context) -> Placed:
         detail = _set(model.get_submodule(name), weight, inputs) | choice.facts
         if name in folded:
             detail["folded"] = folded[name]
-        changes.append(Change(method=type(method).__name__, layer=name, status="done", detail=detail))
+        changes.done(name, **detail)
     return Placed(reference, changes)
 
 
-def _choose(model: Model, method: Rounded, context: Context) -> tuple[dict[str, Model], dict[str, str]]:
+def _choose(model: nn.Module, context: Context, changes: Changes) -> dict[str, nn.Module]:
+    """Return the layers that can round and that the plan covers, and add changes for the others."""
     from penjing.backends.torch.quantizers import CLASSES
 
-    chosen, skipped = {}, {}
+    chosen = {}
     for layer in context.backend.layers(model):
         module = model.get_submodule(layer.name)
         if layer.kind not in ("conv", "depthwise", "linear"):
             continue
-        pattern = next((p for p in method.skip if fnmatchcase(layer.name, p)), None)
-        if pattern is not None:
-            skipped[layer.name] = f"left float by skip={pattern!r}"
-        elif not context.covers(layer.name):
-            skipped[layer.name] = "not covered by the pattern"
+        if not context.covers(layer.name):
+            changes.skip(layer.name, "not covered by the pattern")
         elif type(module) not in CLASSES:
-            skipped[layer.name] = f"a class of its own, {type(module).__name__}, cannot be made to round"
+            changes.skip(layer.name, f"a class of its own, {type(module).__name__}, cannot be made to round")
         else:
             chosen[layer.name] = module
-    return chosen, skipped
+    return chosen
 
 
 def _refuse_unmatched(method: Rounded, layers: Sequence[str]) -> None:
     for pattern, _ in method.by_layer:
         if not any(fnmatchcase(name, pattern) for name in layers):
-            place = f"{type(method).__name__}.by_layer"
             raise Refused(
-                "the pattern matches a layer that is rounded",
+                "must match a layer that is rounded",
                 value=repr(pattern),
-                place=place,
+                place=f"each pattern of {name_of(method)}.by_layer",
                 fix=nearest(pattern, layers),
             )
 
@@ -134,7 +134,7 @@ def _options(method: Rounded, name: str, end: bool) -> list[Option]:
     given: Sequence[Option] = [(method.weights, None)] if method.mixed is None else method.mixed.options
     pairs = [(weights, inputs or method.inputs) for weights, inputs in given]
     if end:
-        pairs = [(wider(weights), None if inputs is None else wider(inputs)) for weights, inputs in pairs]
+        pairs = [(widen(weights), None if inputs is None else widen(inputs)) for weights, inputs in pairs]
     return list(dict.fromkeys(pairs))
 
 
@@ -142,7 +142,7 @@ Ranges = dict[tuple[str, NumberFormat], Observer]
 
 
 def _ranges(
-    model: Model, options: Mapping[str, Sequence[Option]], method: Rounded, context: Context
+    model: Model, options: Mapping[str, Sequence[Option]], method: Rounded, context: Context, examples: int
 ) -> Ranges:
     """Return what was seen of every layer's input, in float, for each of its formats with fixed scales."""
     found = {
@@ -154,7 +154,7 @@ def _ranges(
     if not found:
         return {}
     layers = list(dict.fromkeys(name for name, _ in found))
-    for batch in calibration_batches(context, method.calibration, BATCH):
+    for batch in calibration_batches(context, examples, method.batch_size):
         for seen in context.backend.observe(model, layers, iter([batch])):
             for (name, _), observer in found.items():
                 if name in seen:
@@ -162,19 +162,21 @@ def _ranges(
     return found
 
 
-def _pair(module: Model, name: str, formats: Option, ranges: Ranges) -> tuple[Any, Any]:
+def _pair(
+    module: nn.Module, name: str, formats: Option, ranges: Ranges
+) -> tuple[Quantizer, Quantizer | None]:
     """Return the quantizers of a layer's weight and input."""
     from penjing.backends.torch.tensors import to_numpy
 
     weights, inputs = formats
-    weight = quantizer_of(weights, clipped_parameters(to_numpy(module.weight), weights))
+    weight = make_quantizer(weights, clipped_parameters(to_numpy(module.weight), weights))
     if inputs is None:
         return weight, None
     seen = ranges.get((name, inputs))
-    return weight, quantizer_of(inputs, None if seen is None else seen.parameters())
+    return weight, make_quantizer(inputs, None if seen is None else seen.parameters())
 
 
-def _set(module: Model, weight: Any, inputs: Any) -> dict[str, float | int | str]:
+def _set(module: nn.Module, weight: Quantizer, inputs: Quantizer | None) -> dict[str, float | int | str]:
     """Put quantizers on a layer and return facts."""
     import torch
 
@@ -198,7 +200,7 @@ def _set(module: Model, weight: Any, inputs: Any) -> dict[str, float | int | str
     return detail
 
 
-def wider(format: NumberFormat) -> NumberFormat:
+def widen(format: NumberFormat) -> NumberFormat:
     """Return the 8-bit integers of the same kind where a format has fewer bits."""
     if format.bits >= 8:
         return format
@@ -211,7 +213,7 @@ def wider(format: NumberFormat) -> NumberFormat:
     )
 
 
-def quantizer_of(format: NumberFormat, parameters: Parameters | None) -> Any:
+def make_quantizer(format: NumberFormat, parameters: Parameters | None) -> Quantizer:
     """Return a module that rounds to a format under given parameters; None for tokens, which bring theirs."""
     import torch
 
@@ -221,7 +223,3 @@ def quantizer_of(format: NumberFormat, parameters: Parameters | None) -> Any:
         return Quantizer(format, torch.ones(()))
     parts = (None if part is None else torch.from_numpy(np.array(part, np.float32)) for part in parameters)
     return Quantizer(format, *parts)
-
-
-def _skipped(method: Rounded, layer: str, reason: str) -> Change:
-    return Change(method=type(method).__name__, layer=layer, status="skipped", reason=reason)

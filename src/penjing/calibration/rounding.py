@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from penjing.arrays.observers.observer import ObserverKind
+from penjing.calibration.settings import BatchSize, Examples
 from penjing.core.config import refusal
 from penjing.core.errors import Refused
 from penjing.core.method import Method, Stage
@@ -16,6 +17,9 @@ from penjing.core.value import Value
 
 Option = tuple[NumberFormat, NumberFormat | None]
 """Formats of a layer's weights and of its input; None: that which the method has for inputs."""
+
+_OWN: Any = object()
+"""In the place of a format that is not given: the default of the class."""
 
 
 class MixedBits(Value):
@@ -35,6 +39,9 @@ class MixedBits(Value):
 
     Raises:
         Refused: a field is unknown or out of its range.
+
+    >>> MixedBits(4.5, options=["int3 channel", "int8 channel"]).bits
+    4.5
     """
 
     bits: float = Field(gt=0, le=32)
@@ -51,10 +58,10 @@ class MixedBits(Value):
     @classmethod
     def _read(cls, value: Any) -> tuple[Option, ...]:
         if isinstance(value, str) or not isinstance(value, list | tuple):
-            raise ValueError("options are a list of number formats")
+            raise ValueError('must be a list of number formats; write ["int4 channel", "int8 channel"]')
         found = tuple(_option(entry, "MixedBits.options") for entry in value)
         if len(set(found)) < max(len(found), 2):
-            raise ValueError("at least two options, each once")
+            raise ValueError("must be at least two formats, each once; add another, or use weights=")
         return found
 
 
@@ -68,8 +75,8 @@ class Rounded(Method):
         ends: whether the first and the last layer, in which errors cost most, keep at least 8 bits.
         observer: how the range of inputs is chosen: smallest and largest value, their moving average over
             batches, 99.99% of the values, least squared error, or least relative entropy of the histogram.
-        calibration: training examples that ranges are taken from, at least 1.
-        skip: patterns (shell wildcards) of layers that stay float.
+        examples: training examples that are looked at, at least 1.
+        batch_size: examples that run at once, at least 1.
         by_layer: formats of some layers, as pairs of a pattern and what `MixedBits.options` takes, of which
             the first that matches counts; a mapping is taken too. They hold for ends as they are.
         mixed: choose the formats of weights for each layer that `by_layer` does not name, in place of
@@ -81,31 +88,26 @@ class Rounded(Method):
     inputs: NumberFormat | None = number_format("uint8")
     ends: bool = True
     observer: ObserverKind = "mse"
-    calibration: int = Field(default=256, ge=1, le=1_000_000)
-    skip: tuple[str, ...] = ()
+    examples: Examples = 256
+    batch_size: BatchSize = 32
     by_layer: tuple[tuple[str, Option], ...] = ()
     mixed: MixedBits | None = None
 
     def __init__(
         self,
-        weights: NumberFormat | str = "int8 channel",
-        inputs: NumberFormat | str | None = "uint8",
+        weights: NumberFormat | str = _OWN,
+        inputs: NumberFormat | str | None = _OWN,
         **fields: Any,
     ) -> None:
-        super().__init__(**{"weights": weights, "inputs": inputs, **fields})
+        formats = {"weights": weights, "inputs": inputs}
+        super().__init__(**{name: given for name, given in formats.items() if given is not _OWN}, **fields)
 
     @field_validator("weights", "inputs", mode="before")
     @classmethod
     def _read(cls, value: Any, info: ValidationInfo) -> NumberFormat | None:
         if value is None and info.field_name == "inputs":
             return None
-        try:
-            return NumberFormat.model_validate(value)
-        except Refused as error:
-            place = f"{cls.__name__}.{info.field_name}"
-            raise Refused(
-                error.rule, value=error.value, place=place, fix=error.fix, code=error.code
-            ) from None
+        return read_format(value, f"{cls.__name__}.{info.field_name}")
 
     @field_validator("weights")
     @classmethod
@@ -125,7 +127,7 @@ class Rounded(Method):
         if not isinstance(pairs, list | tuple) or not all(
             isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[0], str) for pair in pairs
         ):
-            raise ValueError("formats by layer are pairs of a pattern and a format")
+            raise ValueError('must be pairs of a pattern and a format; write {"head": "int8 channel"}')
         return tuple((pattern, _option(entry, place)) for pattern, entry in pairs)
 
     @field_validator("mixed", mode="before")
@@ -134,14 +136,11 @@ class Rounded(Method):
         if not isinstance(value, Mapping):
             return value
         if "bits" not in value:
-            raise ValueError("mixed bits say how many, for example bits: 4.5")
+            raise ValueError("needs the number of bits; write for example {'bits': 4.5}")
         try:
             return MixedBits(**value)
         except Refused as error:
-            place = f"{cls.__name__}.mixed, {error.place}"
-            raise Refused(
-                error.rule, value=error.value, place=place, fix=error.fix, code=error.code
-            ) from None
+            raise error.at(f"{cls.__name__}.mixed, {error.place}") from None
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -153,20 +152,28 @@ class Rounded(Method):
         return self
 
 
+def read_format(value: Any, place: str) -> NumberFormat:
+    """Return a number format from its name or its fields.
+
+    Raises:
+        Refused: it is none; at the place given.
+    """
+    try:
+        return NumberFormat.model_validate(value)
+    except Refused as error:
+        raise error.at(place) from None
+
+
 def _option(entry: Any, place: str) -> Option:
     """Read an option: a format of weights, or a pair with that of the input."""
     weights, inputs = entry if isinstance(entry, list | tuple) and len(entry) == 2 else (entry, None)
-    try:
-        first = NumberFormat.model_validate(weights)
-        second = None if inputs is None else NumberFormat.model_validate(inputs)
-    except Refused as error:
-        raise Refused(error.rule, value=error.value, place=place, fix=error.fix, code=error.code) from None
-    return _for_weights(first), _for_inputs(second)
+    first = read_format(weights, place)
+    return _for_weights(first), _for_inputs(None if inputs is None else read_format(inputs, place))
 
 
 def _for_weights(weights: NumberFormat) -> NumberFormat:
     if weights.granularity == "token":
-        raise ValueError("the scales of weights are for the tensor, channels or groups")
+        raise ValueError("must have scales for the tensor, channels or groups; write int8 channel")
     if weights.granularity == "tensor":
         return weights.model_copy(update={"granularity": "channel"})
     return weights
@@ -174,25 +181,5 @@ def _for_weights(weights: NumberFormat) -> NumberFormat:
 
 def _for_inputs(inputs: NumberFormat | None) -> NumberFormat | None:
     if inputs is not None and inputs.granularity not in ("tensor", "token"):
-        raise ValueError("the scales of inputs are for the tensor or tokens")
+        raise ValueError("must have one scale, or one for each token; write uint8 or int8 token")
     return inputs
-
-
-class RoundedWeights(Rounded):
-    """What methods say that are made for weights alone, of language models above all.
-
-    Attributes:
-        weights: 4-bit integers in groups of 32 inputs by default.
-        inputs: float by default.
-    """
-
-    weights: NumberFormat = number_format("int4 group 32")
-    inputs: NumberFormat | None = None
-
-    def __init__(
-        self,
-        weights: NumberFormat | str = "int4 group 32",
-        inputs: NumberFormat | str | None = None,
-        **fields: Any,
-    ) -> None:
-        super().__init__(weights, inputs, **fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,18 +13,18 @@ from penjing.arrays.formats.parameters import Parameters
 from penjing.arrays.sparsity.gram import Gram
 from penjing.calibration.inputs import (
     calibration_batches,
-    called,
-    in_passes,
+    check_calibration_data,
+    execution_levels,
     input_grams,
-    refuse_dull,
-    unobservable,
-    waves,
+    split_by_memory,
+    why_not_called,
+    why_unobservable,
 )
-from penjing.calibration.placing import Placed, place_quantizers, quantizer_of
+from penjing.calibration.placing import Placed, make_quantizer, place_quantizers
 from penjing.calibration.rounding import Rounded
 from penjing.core.backend import Arrays, Layer
 from penjing.core.context import Context
-from penjing.core.method import Change, Outcome
+from penjing.core.method import Change, Outcome, name_of
 from penjing.core.number_format import NumberFormat
 from penjing.core.progress import Line
 from penjing.core.task import Batch
@@ -45,7 +45,7 @@ class Rounding(NamedTuple):
 
     values: NDArray[np.float32]
     parameters: Parameters
-    cost: Callable[[NDArray[Any]], float]
+    cost: Callable[[NDArray[np.floating]], float]
 
 
 Solve = Callable[[NDArray[np.float32], Gram, NumberFormat], Rounding]
@@ -53,7 +53,7 @@ Solve = Callable[[NDArray[np.float32], Gram, NumberFormat], Rounding]
 
 
 def round_in_order(
-    model: Model, method: Rounded, context: Context, solve: Solve, size: int = 32, dense: bool = False
+    model: Model, method: Rounded, context: Context, solve: Solve, dense: bool = False
 ) -> Outcome:
     """Put quantizers on a model and round each layer on the inputs that it then has; one change for each.
 
@@ -65,31 +65,30 @@ def round_in_order(
         method: formats and data.
         context: of the application.
         solve: the method's mathematics.
-        size: examples that run at once.
         dense: whether the moments have the float model's inputs as the wanted ones.
 
     Raises:
         Refused: no data, or such that are constant, NaN or infinite; and as `place_quantizers`.
     """
-    begun = begin(model, method, context, size)
-    backend, reference, layers, why = context.backend, begun.placed.reference, begun.layers, begun.why
+    start = prepare_rounding(model, method, context)
+    backend, reference, layers, why = context.backend, start.placed.reference, start.layers, start.why
     facts: dict[str, dict[str, float]] = {}
-    order = waves(backend, reference, begun.left, begun.probe, context.seed)
-    passes = [part for wave in order for part in in_passes([layers[name] for name in wave])]
+    order = execution_levels(backend, reference, start.left, start.probe, context.seed)
+    passes = [part for level in order for part in split_by_memory([layers[name] for name in level])]
     for number, part in enumerate(passes, 1):
         names = ", ".join(x.name for x in part)
-        context.say(Line.step(f"{type(method).__name__}: {names} ({number} of {len(passes)})"))
+        context.say(Line.step(f"{name_of(method)}: {names} ({number} of {len(passes)})"))
         wanted = reference if dense else None
-        for name, gram in input_grams(backend, model, part, begun.batches, context.seed, wanted).items():
+        for name, gram in input_grams(backend, model, part, start.batches, context.seed, wanted).items():
             if gram.rows < gram.total.shape[-1]:
-                why[name] = f"{gram.rows} observations of {gram.total.shape[-1]} inputs: raise calibration"
+                why[name] = f"{gram.rows} observations of {gram.total.shape[-1]} inputs: raise examples"
             else:
                 facts[name] = _round(model, context, layers[name], gram, solve)
-    return Outcome(model, [_told(change, why, facts) for change in begun.placed.changes])
+    return Outcome(model, [_with_facts(change, why, facts) for change in start.placed.changes])
 
 
 @dataclass(frozen=True)
-class Begun:
+class Prepared:
     """A model on nearest rounding, and what is known of its layers.
 
     Attributes:
@@ -112,25 +111,25 @@ class Begun:
         return [name for name in self.layers if name not in self.why]
 
 
-def begin(model: Model, method: Rounded, context: Context, size: int) -> Begun:
+def prepare_rounding(model: Model, method: Rounded, context: Context) -> Prepared:
     """Put quantizers on the model in place, and look at each layer.
 
     Raises:
         Refused: no data, or such that are constant, NaN or infinite; and as `place_quantizers`.
     """
-    batches = calibration_batches(context, method.calibration, size)
-    refuse_dull(batches)
-    placed = place_quantizers(model, method, context)
+    batches = calibration_batches(context, method.examples, method.batch_size)
+    check_calibration_data(batches)
+    placed = place_quantizers(model, method, context, method.examples)
     names = {change.layer for change in placed.changes if change.done}
     layers = {layer.name: layer for layer in context.backend.layers(model) if layer.name in names}
     probe = tuple(x[:PROBE] for x in batches[0][0])
-    why = _not_alone(model, layers)
+    why = _why_unrounded(model, layers)
     alone = [name for name in layers if name not in why]
-    why |= called(context.backend, placed.reference, alone, probe)
-    return Begun(batches, probe, placed, layers, why)
+    why |= why_not_called(context.backend, placed.reference, alone, probe)
+    return Prepared(batches, probe, placed, layers, why)
 
 
-def _not_alone(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
+def _why_unrounded(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
     """Return for each layer that cannot be rounded on its inputs the reason."""
     owners: dict[int, list[str]] = {}
     for name, tensor in model.named_parameters(remove_duplicate=False):
@@ -138,7 +137,7 @@ def _not_alone(model: Model, layers: Mapping[str, Layer]) -> dict[str, str]:
     why = {}
     for name, layer in layers.items():
         others = [x for x in owners[id(model.get_submodule(name).weight)] if x != f"{name}.weight"]
-        reason = f"its weight is {others[0]} too" if others else unobservable(layer)
+        reason = f"its weight is {others[0]} too" if others else why_unobservable(layer)
         if reason:
             why[name] = reason
     return why
@@ -158,11 +157,11 @@ def _round(model: Model, context: Context, layer: Layer, gram: Gram, solve: Solv
         nearest = to_numpy(module.weight_quantizer(module.weight)).reshape(old.shape)
     size = found.cost(old)
     errors = {"error_nearest": found.cost(nearest - old), "error": found.cost(found.values - old)}
-    module.weight_quantizer = quantizer_of(module.weight_quantizer.format, found.parameters)
+    module.weight_quantizer = make_quantizer(module.weight_quantizer.format, found.parameters)
     context.backend.write(model, layer.name, {"weight": found.values.reshape(whole.shape)})
     return {name: error / size if size else 0.0 for name, error in errors.items()}
 
 
-def _told(change: Change, why: Mapping[str, str], facts: Mapping[str, dict[str, float]]) -> Change:
+def _with_facts(change: Change, why: Mapping[str, str], facts: Mapping[str, dict[str, float]]) -> Change:
     more = {"nearest": why[change.layer]} if change.layer in why else facts.get(change.layer, {})
-    return change.model_copy(update={"detail": change.detail | more})
+    return change.with_detail(more)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from penjing.arrays.sparsity.patterns import Pattern, pattern_of
 from penjing.core.method import Method, Stage
+
+Examples = Annotated[int, Field(ge=1, le=1_000_000)]
+"""Training examples that a method looks at, all of them together."""
+
+BatchSize = Annotated[int, Field(ge=1)]
+"""Examples that run at once."""
 
 
 class Sparse(Method):
@@ -56,8 +62,8 @@ class Sparse(Method):
         return pattern_of(self.pattern)
 
     @property
-    def alike(self) -> bool:
-        """Whether every layer gets this share of zeros, so that one that has it already is done."""
+    def uniform(self) -> bool:
+        """Whether every layer gets the same share of zeros, so that one that has it already is done."""
         return True
 
     @property
@@ -67,25 +73,14 @@ class Sparse(Method):
         return self.sparsity
 
 
-class LayerWise(Sparse):
-    """What methods say that look at the inputs of each layer.
+class Corrected(Sparse):
+    """What methods say that zero the weights of one layer after the other and correct those that stay.
 
     Attributes:
-        calibration: training examples that inputs are taken from, at least 1.
+        examples: training examples that the inputs of layers are taken from, at least 1.
         batch_size: examples that run at once, at least 1.
         sequential: each layer sees the inputs that the layers pruned before it give; else those of the dense
             model, in one pass.
-    """
-
-    calibration: int = Field(default=512, ge=1, le=1_000_000)
-    batch_size: int = Field(default=64, ge=1)
-    sequential: bool = True
-
-
-class Corrected(LayerWise):
-    """What methods say that correct the weights that stay.
-
-    Attributes:
         compensate: aim at the outputs that each layer had in the dense model on its dense inputs, so that
             errors of the layers before it are made up for; else at its own outputs on the inputs that it
             has. Needs `sequential`.
@@ -94,11 +89,14 @@ class Corrected(LayerWise):
             leaves nothing to allocate.
     """
 
+    examples: Examples = 512
+    batch_size: BatchSize = 64
+    sequential: bool = True
     compensate: bool = False
     allocation: Literal["uniform", "global"] = "uniform"
 
     @property
-    def alike(self) -> bool:
+    def uniform(self) -> bool:
         """Whether every layer gets the same share of zeros."""
         return self.allocation == "uniform"
 

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 
 from penjing.core.context import Context
-from penjing.core.data import Arrays, Split
+from penjing.core.data.split import Arrays, Split
 from penjing.core.errors import Refused
 from penjing.core.method import Method, name_of
 from penjing.core.progress import Line
@@ -27,7 +27,7 @@ STEPS = 50
 """Of their optimization."""
 
 
-def without_data(model: Model, context: Context, examples: int) -> Context:
+def with_synthetic_calibration(model: Model, context: Context, examples: int) -> Context:
     """Return a context whose training inputs are made, `examples` of them but at most `MOST`.
 
     Of the task's own training data only shapes and types are used.
@@ -48,7 +48,7 @@ def without_data(model: Model, context: Context, examples: int) -> Context:
     return _with(context, made)
 
 
-def to_train_on(model: Model, context: Context, examples: int, kind: TrainingData) -> Context:
+def with_synthetic_training(model: Model, context: Context, examples: int, kind: TrainingData) -> Context:
     """Return a context whose training inputs are made; their targets are zeros that mean nothing.
 
     Of the task's own training data only shapes and types are used. Seconds go to `context.notes`.
@@ -63,10 +63,10 @@ def to_train_on(model: Model, context: Context, examples: int, kind: TrainingDat
         Refused: an input is no float, or for `synthetic` the model has no BatchNorm layers with running
             statistics.
     """
-    from penjing.backends.torch.distill.synthesis import floats, synthesize
+    from penjing.backends.torch.distill.synthesis import require_floats, synthesize
 
     start, example = time.perf_counter(), context.task.train.example()
-    floats(example)
+    require_floats(example)
     context.say(Line.step(f"making {examples} inputs: {kind}"))
     parts = []
     for at in range(0, examples, MOST):
@@ -89,11 +89,11 @@ def _with(context: Context, made: Arrays) -> Context:
     return replace(context, task=replace(context.task, train=split))
 
 
-def no_gradients(method: Method) -> Refused:
+def synthetic_needs_torch(method: Method) -> Refused:
     """Return the refusal of a backend on which inputs cannot be made."""
     return Refused(
-        "inputs are made through a PyTorch model with BatchNorm",
+        "needs a PyTorch model with BatchNorm, through which inputs are made",
         value="a graph in which it is folded",
         place=f"{name_of(method)}.data",
-        fix="give the PyTorch model, or calibrate with data='train'",
+        fix="give the PyTorch model, or write data='train'",
     )

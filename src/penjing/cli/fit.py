@@ -27,7 +27,7 @@ def fit(
     from penjing.cli.main import emit
     from penjing.cli.taskfile import call, load_task_file
     from penjing.experiments.fit import fit as run
-    from penjing.train.distributed import processes
+    from penjing.train.distributed import find_processes
 
     file = load_task_file(task_file)
     strategy = read_strategy(file, settings)
@@ -40,7 +40,7 @@ def fit(
         out=out,
         say=silent if json else say,
     )
-    if processes().first:
+    if find_processes().is_main:
         emit(fitted.record.model_dump(mode="json") | {"folder": str(fitted.folder)}, json, _show)
     return 0 if goal is None or fitted.record.reached is not None else 3
 

@@ -7,6 +7,7 @@ import functools
 import importlib
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -23,6 +24,7 @@ VERBS = {
     "benchmark": "diagnose",
     "optimize": "optimize",
     "resume": "runs",
+    "repair": "runs",
     "status": "runs",
     "report": "runs",
     "compare": "runs",
@@ -34,6 +36,9 @@ VERBS = {
     "doctor": "diagnose",
 }
 """The module of every verb, in the order of `penjing --help`."""
+
+_CONTROLS = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
+"""What JSON leaves as it is though a terminal may obey it, or cannot encode it."""
 
 app = typer.Typer(
     name="penjing",
@@ -66,7 +71,7 @@ def _stoppable(verb: Callable[..., int]) -> Callable[..., int]:
                 signal.SIGTERM,
             ):  # all is ended: a second one must not change the code
                 signal.signal(number, signal.SIG_IGN)
-            typer.echo(str(interruption) or "interrupted", err=True)
+            _echo(str(interruption) or "interrupted", err=True)
             return int(Exit.INTERRUPTED)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -139,7 +144,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _refused(refusal: Refused, as_json: bool) -> int:
-    typer.echo(f"penjing: {refusal}", err=True)
+    _echo(f"penjing: {refusal}", err=True)
     if as_json:
         error = {
             "rule": refusal.rule,
@@ -148,13 +153,27 @@ def _refused(refusal: Refused, as_json: bool) -> int:
             "fix": refusal.fix,
             "code": int(refusal.code),
         }
-        typer.echo(json.dumps({"error": error}))
+        emit({"error": error}, True, _echo)
     return int(refusal.code)
 
 
+def _echo(text: str, *, err: bool = False) -> None:
+    """Print a line that may quote foreign strings: names in a file, an exception of the user's code."""
+    from penjing.report.words import without_controls
+
+    typer.echo(without_controls(text), err=err)
+
+
 def emit(data: Any, as_json: bool, words: Callable[[Any], None]) -> None:
-    """Print data as JSON, and nothing else on stdout, or hand it to a function that writes for people."""
+    """Print data as JSON, and nothing else on stdout, or hand it to a function that writes for people.
+
+    Whatever a verb prints comes through here, and no control character of a foreign string gets past: JSON
+    escapes them, and people get the strings without them.
+    """
     if as_json:
-        typer.echo(json.dumps(data, ensure_ascii=False, allow_nan=False))
+        text = json.dumps(data, ensure_ascii=False, allow_nan=False)
+        typer.echo(_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
     else:
-        words(data)
+        from penjing.report.words import strip_controls
+
+        words(strip_controls(data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -61,8 +62,12 @@ def run_task_file(
     *,
     json: bool = False,
     dry_run: bool = False,
+    announce: Callable[[str], None] | None = None,
 ) -> int:
-    """Optimize what a task file offers; print the table or the JSON; return the exit code."""
+    """Optimize what a task file offers; print the table or the JSON; return the exit code.
+
+    `announce` is told which file will run, where the user did not name it.
+    """
     from penjing.cli.main import emit
     from penjing.cli.show import Reporter, exit_code, show_record
     from penjing.cli.taskfile import call, load_task_file
@@ -70,9 +75,10 @@ def run_task_file(
     from penjing.search.optimize import optimize as run
 
     check_budget(budget)
-    file = load_task_file(path)
+    file = load_task_file(path, announce)
     config = {
         "task_file": str(file.path),
+        "task_sha256": file.sha256,
         "budget": budget.model_dump(mode="json"),
         "target": target.model_dump(mode="json"),
         "seed": seed,

@@ -15,6 +15,9 @@ TaskPath = Annotated[
     Path, typer.Argument(help="Your Python file with model() and task().", metavar="TASK.py")
 ]
 RunPath = Annotated[Path, typer.Argument(help="A run directory.", metavar="RUN")]
+RunTask = Annotated[
+    Path | None, typer.Option("--task", help="The task file; by default the one the run was started from.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Seed = Annotated[int, typer.Option("--seed", help="Every random choice derives from it.", min=0)]
 Out = Annotated[Path | None, typer.Option("--out", help="The run directory; runs/NAME-N by default.")]

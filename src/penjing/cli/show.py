@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import typer
+
 from penjing.core.errors import Exit
 from penjing.core.progress import Kind, Line
 
@@ -54,3 +56,10 @@ def show_record(result: Result) -> None:
 def exit_code(result: Result) -> int:
     """Return 0 if every limit was reached, else 3."""
     return Exit.DONE if result.verdict.status == "reached" else Exit.BUDGET_NOT_REACHED
+
+
+def announce(line: str) -> None:
+    """Say something on stderr that may quote a foreign string: the file that will run, what was left out."""
+    from penjing.report.words import without_controls
+
+    typer.echo(without_controls(line), err=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -11,23 +12,30 @@ from types import ModuleType
 from typing import Any
 
 from penjing.core.errors import Exit, Refused
+from penjing.core.files import refusing
 from penjing.core.task import Task
 
 
 @dataclass(frozen=True)
 class TaskFile:
-    """What a task file offers: the path, `model` and `task`."""
+    """What a task file offers: the path, the SHA-256 of its content, `model` and `task`."""
 
     path: Path
+    sha256: str
     module: ModuleType
     model: Callable[[], Any]
     task: Callable[[], Task]
 
 
-def load_task_file(path: Path) -> TaskFile:
+def load_task_file(path: Path, announce: Callable[[str], None] | None = None) -> TaskFile:
     """Import a task file and check that it has `model()` and `task()`.
 
-    The module is pickled by value for the worker processes, so that they need not import it.
+    The module is pickled by value for the worker processes, so that they need not import it. The file is read
+    once: what was hashed is what runs.
+
+    Args:
+        path: of the file.
+        announce: called with path and hash before the file runs, where the user did not name it.
 
     Raises:
         Refused: no such file, not Python, an exception while importing, a missing function.
@@ -49,7 +57,12 @@ def load_task_file(path: Path) -> TaskFile:
             fix="give a .py file; models are never loaded from pickles",
             code=Exit.USAGE,
         )
-    module = _import(path)
+    with refusing(path, "read"):
+        source = path.read_bytes()
+    sha256 = hashlib.sha256(source).hexdigest()
+    if announce is not None:
+        announce(f"running {path}, sha256 {sha256}")
+    module = _import(path, source)
     for name in ("model", "task"):
         if not callable(getattr(module, name, None)):
             raise Refused(
@@ -58,21 +71,21 @@ def load_task_file(path: Path) -> TaskFile:
                 fix=f"define def {name}(): ... at the top level",
                 code=Exit.USAGE,
             )
-    return TaskFile(path, module, module.model, module.task)
+    return TaskFile(path, sha256, module, module.model, module.task)
 
 
-def _import(path: Path) -> ModuleType:
+def _import(path: Path, source: bytes) -> ModuleType:
     import cloudpickle
 
     name = f"penjing_task_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     sys.path.insert(0, str(path.parent))
     try:
-        spec.loader.exec_module(module)
+        # Not by the loader, which would take compiled code from a file that nobody was shown.
+        exec(compile(source, str(path), "exec", dont_inherit=True), module.__dict__)
     except Refused:
         raise
     except (Exception, SystemExit) as error:

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from penjing.cli import options as o
 
-TaskFile = Annotated[
-    Path | None, typer.Option("--task", help="The task file; by default the one the run was started from.")
-]
-
 
 def verify(
     run: o.RunPath,
-    task: TaskFile = None,
+    task: o.RunTask = None,
     max_drop: o.MaxDrop = None,
     latency: o.Latency = None,
     size: o.Size = None,
@@ -30,13 +25,16 @@ def verify(
     Without limits those of the run are used.
     """
     from penjing.cli.main import emit
+    from penjing.cli.show import announce
     from penjing.cli.taskfile import call, load_task_file
-    from penjing.core.errors import Exit, Refused
+    from penjing.core.errors import Exit
+    from penjing.run.code import locate_task_file
     from penjing.run.folder import open_run
     from penjing.run.reading import read_settings
     from penjing.search.verify import verify as judge
 
-    path, asked, target, seed = read_settings(open_run(run), task)
+    folder = open_run(run)
+    asked = read_settings(folder)
     given = {
         "max_drop": max_drop,
         "latency": latency,
@@ -45,22 +43,18 @@ def verify(
         "operations": operations,
     }
     chosen = any(value is not None for value in given.values())
-    budget = o.make_budget(confidence, **given) if chosen else asked
-    if path is None:
-        raise Refused(
-            "needs a task file for its data",
-            value="a run that was started from Python",
-            place=str(run),
-            fix="give one with --task TASK.py",
-            code=Exit.USAGE,
-        )
-    file = load_task_file(path)
-    data = call(file.task, file).prepare(seed)
-    model = call(file.model, file) if "torch" in (target.runtime, target.mode) else None
+    budget = o.make_budget(confidence, **given) if chosen else asked.budget
+    file = load_task_file(
+        task or locate_task_file(folder, asked.task_file, "verify"), None if task else announce
+    )
+    data = call(file.task, file).prepare(asked.seed)
+    model = call(file.model, file) if "torch" in (asked.target.runtime, asked.target.mode) else None
     result = judge(run, data, budget, model=model)
-    emit(result.model_dump(mode="json"), json, lambda _: _show(result))
+    emit(result.model_dump(mode="json"), json, _show)
     return int(Exit.DONE if result.status == "reached" else Exit.BUDGET_NOT_REACHED)
 
 
-def _show(result: Any) -> None:
-    typer.echo(str(result))
+def _show(data: dict[str, Any]) -> None:
+    from penjing.core.verdict import Verdict
+
+    typer.echo(str(Verdict.model_validate(data)))

@@ -11,8 +11,8 @@ import numpy as np
 
 from penjing.core.backend import Arrays, Backend, backend_for, backend_named, enter
 from penjing.core.context import Context
-from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Only, inner, name_of
+from penjing.core.errors import Refused, nearest
+from penjing.core.method import Change, Method, Only, inner, name_of, unmatched
 from penjing.core.plan import Plan
 from penjing.core.provenance import Provenance, provenance_of, remember
 from penjing.core.registry import handler_for
@@ -84,6 +84,7 @@ def apply(
     changes: list[Change] = []
     for index, method in enumerate(plan):
         backend, current = _to_backend_with_handler(method, backend, current, context)
+        _refuse_unmatched(method, backend, current)
         handler = handler_for(method, backend.name)
         assert handler is not None
         outcome = handler(current, inner(method), replace(context, backend=backend, covers=_covers(method)))
@@ -117,6 +118,21 @@ def _refuse_unless_it_runs(backend: Backend, model: Model, example: Arrays, plan
             value=f"NaN or infinity in {int((~np.isfinite(output)).sum())} of {output.size} values",
             place=place,
             fix="give the model in single precision (model.float()), or a milder setting of the step",
+        )
+
+
+def _refuse_unmatched(method: Method, backend: Backend, model: Model) -> None:
+    names = dict.fromkeys(
+        ".".join(parts[:depth])
+        for parts in (layer.name.split(".") for layer in backend.layers(model))
+        for depth in range(len(parts), 0, -1)
+    )
+    if part := unmatched(method, names):
+        raise Refused(
+            "must match a layer of the model",
+            value=repr(part),
+            place=f"each pattern of only(..., {name_of(method)})",
+            fix=nearest(part.removeprefix("!"), names),
         )
 
 

@@ -55,8 +55,8 @@ def digest_content(value: Any) -> Content:
     Args:
         value: plain data, arrays, tensors, functions, objects, or containers of them.
 
-    >>> first, same, other = (lambda x: x + 1), (lambda y: y + 1), (lambda x: x + 2)
-    >>> a, b, c = (digest_content(f).sha256 for f in (first, same, other))
+    >>> first, same, other = {"k": 5, "beta": 2.0}, {"beta": 2.0, "k": 5}, {"k": 10, "beta": 2.0}
+    >>> a, b, c = (digest_content(settings).sha256 for settings in (first, same, other))
     >>> a == b, a == c
     (True, False)
     """

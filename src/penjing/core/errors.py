@@ -45,7 +45,7 @@ class Refused(Exception):
         *,
         value: object = None,
         place: str = "",
-        fix: str = "",
+        fix: str,
         code: Exit = Exit.BAD_INPUT,
     ) -> None:
         self.rule = rule

@@ -32,13 +32,20 @@ class NotMeasured(Value):
 Quantity = Annotated[Estimate | NotMeasured, Field(discriminator="kind")]
 
 
+class Noise(Value):
+    """By how much two processes of one file differ here: `relative`, found from some `processes`."""
+
+    relative: float
+    processes: int
+
+
 class Latency(Value):
     """Time of one call on one batch, in milliseconds, from rounds interleaved with the baseline.
 
     `ratio` is this artefact's median over the reference's, round by round; `quantiles_ms` holds the
     0th, 1st, ..., 100th percentile for the distribution chart. The rounds are of several `sittings`, each
-    with fresh processes; `noise` is the relative difference of two processes of the reference's file, which
-    widens every interval.
+    with fresh processes; `noise` is what two processes of the reference's file differ by, which widens every
+    interval.
     """
 
     kind: Literal["latency"] = "latency"
@@ -54,7 +61,7 @@ class Latency(Value):
     calls: int
     rounds: int
     sittings: int = 1
-    noise: float | None = None
+    noise: Noise | None = None
 
 
 class BatchDependence(Value):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from enum import IntEnum
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, Literal
@@ -61,6 +62,10 @@ class Change(Value):
         """Whether the layer was changed."""
         return self.status == "done"
 
+    def with_detail(self, detail: Mapping[str, float | int | str]) -> Change:
+        """Return the same change with more numbers and words."""
+        return self.model_copy(update={"detail": self.detail | dict(detail)})
+
 
 class Changes(list[Change]):
     """The changes of one method, in the order in which layers were looked at.
@@ -76,11 +81,11 @@ class Changes(list[Change]):
         super().__init__()
         self.method = method if isinstance(method, str) else name_of(method)
 
-    def done(self, layer: str, reason: str = "", **detail: float | int | str) -> None:
+    def done(self, layer: str, reason: str = "", /, **detail: float | int | str) -> None:
         """Record that a layer was changed, with the numbers and words of the report."""
         self.append(Change(method=self.method, layer=layer, status="done", reason=reason, detail=detail))
 
-    def skip(self, layer: str, reason: str, **detail: float | int | str) -> None:
+    def skip(self, layer: str, reason: str, /, **detail: float | int | str) -> None:
         """Record why a layer was left as it is."""
         self.append(Change(method=self.method, layer=layer, status="skipped", reason=reason, detail=detail))
 
@@ -96,9 +101,13 @@ class Outcome:
 
 
 class Only(Method):
-    """A method on the layers whose names match a pattern (shell wildcards, `|` between several).
+    """A method on the layers that a pattern chooses; see `only`, which makes it.
 
-    Made by `only`; it takes the stage of the method it wraps.
+    It takes the stage of the method that it wraps.
+
+    Attributes:
+        pattern: shell wildcards with `|` between several; a `!` in front of one leaves out what it matches.
+        method: what is done to the layers.
     """
 
     stage: ClassVar[Stage] = Stage.STRUCTURE
@@ -109,9 +118,16 @@ class Only(Method):
         return f"only({self.pattern!r}, {self.method!r})"
 
     def covers(self, layer: str) -> bool:
-        """Tell whether the pattern matches the layer and the wrapped method covers it."""
-        matches = any(fnmatchcase(layer, part.strip()) for part in self.pattern.split("|"))
-        return matches and self.method.covers(layer)
+        """Tell whether the pattern chooses the layer and the wrapped method covers it."""
+        wanted = [part for part in self.parts if not part.startswith("!")] or ["*"]
+        chosen = any(fnmatchcase(layer, part) for part in wanted)
+        left_out = any(fnmatchcase(layer, part[1:]) for part in self.parts if part.startswith("!"))
+        return chosen and not left_out and self.method.covers(layer)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The patterns between the `|`."""
+        return tuple(part.strip() for part in self.pattern.split("|"))
 
 
 def inner(method: Method) -> Method:
@@ -119,6 +135,33 @@ def inner(method: Method) -> Method:
     while isinstance(method, Only):
         method = method.method
     return method
+
+
+def unmatched(method: Method, names: Collection[str]) -> str:
+    """Return the first part of the patterns around a method that matches no name; empty where each does.
+
+    >>> unmatched(Only(pattern="layer1.* | !head", method=Method()), ["layer1.conv", "fc"])
+    '!head'
+    """
+    while isinstance(method, Only):
+        for part in method.parts:
+            if not any(fnmatchcase(name, part.removeprefix("!")) for name in names):
+                return part
+        method = method.method
+    return ""
+
+
+def with_fields(method: Method, **fields: Any) -> Method:
+    """Return a method with other values of fields, within the `only` around it; those it lacks are left out.
+
+    >>> import penjing as pj
+    >>> with_fields(pj.only("!head", pj.Int8Static()), examples=8, rounds=3)
+    only('!head', Int8Static(examples=8))
+    """
+    if isinstance(method, Only):
+        return method.model_copy(update={"method": with_fields(method.method, **fields)})
+    known = type(method).model_fields
+    return method.model_copy(update={name: value for name, value in fields.items() if name in known})
 
 
 def stage_of(method: Method) -> Stage:

@@ -66,7 +66,7 @@ NAMES = {
     "Result": "penjing.search.result",
     "Verdict": "penjing.core.verdict",
     "distill": "penjing.experiments.distill",
-    "shrunk": "penjing.experiments.shrink",
+    "shrink": "penjing.experiments.shrink",
     "Strategy": "penjing.train.strategy",
     "fit": "penjing.experiments.fit",
     "Fitted": "penjing.experiments.fit",

@@ -11,6 +11,7 @@ from typing import Any
 from penjing.core.errors import Exit, Refused
 from penjing.core.method import Method, Only, name_of, stage_of
 from penjing.core.registry import method_from_json, method_to_json
+from penjing.core.value import Value
 
 Plan = tuple[Method, ...]
 """Methods in a legal order: stages never descend."""
@@ -28,7 +29,7 @@ def chain(*parts: Method | Iterable[Method]) -> Plan:
     """
     flat: list[Method] = []
     for part in parts:
-        flat.extend(part if isinstance(part, Iterable) and not isinstance(part, Method) else [part])
+        flat.extend(part if isinstance(part, Iterable) and not isinstance(part, Value) else [part])
     for method in flat:
         if not isinstance(method, Method):
             raise Refused(
@@ -52,13 +53,22 @@ def chain(*parts: Method | Iterable[Method]) -> Plan:
 
 
 def only(pattern: str, method: Method) -> Method:
-    """Limit a method to the layers whose names match a pattern (`*` and `?` wildcards, `|` for or).
+    """Limit a method to some layers.
 
-    A pattern that matches no layer of the model is refused when the plan is applied.
+    Args:
+        pattern: names of layers with the wildcards `*` and `?`, several with `|` between them. A name behind
+            `!` is left out: `only("!head", method)` takes every layer but the head, and
+            `only("layer1.* | !layer1.0.*", method)` all of `layer1` but its first block. Each of them has to
+            match a layer, or a module with layers, of the model that the plan is applied to.
+        method: what is done to the layers.
+
+    Raises:
+        Refused: the pattern is empty, or the method is none; `apply` refuses what matches no layer.
 
     >>> import penjing as pj
-    >>> only("layer1.*", pj.PruneChannels(ratio=0.5)).covers("layer1.0.conv1")
-    True
+    >>> method = only("layer1.* | !layer1.0.*", pj.PruneChannels(ratio=0.5))
+    >>> [method.covers(layer) for layer in ("layer1.0.conv1", "layer1.1.conv1", "fc")]
+    [False, True, False]
     """
     if not isinstance(pattern, str) or not pattern.strip() or not isinstance(method, Method):
         raise Refused(

@@ -15,7 +15,7 @@ import yaml
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import refusing
 
-_LARGEST = 2**20
+_LARGEST = 2**18
 _RESOLVERS = (
     ("tag:yaml.org,2002:null", r"^(?:~|null|Null|NULL|)$", ["~", "n", "N", ""]),
     ("tag:yaml.org,2002:bool", r"^(?:true|True|TRUE|false|False|FALSE)$", list("tTfF")),
@@ -66,14 +66,14 @@ def load_yaml(text: str, place: str) -> Any:
     """Read one YAML document; numbers like `1e-3` are numbers.
 
     Raises:
-        Refused: no YAML, a key written twice, an alias, a tag, or more than 1 MB; with line and column.
+        Refused: no YAML, a key written twice, an alias, a tag, or more than 256 kB; with line and column.
 
     >>> load_yaml("ratio: 1e-3\\nname: no", "plan.yaml")
     {'ratio': 0.001, 'name': 'no'}
     """
     if len(text) > _LARGEST:
         raise Refused(
-            "a YAML file must have at most 1 MB",
+            "a YAML file must have at most 256 kB",
             value=len(text),
             place=place,
             code=Exit.USAGE,
@@ -92,8 +92,8 @@ def load_yaml(text: str, place: str) -> Any:
 
 def read_yaml(path: Path | str) -> Any:
     """Read a YAML file in UTF-8; raises as `load_yaml`."""
-    with refusing(path, "read"):
-        data = Path(path).read_bytes()
+    with refusing(path, "read"), open(path, "rb") as file:
+        data = file.read(4 * _LARGEST + 1)  # in UTF-8, a character has at most 4 bytes
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

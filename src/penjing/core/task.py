@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from penjing.core.copies import counted_once, refuse_overlaps
-from penjing.core.data import Arrays, Batch, LiveSplit, Split
+from penjing.core.data.copies import counted_once, refuse_overlaps
+from penjing.core.data.groups import groups_by_split, groups_of, refuse_shared_groups
+from penjing.core.data.missing import complete, observations, refuse_different_examples
+from penjing.core.data.reading import Reader
+from penjing.core.data.split import Arrays, Batch, LiveSplit, Split
 from penjing.core.errors import Exit, Refused
-from penjing.core.groups import groups_by_split, groups_of, refuse_shared_groups
-from penjing.core.reading import Reader
-from penjing.core.splits import complete, observations, refuse_different_examples
 
 __all__ = ["Arrays", "Batch", "LiveSplit", "Split", "Task"]
 

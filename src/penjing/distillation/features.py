@@ -12,12 +12,20 @@ from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Outcome
 from penjing.core.registry import handles
-from penjing.core.value import Model
-from penjing.train.objective import pick, task_objective
-from penjing.train.outcome import trained
-from penjing.train.teacher import Taught, Teaching, alone, layers_below, matching, resting
+from penjing.train.method import DistillationMethod
+from penjing.train.objective import Tensors, make_objective, pick
+from penjing.train.outcome import train_by_method
+from penjing.train.teacher import (
+    DistillationConfig,
+    freeze_teacher,
+    make_matching_loss,
+    refuse_several_teachers,
+    wrap_context,
+)
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from penjing.backends.torch.observe.taps import Guided, Seen
 
 Relation = Literal["features", "attention", "relational"]
@@ -27,11 +35,11 @@ BETA: dict[Relation, float] = {"features": 0.3, "attention": 10.0, "relational":
 """Weights of the losses, for training as short as a recovery. The papers' (100 times the mean square, 1000,
 and 1) keep a small student busy with its layers: on digits it ended below one without a teacher."""
 
-RELATIONAL_PARTS = (25.0, 50.0)
+RELATIONAL_WEIGHTS = (25.0, 50.0)
 """Weights of distances and angles, of Park et al. 2019."""
 
 
-class DistillFeatures(Taught):
+class DistillFeatures(DistillationMethod):
     """Train towards the outputs of a teacher and towards what its layers give on the way.
 
     The loss is `alpha` of Hinton's on standardized logits, the rest of the task's own, and `beta` times that
@@ -50,7 +58,10 @@ class DistillFeatures(Taught):
         beta: weight of the features, above 0; None: 0.3 for `features`, 10 for `attention`, 0.1 for
             `relational` (of which distances have 25 and angles 50).
         alpha: share of the teacher's outputs in the rest of the loss, in [0, 1]; at 0 only features teach.
-        temperature: softens both distributions.
+        temperature: softens both distributions, above 0.
+
+    >>> DistillFeatures(epochs=2, relation="attention")
+    DistillFeatures(epochs=2.0, relation='attention')
     """
 
     relation: Relation = "features"
@@ -67,7 +78,7 @@ class DistillFeatures(Taught):
 
 
 @handles(DistillFeatures, "torch")
-def distill_features(model: Model, method: DistillFeatures, context: Context) -> Outcome:
+def distill_features(model: nn.Module, method: DistillFeatures, context: Context) -> Outcome:
     """Train a torch module; one change for the model, which names the pairs.
 
     Raises:
@@ -78,7 +89,7 @@ def distill_features(model: Model, method: DistillFeatures, context: Context) ->
 
     from penjing.backends.torch.observe.taps import pair_layers, tapped
 
-    alone(context)
+    refuse_several_teachers(context)
     example = context.task.valid.example()
     pairs = list(method.pairs) or pair_layers(model, context.original, example)
     if not method.pairs and method.relation == "relational":
@@ -87,20 +98,20 @@ def distill_features(model: Model, method: DistillFeatures, context: Context) ->
         stack.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(context.seed)
         guided = _guided(model, method, context, pairs)
-        teacher = stack.enter_context(resting(context, method.precision))
-        seen = stack.enter_context(tapped(model, [name for name, _ in pairs]))
-        told = stack.enter_context(tapped(teacher.module, [name for _, name in pairs]))
-        match = matching(Teaching(method.temperature), teacher, context.task.loss)
-        hard = task_objective(context.task, method.label_smoothing)
+        teacher = stack.enter_context(freeze_teacher(context, method.strategy.precision))
+        features = stack.enter_context(tapped(model, [name for name, _ in pairs]))
+        teacher_features = stack.enter_context(tapped(teacher.module, [name for _, name in pairs]))
+        match = make_matching_loss(DistillationConfig(method.temperature), teacher, context.task.loss)
+        hard = make_objective(context.task, method.strategy.label_smoothing)
 
-        def objective(outputs: Any, inputs: Any, targets: Any) -> Any:
+        def objective(outputs: Any, inputs: Tensors, targets: Tensor) -> Tensor:
             logits = teacher(inputs)
-            loss = _features(guided, method, pairs, seen, told)
+            loss = _feature_loss(guided, method, pairs, features, teacher_features)
             if method.alpha > 0:
                 loss = loss + method.alpha * match(pick(outputs, context.task.output), logits, targets)
             return loss if method.alpha == 1 else loss + (1 - method.alpha) * hard(outputs, inputs, targets)
 
-        outcome = trained(guided, method, layers_below(context, model, "student"), objective)
+        outcome = train_by_method(guided, method, wrap_context(context, model, "student"), objective)
     return Outcome(model, [_named(change, pairs) for change in outcome.changes])
 
 
@@ -109,27 +120,34 @@ def _named(change: Change, pairs: list[tuple[str, str]]) -> Change:
     return change.model_copy(update={"detail": change.detail | {"pairs": words}})
 
 
-def _features(
-    guided: Guided, method: DistillFeatures, pairs: list[tuple[str, str]], seen: Seen, told: Seen
-) -> Any:
+def _feature_loss(
+    guided: Guided,
+    method: DistillFeatures,
+    pairs: list[tuple[str, str]],
+    features: Seen,
+    teacher_features: Seen,
+) -> Tensor:
     """Return the weighted mean loss of the pairs of the pass that just ended."""
     from penjing.backends.torch.distill import feature_losses as losses
 
-    total: Any = 0.0
+    found = []
     for number, (mine, its) in enumerate(pairs):
-        given = seen[mine]
-        wanted = told[its].to(given.device).float()
+        given = features[mine]
+        wanted = teacher_features[its].to(given.device).float()
         if method.relation == "features":
-            total = total + losses.relative_squares(guided.projected(number, given).float(), wanted)
+            found.append(losses.relative_squares(guided.projected(number, given).float(), wanted))
         elif method.relation == "attention":
-            total = total + losses.attention_loss(given.float(), wanted)
+            found.append(losses.attention_loss(given.float(), wanted))
         else:
-            vectors = losses.embedded(given.float()), losses.embedded(wanted)
-            total = total + losses.relational_loss(*vectors, RELATIONAL_PARTS)
+            vectors = losses.pool_positions(given.float()), losses.pool_positions(wanted)
+            found.append(losses.relational_loss(*vectors, RELATIONAL_WEIGHTS))
+    total = sum(found[1:], found[0])
     return (BETA[method.relation] if method.beta is None else method.beta) * total / len(pairs)
 
 
-def _guided(model: Model, method: DistillFeatures, context: Context, pairs: list[tuple[str, str]]) -> Guided:
+def _guided(
+    model: nn.Module, method: DistillFeatures, context: Context, pairs: list[tuple[str, str]]
+) -> Guided:
     """Return the student with the projections of its pairs, after their shapes were checked."""
     from penjing.backends.torch.observe.taps import Guided, make_projection, read_output_shapes
 
@@ -146,7 +164,7 @@ def _guided(model: Model, method: DistillFeatures, context: Context, pairs: list
             continue
         if method.projection == "none":
             raise Refused(
-                "paired layers have one shape",
+                "paired layers must have one shape",
                 value=_words(*shapes),
                 place=place,
                 fix=f"projection='auto' puts {_fitting(*shapes)} between them",
@@ -161,7 +179,7 @@ def _refuse_positions(student: Shape, teacher: Shape, place: str) -> None:
     if sizes[0] == sizes[1] and len(student) == len(teacher) <= 3:
         return
     raise Refused(
-        "paired layers have one number of positions",
+        "paired layers must have one number of positions",
         value=_words(student, teacher),
         place=place,
         fix=f"{_fitting(student, teacher)} would fit; pair layers of one size, or use relation='relational'",

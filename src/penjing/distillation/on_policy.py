@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Outcome
 from penjing.core.registry import handles
-from penjing.core.value import Model
-from penjing.train.objective import IGNORED_TARGET, task_objective
-from penjing.train.outcome import trained
-from penjing.train.teacher import Taught, Teacher, layers_below, resting, teachers_of
+from penjing.train.method import DistillationMethod
+from penjing.train.objective import IGNORED_TARGET, Tensors, make_objective
+from penjing.train.outcome import train_by_method
+from penjing.train.teacher import Teacher, freeze_teacher, list_teachers, wrap_context
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
-class DistillOnPolicy(Taught):
+class DistillOnPolicy(DistillationMethod):
     """Train a causal decoder towards a teacher's next tokens, partly on its own continuations.
 
     A student that only sees the texts of the data meets its own mistakes first when it is used. Here a share
@@ -26,12 +30,12 @@ class DistillOnPolicy(Taught):
     is `alpha` of the generalized Jensen-Shannon divergence, the mean over the positions behind the prompt;
     on batches of the data the rest is the task's own, and positions whose label is -100 are left out.
 
-    Models take token ids `[n, t]` and give logits `[n, t, vocabulary]`; prompts hold no padding. `sam` is not
-    for it.
+    Models take token ids `[n, t]` and give logits `[n, t, vocabulary]`; prompts hold no padding. `sam`
+    cannot be used.
 
     Attributes:
-        on_policy: share of the batches that the student continues, in [0, 1]; drawn for each of the `parts`
-            of a batch.
+        on_policy: share of the batches that the student continues, in [0, 1]; drawn for each
+            micro-batch.
         prompt: tokens of each example that are kept, at least 1 and fewer than an example has.
         beta: of the divergence, in [0, 1]; 0: forward Kullback-Leibler, 1: reverse; between them it is
             smaller, at most log 2.
@@ -43,6 +47,9 @@ class DistillOnPolicy(Taught):
     DistillOnPolicy(epochs=2.0, prompt=8, beta=1.0)
     """
 
+    unsupported: ClassVar[Mapping[str, str]] = {
+        "sam": "where both gradients of a step would see texts of their own"
+    }
     on_policy: float = Field(default=0.5, ge=0, le=1)
     prompt: int = Field(default=1, ge=1)
     beta: float = Field(default=0.5, ge=0, le=1)
@@ -50,16 +57,9 @@ class DistillOnPolicy(Taught):
     end: int | None = Field(default=None, ge=0)
     alpha: float = Field(default=1.0, gt=0, le=1)
 
-    @field_validator("sam")
-    @classmethod
-    def _one_text(cls, value: float | None) -> float | None:
-        if value is not None:
-            raise ValueError("both gradients of a sam step would see texts of their own")
-        return value
-
 
 @handles(DistillOnPolicy, "torch")
-def distill_on_policy(model: Model, method: DistillOnPolicy, context: Context) -> Outcome:
+def distill_on_policy(model: nn.Module, method: DistillOnPolicy, context: Context) -> Outcome:
     """Train a torch module; one change for the model, with the number of batches that it continued.
 
     Raises:
@@ -67,48 +67,51 @@ def distill_on_policy(model: Model, method: DistillOnPolicy, context: Context) -
             logits of every token, a vocabulary that the teacher does not share or that lacks `end`, a model
             that sees tokens ahead, or what `penjing.train.loop.fit` refuses.
     """
-    from penjing.backends.torch.distill.continuation import Continuing, Sampling, predicting
+    from penjing.backends.torch.distill.continuation import OnPolicyStudent, Sampling, mask_predictions
     from penjing.backends.torch.distill.distillation import generalized_divergence
 
     sampling = Sampling(method.on_policy, method.prompt, method.sampling_temperature, method.end)
-    hard = task_objective(context.task, method.label_smoothing)
-    with resting(context, method.precision) as teacher:
+    hard = make_objective(context.task, method.strategy.label_smoothing)
+    with freeze_teacher(context, method.strategy.precision) as teacher:
         _check(model, method, context)
-        student = Continuing(model, sampling)
+        student = OnPolicyStudent(model, sampling)
 
-        def objective(outputs: Any, inputs: Any, targets: Any) -> Any:
-            told = _one(teacher, teacher((student.ids,)))
-            counts = predicting(student.ids, sampling)
+        def objective(outputs: Any, inputs: Tensors, targets: Tensor) -> Tensor:
+            logits = outputs.float()
+            wanted = _mean_logits(teacher, teacher((student.ids,)))
+            counts = mask_predictions(student.ids, sampling)
             if not student.sampled:
                 counts = counts & _labelled(targets, counts)
-            rows = outputs.float()[counts]
-            if len(rows) == 0:
-                return outputs.sum() * 0.0
-            loss = method.alpha * generalized_divergence(rows, told[counts], method.beta)
+            if not counts.any():
+                empty: Tensor = logits.sum() * 0.0
+                return empty
+            loss = method.alpha * generalized_divergence(logits[counts], wanted[counts], method.beta)
             if method.alpha == 1 or student.sampled:
                 return loss
             return loss + (1 - method.alpha) * hard(outputs, inputs, targets)
 
-        outcome = trained(student, method, layers_below(context, model, "student"), objective)
+        outcome = train_by_method(student, method, wrap_context(context, model, "student"), objective)
     sampled = {"continued_batches": student.batches}
     changes = [change.model_copy(update={"detail": change.detail | sampled}) for change in outcome.changes]
     return Outcome(model, changes)
 
 
-def _one(teacher: Teacher, told: Any) -> Any:
+def _mean_logits(teacher: Teacher, logits: Tensor) -> Tensor:
     """Return logits `[n, t, vocabulary]` of the teachers' weighted mean distribution."""
     from penjing.backends.torch.distill.distillation import softened_mean
 
-    return told[:, 0] if told.shape[1] == 1 else softened_mean(told, told.new_tensor(teacher.weights), 1.0)
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    return softened_mean(logits, logits.new_tensor(teacher.weights), 1.0)
 
 
-def _labelled(targets: Any, like: Any) -> Any:
+def _labelled(targets: Tensor, like: Tensor) -> Tensor:
     """Return where there is a target, `[n, t]`; everywhere if targets are no labels of positions."""
     if targets.is_floating_point() or targets.ndim != 2:
         return like | True
     if targets.shape != like.shape:
         raise Refused(
-            "each position of the outputs has a label",
+            "each position of the outputs must have a label",
             place="task.train",
             value=f"tokens {list(like.shape)}, labels {list(targets.shape)}",
             fix="give labels of the outputs' positions, -100 where none counts",
@@ -116,21 +119,21 @@ def _labelled(targets: Any, like: Any) -> Any:
     return targets != IGNORED_TARGET
 
 
-def _check(model: Model, method: DistillOnPolicy, context: Context) -> None:
+def _check(model: nn.Module, method: DistillOnPolicy, context: Context) -> None:
     """Refuse before training what cannot be continued or compared."""
-    from penjing.backends.torch.distill.continuation import sees_ahead
+    from penjing.backends.torch.distill.continuation import sees_future
     from penjing.backends.torch.tensors import to_inputs
 
     example = context.task.valid.example()
     ids, given = example[0], ", ".join(f"{x.dtype}{list(x.shape)}" for x in example)
     if len(example) != 1 or ids.dtype.kind not in "iu" or ids.ndim != 2 or ids.shape[1] <= method.prompt:
         raise Refused(
-            "an example is one row of token ids, longer than the prompt",
+            "an example must be one row of token ids, longer than the prompt",
             value=given,
-            place=f"prompt={method.prompt}",
+            place=f"DistillOnPolicy.prompt={method.prompt}",
             fix="pack texts to rows of one length without padding or masks",
         )
-    networks = [("student", model), *(("teacher", other) for other in teachers_of(context))]
+    networks = [("student", model), *(("teacher", other) for other in list_teachers(context))]
     shapes = {}
     for whose, network in networks:
         context.backend.check(network, (ids[:, : method.prompt],))
@@ -138,7 +141,7 @@ def _check(model: Model, method: DistillOnPolicy, context: Context) -> None:
     if shapes["student"] != shapes["teacher"] or shapes["student"][:-1] != ids.shape:
         words = ", ".join(f"{whose} {list(shape)}" for whose, shape in shapes.items())
         raise Refused(
-            "student and teacher give logits [n, t, vocabulary] of one vocabulary",
+            "student and teacher must give logits [n, t, vocabulary] of one vocabulary",
             value=words,
             place="teacher",
             fix="take models with one tokenizer",
@@ -146,13 +149,16 @@ def _check(model: Model, method: DistillOnPolicy, context: Context) -> None:
     vocabulary = shapes["student"][-1]
     if method.end is not None and method.end >= vocabulary:
         raise Refused(
-            "the end is a token of the vocabulary", value=f"{method.end} of {vocabulary}", place="end"
+            "must be a token of the vocabulary",
+            value=f"{method.end} of {vocabulary}",
+            place="DistillOnPolicy.end",
+            fix=f"give the id of a token, 0 to {vocabulary - 1}, or leave it out",
         )
     for whose, network in networks:
-        if sees_ahead(network, to_inputs(network, (ids,))[0], method.prompt):
+        if sees_future(network, to_inputs(network, (ids,))[0], method.prompt):
             raise Refused(
-                "logits of a token do not depend on those behind it",
+                "must be causal",
                 place=whose,
-                value="they do",
+                value="logits that depend on later tokens",
                 fix="give causal decoders, or use Distill",
             )

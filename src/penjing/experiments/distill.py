@@ -15,7 +15,7 @@ from penjing.core.progress import Say, silent
 from penjing.core.task import Task
 from penjing.core.value import Model
 from penjing.distillation.logits import Distill
-from penjing.train.teacher import Taught
+from penjing.train.method import DistillationMethod
 
 
 def distill(
@@ -45,13 +45,21 @@ def distill(
     Raises:
         Refused: a method without a teacher, no teacher, wrong weights, a teacher of another framework or one
             that does not run on the data, teachers whose outputs differ in shape, or what the method refuses.
+
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
+    >>> task = Task(train=(x, (x[:, 0] > 0).astype(int)))
+    >>> teacher, student = (torch.nn.Linear(4, 2) for _ in range(2))
+    >>> distilled = distill(student, teacher, task, Distill(epochs=1))
+    >>> distilled.changes[0].done
+    True
     """
     method = Distill() if method is None else method
-    if not isinstance(method, Method) or not isinstance(inner(method), Taught):
+    if not isinstance(method, Method) or not isinstance(inner(method), DistillationMethod):
         raise Refused(
-            "the method has a teacher",
+            "must be a method with a teacher",
             value=repr(method)[:80],
-            place="distill",
+            place="distill.method",
             code=Exit.USAGE,
             fix="pass Distill or another method whose name begins so; apply takes all",
         )
@@ -59,48 +67,56 @@ def distill(
     shares = _shares(teachers, weights)
     task = task.prepare()
     backend, _, entered = enter(student, task)
-    original = _together(backend, teachers, shares, task)
+    original = _ensemble(backend, teachers, shares, task)
     context = Context(task=entered, backend=backend, original=original, seed=seed, say=say)
     return apply(student, method, task, context=context)
 
 
 def _shares(teachers: Sequence[Model], weights: Sequence[float] | None) -> list[float]:
     if not teachers:
-        raise Refused("there is a teacher", value="an empty list", place="distill", code=Exit.USAGE)
+        raise Refused(
+            "needs at least one model",
+            value="an empty list",
+            place="distill.teacher",
+            fix="give a model, or several in a list",
+            code=Exit.USAGE,
+        )
     shares = [1.0] * len(teachers) if weights is None else [float(weight) for weight in weights]
     if len(shares) != len(teachers) or not all(math.isfinite(share) and share > 0 for share in shares):
         raise Refused(
-            "each teacher has a weight above 0",
+            "must be one number above 0 for each teacher",
             value=f"{shares} for {len(teachers)}",
             place="distill.weights",
+            fix="leave them out for equal weights",
             code=Exit.USAGE,
         )
     return shares
 
 
-def _together(backend: Backend, teachers: Sequence[Model], shares: list[float], task: Task) -> Any:
-    """Return one model that teaches, checked on an example."""
+def _ensemble(backend: Backend, teachers: Sequence[Model], shares: list[float], task: Task) -> Any:
+    """Return the one model, or the ensemble, that teaches, checked on an example."""
     example, found, shapes = task.valid.example(), [], []
     for number, model in enumerate(teachers):
         its, selected, _ = enter(model, task)
         if its.name != backend.name:
             raise Refused(
-                "student and teachers are of one framework",
-                place=f"teacher {number}",
+                "must be of the student's framework",
+                place=f"distill.teacher {number}",
                 value=f"{its.name} beside {backend.name}",
+                fix="export the student after it was taught",
             )
         its.check(selected, example)
         found.append(selected)
         shapes.append(its.run(selected, example).shape[1:])
     if len(set(shapes)) > 1:
         raise Refused(
-            "teachers give outputs of one shape",
-            place="distill",
+            "must give outputs of one shape",
+            place="distill.teacher",
             value=", ".join(map(str, shapes)),
             fix="leave those out that differ",
         )
     if len(found) == 1:
         return found[0]
-    from penjing.backends.torch.distill.committee import Committee
+    from penjing.backends.torch.distill.ensemble import Ensemble
 
-    return Committee(found, shares)
+    return Ensemble(found, shares)

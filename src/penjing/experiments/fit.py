@@ -8,7 +8,6 @@ import resource
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,15 +19,15 @@ from penjing.core.goal import Goal, parse_goal
 from penjing.core.progress import Line, Say, silent
 from penjing.core.task import Task
 from penjing.core.value import Model, Value
-from penjing.experiments.monitor import Monitor, Point
+from penjing.experiments.monitor import CurvePoint, Monitor
 from penjing.measurement.energy import EnergyMeter
 from penjing.measurement.quality import maximized, metric_name
-from penjing.train.distributed import processes
+from penjing.train.distributed import find_processes
 from penjing.train.hooks import Hooks
 from penjing.train.loop import fit as train
-from penjing.train.objective import task_objective
-from penjing.train.optimizers import KINDS
-from penjing.train.saved_state import Checkpoint
+from penjing.train.objective import make_objective
+from penjing.train.optimizers import OPTIMIZERS
+from penjing.train.saved_state import SavedState
 from penjing.train.strategy import Strategy
 
 RECORD, WEIGHTS, STATE = "fit.json", "weights.safetensors", "training.safetensors"
@@ -46,10 +45,10 @@ class FitRecord(Value):
         seed: of everything random.
         goal: where training was to end; None without.
         metric: that valid was judged by.
-        curve: one look at valid after each pass.
+        curve: one evaluation on valid after each epoch.
         quality: of the model returned, on valid.
-        reached: the look that met the goal; None where none did.
-        seconds: wall time of it all; `data_seconds` waiting for batches, `evaluation_seconds` looking.
+        reached: the evaluation that met the goal; None where none did.
+        seconds: wall time of it all; `data_seconds` waiting for batches, `evaluation_seconds` evaluating.
         epochs: length of the schedule, shortened where `max_seconds` asked for it.
         steps, examples: taken and seen.
         samples_per_s: examples a second of computing.
@@ -59,13 +58,13 @@ class FitRecord(Value):
         events: choices made and what was not planned.
     """
 
-    strategy: dict[str, Any]
+    strategy: Strategy
     seed: int
     goal: Goal | None
     metric: str
-    curve: tuple[Point, ...]
+    curve: tuple[CurvePoint, ...]
     quality: float
-    reached: Point | None
+    reached: CurvePoint | None
     seconds: float
     data_seconds: float
     evaluation_seconds: float
@@ -80,7 +79,7 @@ class FitRecord(Value):
 
 
 class Fitted:
-    """A trained model with its record.
+    """A trained model with its record, as `pj.fit` returns it.
 
     Attributes:
         model: a trained copy of the model that was given.
@@ -117,7 +116,7 @@ class TrainingJob:
         """Train, and measure what it cost.
 
         Args:
-            say: gets a line a pass.
+            say: gets a line an epoch.
             state: file and key of the state on the way; None: not kept.
 
         Raises:
@@ -126,25 +125,26 @@ class TrainingJob:
         task, backend = self.task, backend_for(self.model)
         judged = backend.select(self.model, task.output)
         monitor = Monitor(judged, backend, task, self.strategy, self.goal, say)
+        saved = None if state is None else SavedState(*state, also=monitor, processes=find_processes())
         energy = EnergyMeter()
         done = train(
             self.model,
             task.train,
-            task_objective(task, self.strategy.label_smoothing),
+            make_objective(task, self.strategy.label_smoothing),
             self.strategy,
             seed=self.seed,
-            hooks=Hooks(passed=monitor),
-            checkpoint=None if state is None else Checkpoint(*state, also=monitor, together=processes()),
+            hooks=Hooks(evaluate=monitor),
+            saved_state=saved,
         )
-        monitor.keep_best()
-        averaged = self.strategy.averaging != "none" or KINDS[self.strategy.optimizer].modes
+        monitor.restore_best()
+        averaged = self.strategy.averaging != "none" or OPTIMIZERS[self.strategy.optimizer].modes
         quality, reached = monitor.measure(done.steps, averaged), monitor.reached
         if self.goal is not None and reached is None and self.goal.met(quality):  # by its new statistics
             last = monitor.points[-1].model_dump()
-            reached = Point(**last | {"quality": quality, "seconds": done.seconds - done.hook_seconds})
+            reached = CurvePoint(**last | {"quality": quality, "seconds": done.seconds - done.hook_seconds})
         operations = backend.operations(judged, task.valid.example())
         return FitRecord(
-            strategy=self.strategy.model_dump(mode="json"),
+            strategy=self.strategy,
             seed=self.seed,
             goal=self.goal,
             metric=metric_name(task),
@@ -182,39 +182,41 @@ def fit(
 
     Args:
         model: a `torch.nn.Module`; never changed.
-        task: data, loss and metric; valid judges once a pass, test is not looked at.
+        task: data, loss and metric; valid judges once an epoch, test is not looked at.
         strategy: `Strategy()` by default.
         goal: for example `accuracy >= 92%`, of the task's metric; training ends when valid meets it.
         seed: of order, dropout and augmentation (weights are the model's).
         out: folder for the record, the weights and, on the way, the state; a finished one is read back.
-        say: gets a line a pass; by default they go to stderr.
+        say: gets a line an epoch; by default they go to stderr.
 
     Raises:
         Refused: bad data, model or strategy, a goal of another metric, or `out` of another run; the loss
             diverges twice, or memory lacks.
+
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((200, 4)).astype(np.float32)
+    >>> model = torch.nn.Linear(4, 2)
+    >>> fitted = fit(model, Task(train=(x, (x[:, 0] > 0).astype(int))), Strategy(epochs=20), say=silent)
+    >>> fitted.record.metric, fitted.record.quality > 0.8
+    ('accuracy', True)
     """
     strategy, wanted = strategy or Strategy(), None if goal is None else parse_goal(goal)
     if not isinstance(strategy, Strategy):
         raise Refused(
-            "the strategy is a penjing.Strategy",
+            "must be a penjing.Strategy",
             value=repr(strategy)[:80],
             place="strategy",
-            fix="write Strategy(epochs=10)",
+            fix="write strategy=Strategy(epochs=10)",
             code=Exit.USAGE,
         )
     task, backend = task.prepare(seed), backend_for(model)
     if backend.name != "torch":
-        raise Refused(
-            "a model that trains is a torch.nn.Module",
-            value=backend.name,
-            place="model",
-            fix="train in torch, then export",
-        )
-    task_objective(task, strategy.label_smoothing)
+        raise refuse_framework(backend)
+    make_objective(task, strategy.label_smoothing)
     check_goal(wanted, task)
     judged = backend.select(model, task.output)
     backend.check(judged, task.valid.example())
-    strategy = strategy.sized(task)
+    strategy = strategy.with_batch_size(task)
     folder = None if out is None else Path(out).expanduser().absolute()
     key = "" if folder is None else _key(backend, model, task, strategy, wanted, seed)
     copy = backend.copy(model)
@@ -222,12 +224,22 @@ def fit(
         read_weights(copy, folder / WEIGHTS)
         return Fitted(copy, before, folder)
     job = TrainingJob(copy, task, strategy, wanted, seed)
-    first = processes().first
-    say = (say or to_stderr) if first else silent
+    is_main = find_processes().is_main
+    say = (say or to_stderr) if is_main else silent
     record = job.run(say, None if folder is None else (make_folder(folder) / STATE, key))
-    if folder is not None and first:
+    if folder is not None and is_main:
         _save(copy, record, folder, key)
     return Fitted(copy, record, folder)
+
+
+def refuse_framework(backend: Backend, place: str = "model") -> Refused:
+    """Return the refusal of a model that does not train here."""
+    return Refused(
+        "must be a torch.nn.Module",
+        value=f"a model of {backend.name}",
+        place=place,
+        fix="train in torch, then export",
+    )
 
 
 def check_goal(goal: Goal | None, task: Task) -> None:
@@ -236,12 +248,13 @@ def check_goal(goal: Goal | None, task: Task) -> None:
     Raises:
         Refused: another metric, or the wrong direction.
     """
-    name, up = metric_name(task), maximized(task)
     if goal is None:
         return
+    name, up = metric_name(task), maximized(task)
+    side, direction = ("a lower", "maximized") if up else ("an upper", "minimized")
     if goal.metric != name:
         raise Refused(
-            "the goal is of the task's metric",
+            "must be of the task's metric",
             value=goal.metric,
             place="goal",
             fix=f"write {name}, or give the task this metric",
@@ -249,7 +262,7 @@ def check_goal(goal: Goal | None, task: Task) -> None:
         )
     if goal.at_least != up:
         raise Refused(
-            f"{name} is to be {'maximized' if up else 'minimized'}",
+            f"must be {side} bound of {name}, which is {direction}",
             value=str(goal),
             place="goal",
             fix=f"write {name} {'>=' if up else '<='} {goal.value:g}",
@@ -281,7 +294,7 @@ def _finished(folder: Path, key: str) -> FitRecord | None:
     content = read_json(path)
     if not isinstance(content, dict) or content.get("key") != key:
         raise Refused(
-            "a folder holds one training run",
+            "must hold the same training run or none",
             value="another model, data, strategy, goal or seed",
             place=str(folder),
             fix="give another folder",
@@ -326,7 +339,7 @@ def read_weights(model: Model, path: Path) -> None:
             model.load_state_dict(load_file(path))
     except (SafetensorError, RuntimeError) as error:
         raise Refused(
-            "saved weights are whole",
+            "must be complete and of the same model",
             value=str(error)[:80],
             place=str(path),
             fix="delete the folder: training begins anew",

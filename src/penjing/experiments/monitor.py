@@ -1,8 +1,8 @@
-"""Looks at the validation data while a model trains, and says what is to change."""
+"""Evaluates on the validation data while a model trains, and decides what is to change."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +15,11 @@ from penjing.core.task import Task
 from penjing.core.value import Value
 from penjing.measurement.nondeterminism import outputs_of
 from penjing.measurement.quality import maximized, metric_name, metric_value, per_example
-from penjing.train.hooks import Moment, Reaction
+from penjing.train.hooks import Decision, TrainingProgress
 from penjing.train.strategy import Strategy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 ALPHA = 0.05
 """Level of the one-sided paired tests."""
@@ -25,11 +28,11 @@ CUT = 0.1
 """Factor on the rate at a plateau."""
 
 PLATEAU = 3
-"""Looks without an improvement that make a plateau, where the strategy has no patience of its own."""
+"""Evaluations without an improvement that make a plateau, where the strategy has no patience of its own."""
 
 
-class Point(Value):
-    """One look: after how many epochs, seconds of training and examples, the loss and the metric on valid."""
+class CurvePoint(Value):
+    """One evaluation: after how many epochs, seconds and steps of training; loss, and metric on valid."""
 
     epoch: float
     seconds: float
@@ -39,67 +42,67 @@ class Point(Value):
 
 
 class Monitor:
-    """The hook of a training run that keeps its curve.
+    """The `evaluate` hook of a training run that keeps its curve.
 
-    An improvement or a loss against the best look counts where a paired test on the same examples sees it
-    (McNemar's, exact), or, for metrics that are no mean over examples, where the value says so.
+    An improvement or a loss against the best evaluation counts where a paired test on the same examples sees
+    it (McNemar's, exact), or, for metrics that are no mean over examples, where the value says so.
 
     Args:
-        model: the model that trains, as it is judged.
+        model: the model that trains, with the output that counts.
         backend: of it.
         task: its valid split and metric judge.
         strategy: how it trains.
         goal: where training ends; None: nowhere.
-        say: gets a line a look.
+        say: gets a line an evaluation.
     """
 
     def __init__(
         self,
-        model: Any,
+        model: nn.Module,
         backend: Backend,
         task: Task,
         strategy: Strategy,
         goal: Goal | None,
         say: Say,
     ) -> None:
-        self.points: list[Point] = []
-        self.reached: Point | None = None
+        self.points: list[CurvePoint] = []
+        self.reached: CurvePoint | None = None
         self._model, self._backend, self._task = model, backend, task
         self._strategy, self._goal, self._say = strategy, goal, say
-        self._best: dict[str, Any] | None = None
+        self._best: dict[str, Tensor] | None = None
         self._right: NDArray[np.bool_] | None = None
         self._quality = np.nan
         self._waited = 0
         self._back = False
 
-    def __call__(self, moment: Moment) -> Reaction:
-        """Look, and answer what changes."""
-        with moment.shown():
+    def __call__(self, progress: TrainingProgress) -> Decision:
+        """Evaluate, and decide what changes."""
+        with progress.evaluated_weights():
             outputs = self._outputs()
             quality = metric_value(self._task, outputs, self._targets)
-            loss = moment.loss if np.isfinite(moment.loss) else None
-            point = Point(
-                epoch=moment.epoch, seconds=moment.seconds, step=moment.step, loss=loss, quality=quality
+            loss = progress.loss if np.isfinite(progress.loss) else None
+            point = CurvePoint(
+                epoch=progress.epoch, seconds=progress.seconds, step=progress.step, loss=loss, quality=quality
             )
             self.points.append(point)
             words = "" if loss is None else f"loss {loss:.4g}, "
             name = metric_name(self._task)
-            text = f"epoch {moment.epoch:.3g}: {words}{name} {quality:.4g}, {moment.seconds:.1f} s"
+            text = f"epoch {progress.epoch:.3g}: {words}{name} {quality:.4g}, {progress.seconds:.1f} s"
             self._say(Line.training(text))
             if self._goal is not None and self._goal.met(quality):
                 self.reached = point
                 why = f"the goal {self._goal} is reached with {quality:.4g}"
-                return Reaction(stop=True, reason=why, as_shown=True)
-            if self._strategy.patience is None and self._strategy.decline != "plateau":
-                return Reaction()
+                return Decision(stop=True, reason=why, keep_evaluated=True)
+            if self._strategy.patience is None and self._strategy.lr_schedule != "plateau":
+                return Decision()
             return self._patient(outputs, quality)
 
     def measure(self, steps: int, averaged: bool) -> float:
-        """Return the metric of the model in the end; the last look has it where that saw these weights.
+        """Return the metric of the model in the end; the last evaluation has it where it saw these weights.
 
         Args:
             steps: that were taken.
-            averaged: whether a look sees other weights than those of the last step.
+            averaged: whether an evaluation sees other weights than those of the last step.
         """
         last = self.points[-1] if self.points else None
         same = self.reached is not None or not averaged
@@ -107,8 +110,8 @@ class Monitor:
             return last.quality
         return metric_value(self._task, self._outputs(), self._targets)
 
-    def keep_best(self) -> None:
-        """Put the weights of the best look back where training ended for want of an improvement."""
+    def restore_best(self) -> None:
+        """Put the weights of the best evaluation back where training ended for want of an improvement."""
         if self._back and self._best is not None:
             self._model.load_state_dict(self._best)
 
@@ -125,7 +128,7 @@ class Monitor:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self.points = [Point(**point) for point in state["points"]]
+        self.points = [CurvePoint(**point) for point in state["points"]]
         self._best = state["best"]
         self._right = None if state["right"] is None else state["right"].numpy()
         self._quality, self._waited = state["numbers"]
@@ -139,30 +142,30 @@ class Monitor:
         n, size = len(self._task.valid), max(self._task.batch_size, 256)
         return outputs_of(self._backend, self._model, self._task, n, size)
 
-    def _patient(self, outputs: NDArray[Any], quality: float) -> Reaction:
+    def _patient(self, outputs: NDArray[Any], quality: float) -> Decision:
         right = per_example(self._task, outputs, self._targets)
         better, worse = self._against_best(right, quality)
         if better:
             self._best = {name: t.detach().clone() for name, t in self._model.state_dict().items()}
             self._right, self._quality, self._waited = right, quality, 0
-            return Reaction()
+            return Decision()
         self._waited += 1
         patience = self._strategy.patience
         if patience is not None and worse:
             self._back = True
-            why = f"over-fitting: {quality:.4g} is worse than the best look's {self._quality:.4g}"
-            return Reaction(stop=True, reason=f"{why}; training ends with the best look's weights")
+            why = f"over-fitting: {quality:.4g} is worse than the best evaluation's {self._quality:.4g}"
+            return Decision(stop=True, reason=f"{why}; training ends with the best evaluation's weights")
         if self._waited < (patience or PLATEAU):
-            return Reaction()
-        why = f"plateau: no improvement on {self._quality:.4g} in {self._waited} looks"
+            return Decision()
+        why = f"plateau: no improvement on {self._quality:.4g} in {self._waited} evaluations"
         self._waited = 0
-        if self._strategy.decline == "plateau":
-            return Reaction(slow=CUT, reason=f"{why}; learning rate divided by {1 / CUT:.0f}")
+        if self._strategy.lr_schedule == "plateau":
+            return Decision(lr_factor=CUT, reason=f"{why}; learning rate divided by {1 / CUT:.0f}")
         self._back = True
-        return Reaction(stop=True, reason=f"{why}; training ends with the best look's weights")
+        return Decision(stop=True, reason=f"{why}; training ends with the best evaluation's weights")
 
     def _against_best(self, right: NDArray[np.bool_] | None, quality: float) -> tuple[bool, bool]:
-        """Tell whether a look is better or worse than the best one, as far as the data can tell."""
+        """Tell whether an evaluation is better or worse than the best one, as far as the data can tell."""
         if self._best is None:
             return True, False
         if right is None or self._right is None:

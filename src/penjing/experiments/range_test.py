@@ -9,8 +9,9 @@ from penjing.core.backend import backend_for
 from penjing.core.errors import Exit, Refused
 from penjing.core.task import Task
 from penjing.core.value import Model
+from penjing.experiments.fit import refuse_framework
 from penjing.report.training import write_range_report
-from penjing.train.objective import task_objective
+from penjing.train.objective import make_objective
 from penjing.train.range_test import RangeTest, run_range_test
 from penjing.train.strategy import Strategy
 
@@ -38,20 +39,30 @@ def range_test(
 
     Raises:
         Refused: bad arguments; no rate at which the loss falls.
+
+    >>> import numpy as np, torch
+    >>> x = np.random.default_rng(0).standard_normal((400, 4)).astype(np.float32)
+    >>> found = range_test(torch.nn.Linear(4, 2), Task(train=(x, (x[:, 0] > 0).astype(int))))
+    >>> found.suggestion < found.highest
+    True
     """
     if not LEAST <= steps <= MOST:
         raise Refused(
-            f"a range test takes {LEAST} to {MOST:,} steps", value=steps, place="steps", code=Exit.USAGE
+            f"must be a number of {LEAST} to {MOST:,}",
+            value=steps,
+            place="range_test.steps",
+            fix="give steps=100",
+            code=Exit.USAGE,
         )
     strategy, task, backend = strategy or Strategy(), task.prepare(seed), backend_for(model)
     if backend.name != "torch":
-        raise Refused("a model that trains is a torch.nn.Module", value=backend.name, place="model")
+        raise refuse_framework(backend)
     found = run_range_test(
         model,
         backend,
         task.train,
-        task_objective(task, strategy.label_smoothing),
-        strategy.sized(task),
+        make_objective(task, strategy.label_smoothing),
+        strategy.with_batch_size(task),
         steps=steps,
         seed=seed,
     )

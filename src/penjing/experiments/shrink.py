@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.progress import Line, Say, silent
 from penjing.core.value import Model
 
+if TYPE_CHECKING:
+    from torch import nn
+
 DEPTH = "num_hidden_layers"
 
 
-def shrunk(
+def shrink(
     teacher: Model,
     *,
     start: str = "teacher",
@@ -37,22 +40,37 @@ def shrunk(
 
     Raises:
         Refused: no configuration, no changes, a name or value that it does not take.
+
+    >>> from types import SimpleNamespace
+    >>> from torch import nn
+    >>> class Net(nn.Module):
+    ...     def __init__(self, config):
+    ...         super().__init__()
+    ...         self.config = config
+    ...         self.layers = nn.ModuleList(nn.Linear(2, 2) for _ in range(config.num_hidden_layers))
+    >>> teacher = Net(SimpleNamespace(num_hidden_layers=6))
+    >>> student = shrink(teacher, num_hidden_layers=2, say=print)
+    4 of 4 tensors start from the teacher's, layers 1, 4
     """
     import torch
 
     if not isinstance(teacher, torch.nn.Module) or not hasattr(teacher, "config"):
         raise Refused(
-            "the model has a configuration that its class is made from",
-            place="shrunk",
+            "needs a torch module with a configuration that its class is made from",
+            place="shrink.teacher",
             value=type(teacher).__name__,
             code=Exit.USAGE,
             fix="cut it with PruneChannels, or give a student of your own",
         )
     if start not in ("teacher", "drawn"):
         raise Refused(
-            "a student starts from teacher or drawn", value=start, place="shrunk.start", code=Exit.USAGE
+            "must be 'teacher' or 'drawn'",
+            value=repr(start),
+            place="shrink.start",
+            fix="leave it out to start from the teacher's weights",
+            code=Exit.USAGE,
         )
-    config = _changed(teacher.config, changes)
+    config = _change_config(teacher.config, changes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
@@ -60,8 +78,8 @@ def shrunk(
         except Exception as error:
             # The user's own class runs here and may raise anything.
             raise Refused(
-                "the class is made from the changed configuration",
-                place="shrunk",
+                "the class must take the changed configuration",
+                place="shrink",
                 value=f"{type(error).__name__}: {str(error)[:200]}",
                 code=Exit.USAGE,
                 fix="change other values too: heads divide widths",
@@ -73,12 +91,12 @@ def shrunk(
     return student
 
 
-def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
+def _change_config(config: Any, changes: Mapping[str, Any]) -> Any:
     if not changes:
         raise Refused(
-            "something changes",
-            value="nothing",
-            place="shrunk",
+            "needs at least one changed value",
+            value="none",
+            place="shrink",
             code=Exit.USAGE,
             fix=f"give values of the configuration, for example {DEPTH}=3",
         )
@@ -88,9 +106,9 @@ def _changed(config: Any, changes: Mapping[str, Any]) -> Any:
             known = [key for key in vars(made) if not key.startswith("_")]
             close = difflib.get_close_matches(name, known, 3, 0.4) or known[:3]
             raise Refused(
-                "the configuration has the value",
+                "must be values of the configuration",
                 value=name,
-                place="shrunk",
+                place="shrink.changes",
                 code=Exit.USAGE,
                 fix=f"known are {', '.join(close)}",
             )
@@ -112,7 +130,7 @@ def _source(index: int, count: int, before: int) -> int:
     return int((index + 0.5) * before / count)
 
 
-def _take_over(student: Any, teacher: Any) -> str:
+def _take_over(student: nn.Module, teacher: nn.Module) -> str:
     import torch
 
     lists = {
@@ -125,7 +143,7 @@ def _take_over(student: Any, teacher: Any) -> str:
     known, taken, layers = teacher.state_dict(), 0, set()
     tensors = student.state_dict()
     for name, tensor in tensors.items():
-        source, numbers = _renamed(name, lists)
+        source, numbers = _rename(name, lists)
         if source in known and known[source].shape == tensor.shape:
             tensor.copy_(known[source])
             taken += 1
@@ -134,7 +152,7 @@ def _take_over(student: Any, teacher: Any) -> str:
     return f"{taken} of {len(tensors)} tensors start from the teacher's{words}"
 
 
-def _renamed(name: str, lists: Mapping[str, tuple[int, int]]) -> tuple[str, list[int]]:
+def _rename(name: str, lists: Mapping[str, tuple[int, int]]) -> tuple[str, list[int]]:
     """Return the name of a tensor in the teacher, and the numbers of the layers that it lies in there."""
     parts, numbers = name.split("."), []
     for place in range(1, len(parts)):

@@ -1,4 +1,4 @@
-"""How much a recipe's result depends on chance: seeds, divisions of the data, data sets, corruptions."""
+"""How much the result of training depends on chance: seeds, divisions of the data, data sets, corruptions."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +22,14 @@ from penjing.arrays.spread import (
     sampling_spread,
 )
 from penjing.core.errors import Exit, Refused
-from penjing.core.executor import Limits, refused_from
+from penjing.core.executor import Finished, Limits, refused_from
 from penjing.core.files import make_folder, read_json, write_json
 from penjing.core.progress import Line, Say
 from penjing.core.task import Task
 from penjing.core.value import Value
 from penjing.experiments.fit import to_stderr
-from penjing.experiments.stability_job import run_once
-from penjing.experiments.stability_recipe import Recipe, recipe_of
+from penjing.experiments.procedure import TrainingProcedure, read_procedure
+from penjing.experiments.stability_job import SeedResult, run_once
 from penjing.measurement.quality import maximized, metric_name
 from penjing.processes.local import LocalExecutor
 
@@ -45,7 +45,7 @@ NOTABLE = 0.1
 """Spread of the seeds, as a share of the mean error, from which on luck with the seed counts."""
 
 
-class OneTask(Value):
+class TaskStability(Value):
     """What the runs on one data set came to, on its test split.
 
     Attributes:
@@ -57,7 +57,7 @@ class OneTask(Value):
             good. Where the metric is a mean of right and wrong: from the examples on which two runs differ
             (`penjing.arrays.spread.sampling_spread`); else the standard error of one run by bootstrap,
             which is larger. None: not known.
-        unstable: whether the recipe is. Either a seed has no value; or the spread is more than test examples
+        unstable: whether training is. Either a seed has no value; or the spread is more than test examples
             explain (were all seeds equally good, it came from them with a probability below 0.001: Cochran's
             test, `penjing.arrays.spread.equal_quality_p_value`) and more than a tenth of the mean error:
             1 - mean for a named metric, the mean's size for an own one to be minimized; an own one to be
@@ -82,7 +82,11 @@ class OneTask(Value):
 
 
 class Difference(Value):
-    """Second recipe minus first on one data set; `explained` where seeds alone could make it."""
+    """Second procedure minus first on one data set; `explained` where seeds alone could make it.
+
+    >>> print(Difference(mean=0.012, low=-0.003, high=0.027, explained=True))
+    +0.012 (-0.003 to +0.027): no more than seeds explain
+    """
 
     mean: float
     low: float
@@ -95,7 +99,7 @@ class Difference(Value):
 
 
 class Stability(Value):
-    """How a recipe's results vary.
+    """How the results of a training procedure vary.
 
     Attributes:
         seeds: that it ran with.
@@ -106,13 +110,13 @@ class Stability(Value):
 
     seeds: tuple[int, ...]
     splits: Literal["fixed", "fresh"]
-    tasks: dict[str, OneTask]
+    tasks: dict[str, TaskStability]
     events: tuple[str, ...] = ()
 
     def against(self, other: Stability) -> dict[str, Difference]:
-        """Tell for every data set whether another recipe's results differ by more than seeds explain.
+        """Tell for every data set whether another procedure's results differ by more than seeds explain.
 
-        The runs are paired by seed, which gives both recipes the same division of the data; the interval is
+        The runs are paired by seed, which gives both the same division of the data; the interval is
         Student's at 95%, other minus this.
 
         Raises:
@@ -121,7 +125,7 @@ class Stability(Value):
         mine, theirs = ((s.seeds, s.splits, sorted(s.tasks)) for s in (self, other))
         if mine != theirs:
             raise Refused(
-                "two recipes are compared on the same seeds, splits and data sets",
+                "both procedures must have run on the same seeds, splits and data sets",
                 value=theirs,
                 place="against",
                 fix=f"run the other with {mine}",
@@ -135,7 +139,7 @@ class Stability(Value):
 
 
 def stability(
-    recipe: object,
+    procedure: object,
     tasks: Task | Mapping[str, Task],
     *,
     seeds: int | tuple[int, ...] = 5,
@@ -145,13 +149,13 @@ def stability(
     workers: int | None = None,
     say: Say | None = None,
 ) -> Stability:
-    """Train and judge a recipe with several seeds, on one data set or several.
+    """Train and judge a procedure with several seeds, on one data set or several.
 
     Every run has a process of its own; finished ones are kept in `out` and not made again. Runs are judged on
     test: what is chosen by the result needs other data for its proof.
 
     Args:
-        recipe: `(function that makes a model, Strategy)`, or a function of (task, seed) that returns a
+        procedure: `(function that makes a model, Strategy)`, or a function of (task, seed) that returns a
             trained model.
         tasks: one task, or several by name.
         seeds: how many, from 0, or which; at least 2.
@@ -165,14 +169,14 @@ def stability(
         Refused: bad arguments or data, before anything runs; a run broke down (no memory, killed), or fewer
             than two runs of a data set gave a model.
     """
-    made, chosen = recipe_of(recipe), tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+    made, chosen = read_procedure(procedure), tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
     if len(set(chosen)) < 2:
-        raise Refused("stability takes at least two seeds", value=str(seeds), place="seeds", code=Exit.USAGE)
+        raise _refuse("seeds", "must be at least two", seeds, "give seeds=5, or several of them")
     if splits not in ("fixed", "fresh"):
-        raise Refused("splits are fixed or fresh", value=repr(splits), place="splits", code=Exit.USAGE)
+        raise _refuse("splits", "must be 'fixed' or 'fresh'", repr(splits), "choose one of the two")
     named = {"data": tasks} if isinstance(tasks, Task) else dict(tasks)
     if not named:
-        raise Refused("there is a task", value="none", place="tasks", code=Exit.USAGE)
+        raise _refuse("tasks", "needs at least one task", "none", "give a Task, or several by name")
     ready = {name: task.prepare(0) for name, task in named.items()}
     folder = make_folder(out)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -180,15 +184,13 @@ def stability(
     environment = {"OMP_NUM_THREADS": str(max(1, cores // count)), "OMP_WAIT_POLICY": "PASSIVE"}
     severities = SEVERITIES if corruptions else ()
     with LocalExecutor((made, ready), logs=folder, environment=environment) as executor:
-        one = partial(_one, executor, folder, splits, severities, _key(made, ready), say or to_stderr)
+        runs = _Runs(executor, folder, splits, severities, _key(made, ready), say or to_stderr)
         jobs = [(name, seed) for name in ready for seed in chosen]
         with ThreadPoolExecutor(count) as pool:
-            ends = dict(zip(jobs, pool.map(lambda job: one(*job), jobs), strict=True))
-    events = tuple(
-        f"{name}, seed {seed}: {end['failed']}" for (name, seed), end in ends.items() if "failed" in end
-    )
+            ends = dict(zip(jobs, pool.map(lambda job: runs.run(*job), jobs), strict=True))
+    events = tuple(f"{name}, seed {seed}: {end.failure}" for (name, seed), end in ends.items() if end.failure)
     found = {
-        name: _summed(task, [ends[name, seed] for seed in chosen], events, name)
+        name: _summarize(task, [ends[name, seed] for seed in chosen], events, name)
         for name, task in ready.items()
     }
     result = Stability(seeds=chosen, splits=splits, tasks=found, events=events)
@@ -196,94 +198,122 @@ def stability(
     return result
 
 
-def _one(
-    executor: LocalExecutor,
-    folder: Path,
-    splits: str,
-    severities: tuple[int, ...],
-    key: str,
-    say: Say,
-    name: str,
-    seed: int,
-) -> dict[str, Any]:
-    stem = hashlib.sha256(json.dumps([key, splits, severities, name, seed]).encode()).hexdigest()[:16]
-    path, predictions = folder / f"run-{stem}.json", folder / f"run-{stem}.npz"
-    if path.exists():
-        before: dict[str, Any] = read_json(path)
-        return before | {"file": str(predictions)}
-    ended = executor.run(
-        run_once, name, seed, splits == "fresh", severities, predictions, limits=Limits(), name=f"run-{stem}"
-    )
-    if ended.value is None:
-        if ended.refusal is not None and ended.refusal.code == Exit.USAGE:
-            raise refused_from(ended.refusal)
-        reason = str(refused_from(ended.refusal)) if ended.refusal is not None else ended.reason
-        say(Line.trial(f"{name}, seed {seed}: {reason}"))
-        refused = ended.refusal is not None and ended.refusal.code == Exit.BAD_INPUT
-        return {"failed": reason, "broke": not refused}
-    write_json(path, ended.value)
-    say(Line.trial(f"{name}, seed {seed}: {ended.value['quality']:.4g}, {ended.seconds:.1f} s"))
-    return ended.value | {"file": str(predictions)}
+def _refuse(place: str, rule: str, value: object, fix: str) -> Refused:
+    return Refused(rule, value=value, place=f"stability.{place}", fix=fix, code=Exit.USAGE)
 
 
-def _key(recipe: Recipe, tasks: dict[str, Task]) -> str:
+@dataclass(frozen=True)
+class _End:
+    """How one run ended.
+
+    Attributes:
+        predictions: file of the predictions.
+        result: None where training did not give a model.
+        failure: why not, in words.
+        broke: whether the run broke down, so that it says nothing of the procedure.
+    """
+
+    predictions: Path
+    result: SeedResult | None = None
+    failure: str = ""
+    broke: bool = False
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Makes runs, each in a process of its own, or reads those that are finished."""
+
+    executor: LocalExecutor
+    folder: Path
+    splits: str
+    severities: tuple[int, ...]
+    key: str
+    say: Say
+
+    def run(self, name: str, seed: int) -> _End:
+        asked = [self.key, self.splits, self.severities, name, seed]
+        stem = "run-" + hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
+        path, predictions = self.folder / f"{stem}.json", self.folder / f"{stem}.npz"
+        if path.exists():
+            return _End(predictions, SeedResult.model_validate(read_json(path)))
+        arguments = (name, seed, self.splits == "fresh", self.severities, predictions)
+        ended = self.executor.run(run_once, *arguments, limits=Limits(), name=stem)
+        if ended.value is None:
+            return self._failed(ended, predictions, f"{name}, seed {seed}")
+        result = SeedResult.model_validate(ended.value)
+        write_json(path, ended.value)
+        self.say(Line.trial(f"{name}, seed {seed}: {result.quality:.4g}, {ended.seconds:.1f} s"))
+        return _End(predictions, result)
+
+    def _failed(self, ended: Finished, predictions: Path, which: str) -> _End:
+        refusal = ended.refusal
+        if refusal is not None and refusal.code == Exit.USAGE:
+            raise refused_from(refusal)
+        reason = ended.reason if refusal is None else str(refused_from(refusal))
+        self.say(Line.trial(f"{which}: {reason}"))
+        broke = refusal is None or refusal.code != Exit.BAD_INPUT
+        return _End(predictions, failure=reason, broke=broke)
+
+
+def _key(procedure: TrainingProcedure, tasks: dict[str, Task]) -> str:
     """Return what the runs depend on: data, strategy, and the code of the function where it is known."""
     import inspect
 
     try:
-        code = inspect.getsource(recipe.make)
+        code = inspect.getsource(procedure.make)
     except (OSError, TypeError):
-        code = repr(recipe.make)
-    strategy = None if recipe.strategy is None else recipe.strategy.model_dump_json()
+        code = repr(procedure.make)
+    strategy = None if procedure.strategy is None else procedure.strategy.model_dump_json()
     parts = [LAYOUT, code, strategy, {name: task.fingerprint() for name, task in tasks.items()}]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _all(task: OneTask, name: str) -> tuple[float, ...]:
+def _all(task: TaskStability, name: str) -> tuple[float, ...]:
     values = tuple(value for value in task.values if value is not None)
     if len(values) < len(task.values):
         raise Refused(
-            "recipes are compared where every seed has a value",
+            "every seed must have a value to compare",
             value=f"none for {name}",
             place="against",
-            fix="see events; a recipe that diverges is unstable",
+            fix="see events; a procedure that diverges is unstable",
         )
     return values
 
 
-def _summed(task: Task, ends: list[dict[str, Any]], events: tuple[str, ...], name: str) -> OneTask:
-    done = [end for end in ends if "failed" not in end]
-    if len(done) < 2 or any(end.get("broke") for end in ends):
+def _summarize(task: Task, ends: list[_End], events: tuple[str, ...], name: str) -> TaskStability:
+    results = [end.result for end in ends if end.result is not None]
+    if len(results) < 2 or any(end.broke for end in ends):
         raise Refused(
-            "every run ends",
+            "every run must come to its end",
             value="; ".join(events)[:300],
             place=f"stability of {name}",
             fix="see the logs beside the records; finished runs are kept",
         )
-    values, up = [end["quality"] for end in done], maximized(task)
+    values, up = [result.quality for result in results], maximized(task)
     worst = min if up else max
     mean, low, high = mean_interval(values)
     spread = float(np.std(values, ddof=1))
-    classes, right = (_kept(done, kind) for kind in ("classes", "right"))
-    sampling = sampling_spread(right) if right else _error([end["error"] for end in done])
-    return OneTask(
+    files = [end.predictions for end in ends if end.result is not None]
+    classes, right = (_read_predictions(files, kind) for kind in ("classes", "right"))
+    sampling = sampling_spread(right) if right else _root_mean_square([r.error for r in results])
+    return TaskStability(
         metric=metric_name(task),
         up=up,
-        values=tuple(end.get("quality") for end in ends),
+        values=tuple(None if end.result is None else end.result.quality for end in ends),
         mean=mean,
         low=low,
         high=high,
         spread=spread,
         sampling=sampling,
-        unstable=len(done) < len(ends) or _differs(task, mean, spread, sampling, len(done)),
+        unstable=len(results) < len(ends) or _differs(task, mean, spread, sampling, len(results)),
         worst=worst(values),
         flips=disagreement(classes) if classes else None,
         corrupted={
             kind: (
-                float(np.mean([end["corrupted"][kind] for end in done])),
-                worst(end["corrupted"][kind] for end in done),
+                float(np.mean([result.corrupted[kind] for result in results])),
+                worst(result.corrupted[kind] for result in results),
             )
-            for kind in done[0]["corrupted"]
+            for kind in results[0].corrupted
         },
     )
 
@@ -297,15 +327,15 @@ def _differs(task: Task, mean: float, spread: float, sampling: float | None, run
     return maximized(task) or spread > NOTABLE * abs(mean)
 
 
-def _kept(done: list[dict[str, Any]], kind: str) -> list[NDArray[Any]]:
+def _read_predictions(files: list[Path], kind: str) -> list[NDArray[Any]]:
     """Return what the runs kept of a kind; empty where they kept none."""
     found = []
-    for end in done:
-        with np.load(end["file"]) as arrays:
+    for file in files:
+        with np.load(file) as arrays:
             found += [arrays[kind]] if kind in arrays else []
     return found
 
 
-def _error(errors: list[float | None]) -> float | None:
+def _root_mean_square(errors: list[float | None]) -> float | None:
     known = [error for error in errors if error is not None]
     return float(np.sqrt(np.mean(np.square(known)))) if len(known) == len(errors) else None

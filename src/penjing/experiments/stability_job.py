@@ -1,4 +1,4 @@
-"""One run of a recipe in a process of its own: train, predict, and bear corruptions."""
+"""One run of a training procedure in a process of its own: train, predict, and bear corruptions."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from penjing.core.backend import backend_for
 from penjing.core.errors import Refused
 from penjing.core.progress import Say
 from penjing.core.task import Split, Task
-from penjing.core.value import Model
-from penjing.experiments.stability_recipe import Recipe
+from penjing.core.value import Model, Value
+from penjing.experiments.procedure import TrainingProcedure
 from penjing.measurement.quality import is_classification, metric_value, per_example
 
 BATCH = 256
@@ -22,8 +22,23 @@ RESAMPLES = 20
 """Of the test examples, for the standard error of a metric that is no mean of right and wrong."""
 
 
+class SeedResult(Value):
+    """What one seed came to on one data set, on its test split.
+
+    Attributes:
+        quality: the metric.
+        corrupted: by corruption, the mean of the metric over severities.
+        error: standard error of a quality that is no mean of right and wrong, from the choice of test
+            examples; else None.
+    """
+
+    quality: float
+    corrupted: dict[str, float]
+    error: float | None
+
+
 def run_once(
-    shared: tuple[Recipe, dict[str, Task]],
+    shared: tuple[TrainingProcedure, dict[str, Task]],
     say: Say,
     name: str,
     seed: int,
@@ -34,24 +49,23 @@ def run_once(
     """Train with one seed on one data set and judge on its test split.
 
     Args:
-        shared: the recipe, and the tasks by name.
+        shared: the procedure, and the tasks by name.
         name: of the task.
         seed: of weights, order and, with `fresh_splits`, of the division of train and valid.
         severities: of the corruptions; empty: none.
         predictions: `.npz` file for the predicted `classes` and which of them are `right`, where there are.
 
     Returns:
-        `quality`, `corrupted` (by name, the mean over severities), and `error`: the standard error of a
-        quality that is no mean of right and wrong, from the choice of test examples; else None.
+        The JSON of a `SeedResult`, which goes from one process to another.
 
     Raises:
         Refused: what training refuses.
     """
-    recipe, tasks = shared
+    procedure, tasks = shared
     task = tasks[name]
     if fresh_splits:
-        task = divided_anew(task, seed)
-    model = recipe.trained(task, seed, say)
+        task = redivide(task, seed)
+    model = procedure.train(task, seed, say)
     inputs, targets = task.test.arrays()
     outputs = _outputs(model, task, inputs)
     right = per_example(task, outputs, targets)
@@ -70,10 +84,10 @@ def run_once(
         corrupted[kind] = float(np.mean(values))
     quality = metric_value(task, outputs, targets)
     error = _standard_error(task, outputs, targets) if right is None else None
-    return {"quality": quality, "corrupted": corrupted, "error": error}
+    return SeedResult(quality=quality, corrupted=corrupted, error=error).model_dump(mode="json")
 
 
-def divided_anew(task: Task, seed: int) -> Task:
+def redivide(task: Task, seed: int) -> Task:
     """Return a task whose train and valid are drawn anew from both together; test stays.
 
     Raises:
@@ -84,8 +98,8 @@ def divided_anew(task: Task, seed: int) -> Task:
     train, valid = task.train, task.valid
     if getattr(train, "inputs", None) is None:
         raise Refused(
-            "train and valid can be divided anew",
-            value="training data that are read live",
+            "splits='fresh' needs training data in arrays",
+            value="data that are read live",
             place="task.train",
             fix='pass arrays, or splits="fixed"',
         )

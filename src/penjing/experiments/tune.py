@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,19 +25,39 @@ from penjing.core.goal import Goal, parse_goal
 from penjing.core.progress import Line, Say, silent
 from penjing.core.task import Task
 from penjing.core.value import Model
-from penjing.experiments.fit import FitRecord, TrainingJob, check_goal, read_weights, to_stderr, write_weights
-from penjing.experiments.tuned import LEDGER, RECORD, REPORT, Tuned, TunedRun, TuneRecord
+from penjing.experiments.fit import (
+    FitRecord,
+    TrainingJob,
+    check_goal,
+    read_weights,
+    refuse_framework,
+    to_stderr,
+    write_weights,
+)
+from penjing.experiments.tuned import (
+    LEDGER,
+    RECORD,
+    REPORT,
+    MachineProbe,
+    RateRange,
+    Timed,
+    Tuned,
+    TunedRun,
+    TuneRecord,
+)
 from penjing.measurement.quality import maximized, metric_name, metric_value
-from penjing.planners.halving import Ended, ShortRun, Space, check_optimizers, halving
+from penjing.planners.halving import PlannedRun, RunResult, SearchSpace, check_optimizers, halving
 from penjing.report.training import write_training_report
 from penjing.run.ledger import Ledger
 from penjing.train.machine import probe_machine
-from penjing.train.objective import task_objective
-from penjing.train.optimizers import KINDS, Name
-from penjing.train.range_test import RangeTest, run_range_test
+from penjing.train.objective import make_objective
+from penjing.train.optimizers import OPTIMIZERS, OptimizerName
+from penjing.train.range_test import run_range_test
 from penjing.train.strategy import Strategy
 
-OPTIMIZERS: tuple[Name, ...] = ("sgd", "adamw", "muon")
+DEFAULT_OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "adamw", "muon")
+V = TypeVar("V", bound=Timed)
+
 RANGE_STEPS = 60
 RANGE_SHARE = 0.1
 """Range tests may take this share of the time; what is left out then trains at its default rate."""
@@ -51,7 +71,7 @@ def tune(
     time: str | float,
     out: Path | str,
     strategy: Strategy | None = None,
-    optimizers: Sequence[Name] | None = None,
+    optimizers: Sequence[OptimizerName] | None = None,
     first: int = 9,
     seed: int = 0,
     say: Say | None = None,
@@ -77,17 +97,35 @@ def tune(
 
     Raises:
         Refused: bad arguments, model or data, before anything slow; no run ended.
+
+    >>> import tempfile
+    >>> x = np.random.default_rng(0).standard_normal((400, 4)).astype(np.float32)
+    >>> def make():
+    ...     import torch
+    ...     return torch.nn.Linear(4, 2)
+    >>> task = Task(train=(x, (x[:, 0] > 0).astype(int)), batch_size=32)
+    >>> fields = {"goal": "accuracy >= 80%", "time": "2s", "optimizers": ["sgd"]}
+    >>> with tempfile.TemporaryDirectory() as out:
+    ...     tuned = tune(make, task, **fields, out=out, say=silent)
+    >>> tuned.strategy.optimizer
+    'sgd'
     """
     need("tune", "tuning")
-    search = _opened(model_factory, task, goal, strategy or Strategy(), seed, say or to_stderr)
+    search = _open(model_factory, task, goal, strategy or Strategy(), seed, say or to_stderr)
     seconds = parse_time(time, "time")
     if optimizers is None:
-        optimizers = [name for name in OPTIMIZERS if not missing(KINDS[name].extra or "torch")]
+        optimizers = [name for name in DEFAULT_OPTIMIZERS if not missing(OPTIMIZERS[name].extra or "torch")]
     check_optimizers(optimizers)
     for name in optimizers:
-        need(KINDS[name].extra or "torch", f"the optimizer {name}")
+        need(OPTIMIZERS[name].extra or "torch", f"the optimizer {name}")
     if first < 3:
-        raise Refused("the first round has at least 3 runs", value=first, place="first", code=Exit.USAGE)
+        raise Refused(
+            "must be at least 3",
+            value=first,
+            place="tune.first",
+            fix="give first=9, the default",
+            code=Exit.USAGE,
+        )
     folder = make_folder(out)
     with ExitStack() as stack:
         ledger = stack.enter_context(Ledger(folder / LEDGER))
@@ -106,8 +144,13 @@ class _Search:
     key: str
 
 
-def _opened(
-    factory: Callable[[], Model] | Model, task: Task, goal: str | Goal, base: Strategy, seed: int, say: Any
+def _open(
+    factory: Callable[[], Model] | Model,
+    task: Task,
+    goal: str | Goal,
+    base: Strategy,
+    seed: int,
+    say: Say,
 ) -> _Search:
     import torch
 
@@ -126,19 +169,20 @@ def _opened(
 
     else:
         raise Refused(
-            "the model is a torch module or a function that makes one",
-            place="model_factory",
+            "must be a torch module or a function that makes one",
+            place="tune.model_factory",
             value=type(factory).__name__,
+            fix="write tune(lambda: Net(), task, ...)",
             code=Exit.USAGE,
         )
     task, wanted, model = task.prepare(seed), parse_goal(goal), make()
     backend = backend_for(model)
     if backend.name != "torch":
-        raise Refused("a model that trains is a torch.nn.Module", value=backend.name, place="model_factory")
+        raise refuse_framework(backend, "tune.model_factory")
     check_goal(wanted, task)
-    task_objective(task, base.label_smoothing)
+    make_objective(task, base.label_smoothing)
     backend.check(backend.select(model, task.output), task.valid.example())
-    base = base.sized(task)
+    base = base.with_batch_size(task)
     prints = [
         backend.fingerprint(model),
         task.train.fingerprint(),
@@ -159,25 +203,23 @@ class _Tuning:
         self._events: list[str] = []
         self._best: tuple[float, float] | None = None
 
-    def run(self, optimizers: tuple[Name, ...], seconds: float, first: int) -> Tuned:
+    def run(self, optimizers: tuple[OptimizerName, ...], seconds: float, first: int) -> Tuned:
         """Probe, test ranges, search, and write what was found."""
         start = time.perf_counter()
-        probe = self._once("probe", self._probe)
-        base = Strategy(**probe["strategy"])
-        self._say_event(Line.note(probe["why"]))
-        ranges: dict[Name, dict[str, Any]] = {}
+        probe = self._once("probe", MachineProbe, self._probe)
+        self._say_event(Line.note(probe.why))
+        ranges: dict[str, RateRange] = {}
         for name in optimizers:
             late = time.perf_counter() - start > RANGE_SHARE * seconds
-            ranges[name] = self._once(f"range {name}", partial(self._range, base, name, late))
-            self._say_event(Line.note(ranges[name]["why"]))
-        spent = probe["spent_s"] + sum(each["spent_s"] for each in ranges.values())
+            ranges[name] = self._once(f"range {name}", RateRange, partial(self._range, probe, name, late))
+            self._say_event(Line.note(ranges[name].why))
         task = self._search.task
-        space = Space(
-            base=base,
-            rates={name: (each["lowest"], each["highest"]) for name, each in ranges.items()},
+        space = SearchSpace(
+            base=probe.strategy,
+            rates={name: (ranges[name].lowest, ranges[name].highest) for name in optimizers},
             examples=len(task.train),
             smooths=task.loss == "cross_entropy",
-            seconds=seconds - spent,
+            seconds=seconds - probe.spent_s - sum(each.spent_s for each in ranges.values()),
             first=first,
             up=maximized(task),
             seed=self._search.seed,
@@ -186,38 +228,41 @@ class _Tuning:
         try:
             planned = next(planner)
             while True:
-                planned = planner.send(self._made(planned))
+                planned = planner.send(self._carry_out(planned))
         except StopIteration:
             pass
-        return self._finished(dict(ranges), probe["seconds"])
+        return self._finish(ranges, probe.seconds)
 
-    def _once(self, name: str, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    def _once(self, name: str, kind: type[V], work: Callable[[], dict[str, Any]]) -> V:
+        """Return what work gives, with its wall time; from the ledger where it was done before."""
         key = f"{self._search.key} {name}"
         found = self._ledger.get(key)
         if found is None:
             start = time.perf_counter()
-            found = work() | {"spent_s": time.perf_counter() - start}
-            self._ledger.put(key, found)
-        return found
+            fields = work()
+            made = kind(**fields, spent_s=time.perf_counter() - start)
+            self._ledger.put(key, made.model_dump(mode="json"))
+            return made
+        return kind.model_validate(found)
 
     def _probe(self) -> dict[str, Any]:
         search = self._search
-        objective = task_objective(search.task, search.base.label_smoothing)
+        objective = make_objective(search.task, search.base.label_smoothing)
         found = probe_machine(search.make(), search.backend, search.task.train, objective, search.base)
         listed = ", ".join(f"{name} {1e3 * each:.3g} ms" for name, each in found.seconds.items())
         chosen = found.strategy.model_copy(update={"compile": "auto"})
         why = f"a training step takes {listed}: {found.chosen}, {found.gain:.2f} times as fast as the first"
-        return {"strategy": chosen.model_dump(mode="json"), "seconds": found.seconds, "why": why}
+        return {"strategy": chosen, "seconds": found.seconds, "why": why}
 
-    def _range(self, base: Strategy, name: Name, late: bool) -> dict[str, Any]:
-        search, own = self._search, KINDS[name].lr
-        around: dict[str, Any] = {"lowest": own / 3, "highest": own * 3, "rates": [], "losses": []}
+    def _range(self, probe: MachineProbe, name: OptimizerName, late: bool) -> dict[str, Any]:
+        search, own = self._search, OPTIMIZERS[name].lr
+        around = {"lowest": own / 3, "highest": own * 3}
         if late:
             return around | {"why": f"{name}: no time for a range test; rates around {own:g} are tried"}
-        strategy = base.model_copy(update={"optimizer": name, "schedule": None})
-        objective = task_objective(search.task, base.label_smoothing)
+        strategy = probe.strategy.model_copy(update={"optimizer": name, "schedule": None})
+        objective = make_objective(search.task, strategy.label_smoothing)
         try:
-            found: RangeTest = run_range_test(
+            found = run_range_test(
                 search.make(),
                 search.backend,
                 search.task.train,
@@ -227,34 +272,34 @@ class _Tuning:
                 seed=search.seed,
             )
         except Refused as refused:
-            return around | {"why": f"{name}: {refused}; rates around {own:g} are tried"}
+            return around | {"why": f"{name}: {refused} Rates around {own:g} are tried"}
         why = (
             f"{name}: the loss falls fastest at rate {found.suggestion:.3g} and is smallest at "
             f"{found.highest:.3g}; rates between are tried"
         )
-        highest = max(found.highest, 1.5 * found.suggestion)
         return {
             "lowest": found.suggestion,
-            "highest": highest,
-            "rates": list(found.rates),
-            "losses": list(found.losses),
+            "highest": max(found.highest, 1.5 * found.suggestion),
+            "rates": found.rates,
+            "losses": found.losses,
             "why": why,
         }
 
-    def _made(self, planned: ShortRun) -> Ended:
+    def _carry_out(self, planned: PlannedRun) -> RunResult:
         """Make a run, or take it from the ledger."""
         text = json.dumps([planned.strategy.model_dump_json(), round(planned.seconds, 3)])
         digest = hashlib.sha256(text.encode()).hexdigest()[:24]
-        done = TunedRun.model_validate(self._once(f"run {digest}", partial(self._train, planned, digest)))
+        done = self._once(f"run {digest}", TunedRun, partial(self._train, planned, digest))
         self._runs.append(done)
-        if done.record is not None and self._leads(done.record):
-            self._best = self._rank(done.record)
+        record = done.record
+        if record is not None and self._leads(record):
+            self._best = self._rank(record)
         self._say_event(Line.trial(_line(len(self._runs), done)))
-        reached = None if done.record is None or done.record.reached is None else done.record.reached.seconds
-        quality = None if done.record is None else done.record.quality
-        return Ended(quality=quality, reached_s=reached, spent_s=done.spent_s)
+        reached = None if record is None or record.reached is None else record.reached.seconds
+        quality = None if record is None else record.quality
+        return RunResult(quality=quality, reached_s=reached, spent_s=done.spent_s)
 
-    def _train(self, planned: ShortRun, digest: str) -> dict[str, Any]:
+    def _train(self, planned: PlannedRun, digest: str) -> dict[str, Any]:
         """Train, and write the weights, before the ledger knows of the run, if it is the best so far."""
         search, limits = self._search, {"epochs": 10_000.0, "max_seconds": planned.seconds}
         model = search.make()
@@ -262,16 +307,16 @@ class _Tuning:
         run = {
             "round": planned.round,
             "seconds": planned.seconds,
-            "strategy": strategy.model_dump(mode="json"),
-            "weights": _weights(digest),
+            "strategy": strategy,
+            "weights": _weights_file(digest),
         }
         try:
             record = TrainingJob(model, search.task, strategy, search.goal, search.seed).run(silent)
         except Refused as refused:
-            return run | {"record": None, "refused": str(refused)}
+            return run | {"refused": str(refused)}
         if self._leads(record):
-            write_weights(model, self._folder / _weights(digest))
-        return run | {"record": record.model_dump(mode="json")}
+            write_weights(model, self._folder / _weights_file(digest))
+        return run | {"record": record}
 
     def _rank(self, record: FitRecord) -> tuple[float, float]:
         """Return what makes a run better than another: the time to the goal, then the quality."""
@@ -281,20 +326,20 @@ class _Tuning:
     def _leads(self, record: FitRecord) -> bool:
         return self._best is None or self._rank(record) > self._best
 
-    def _finished(self, ranges: dict[Any, dict[str, Any]], probe: dict[str, float]) -> Tuned:
+    def _finish(self, ranges: dict[str, RateRange], probe: dict[str, float]) -> Tuned:
         search = self._search
         ranked = [(self._rank(run.record), i) for i, run in enumerate(self._runs) if run.record is not None]
         if not ranked:
             raise Refused(
-                "at least one run ends",
+                "at least one run must come to its end",
                 value=self._runs[-1].refused,
                 place="tune",
                 fix="give more time, or another optimizer",
             )
-        best = max(ranked)[1]
+        best = max(ranked, key=lambda pair: (pair[0], -pair[1]))[1]  # the first, whose weights were kept
         record = self._runs[best].record
         assert record is not None, "ranked runs have a record"
-        strategy = Strategy(**record.strategy).model_copy(
+        strategy = record.strategy.model_copy(
             update={"epochs": record.epochs, "max_seconds": None, "compile": search.base.compile}
         )
         model = search.make()
@@ -307,14 +352,14 @@ class _Tuning:
             metric=metric_name(search.task),
             best=best,
             reached=record.reached is not None,
-            strategy=strategy.model_dump(mode="json"),
+            strategy=strategy,
             seconds=record.seconds if record.reached is None else record.reached.seconds,
             quality=record.quality,
             test_quality=_test_quality(search, model),
             runs=tuple(self._runs),
             ranges=ranges,
             probe=probe,
-            spent_s=sum(run.spent_s for run in self._runs) + sum(each["spent_s"] for each in ranges.values()),
+            spent_s=sum(each.spent_s for each in (*self._runs, *ranges.values())),
             events=tuple(self._events),
         )
         write_json(self._folder / RECORD, done.model_dump(mode="json"))
@@ -333,8 +378,10 @@ def _test_quality(search: _Search, model: Model) -> float:
 
 
 def _line(number: int, run: TunedRun) -> str:
-    s = Strategy(**run.strategy)
-    words = f"{s.optimizer} at {s.rate:.3g}, {s.decline}, batch {s.batch_size}, decay {s.weight_decay:.2g}"
+    s = run.strategy
+    words = (
+        f"{s.optimizer} at {s.peak_lr:.3g}, {s.lr_schedule}, batch {s.batch_size}, decay {s.weight_decay:.2g}"
+    )
     words += ", averaged" * (s.averaging != "none") + ", labels smoothed" * (s.label_smoothing > 0)
     head = f"run {number}, round {run.round}, {in_words(run.seconds, 's')}: {words}"
     if run.record is None:
@@ -344,5 +391,5 @@ def _line(number: int, run: TunedRun) -> str:
     return f"{head}: {run.record.metric} {run.record.quality:.4g}{tail}"
 
 
-def _weights(digest: str) -> str:
+def _weights_file(digest: str) -> str:
     return f"weights-{digest}.safetensors"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from penjing.core.goal import Goal
 from penjing.core.value import Model, Value
@@ -13,19 +12,60 @@ from penjing.train.strategy import Strategy
 LEDGER, RECORD, REPORT = "tune.sqlite", "tune.json", "tune.html"
 
 
-class TunedRun(Value):
-    """One run of the search: its round, the time it had, and its record; `refused` says why there is none.
+class Timed(Value):
+    """What a part of the search found, with the wall time that it took."""
 
-    `weights` names the file of its weights, which stays for the best run alone.
+    spent_s: float
+
+
+class MachineProbe(Timed):
+    """What the probe of the machine chose.
+
+    Attributes:
+        strategy: with the precision and memory layout whose steps are the fastest.
+        seconds: of a training step, by precision and layout.
+        why: in words.
+    """
+
+    strategy: Strategy
+    seconds: dict[str, float]
+    why: str
+
+
+class RateRange(Timed):
+    """The learning rates that are tried with an optimizer.
+
+    Attributes:
+        lowest, highest: bounds of the search.
+        rates, losses: of the range test; empty where there was none.
+        why: in words.
+    """
+
+    lowest: float
+    highest: float
+    rates: tuple[float, ...] = ()
+    losses: tuple[float, ...] = ()
+    why: str
+
+
+class TunedRun(Timed):
+    """One run of the search.
+
+    Attributes:
+        round: of the halving, from 0.
+        seconds: that the run had.
+        strategy: it trained by.
+        weights: file of its weights, which stays for the best run alone.
+        record: of the training; None where it was refused.
+        refused: why there is no record.
     """
 
     round: int
     seconds: float
-    strategy: dict[str, Any]
+    strategy: Strategy
     weights: str
-    record: FitRecord | None
+    record: FitRecord | None = None
     refused: str = ""
-    spent_s: float
 
 
 class TuneRecord(Value):
@@ -50,12 +90,12 @@ class TuneRecord(Value):
     metric: str
     best: int
     reached: bool
-    strategy: dict[str, Any]
+    strategy: Strategy
     seconds: float
     quality: float
     test_quality: float
     runs: tuple[TunedRun, ...]
-    ranges: dict[str, dict[str, Any]]
+    ranges: dict[str, RateRange]
     probe: dict[str, float]
     spent_s: float
     events: tuple[str, ...]

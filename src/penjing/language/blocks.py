@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from penjing.core.backend import backend_named
 from penjing.core.context import Context
-from penjing.core.data import Split
+from penjing.core.data.split import Split
 from penjing.core.errors import Refused
 from penjing.core.method import Change, Method, name_of
 from penjing.core.progress import Say
@@ -22,6 +22,8 @@ from penjing.core.task import Task
 from penjing.language.checks import Tokens, quantized_layers, weight_method
 from penjing.language.hidden_states import read_hidden_states, write_hidden_states
 from penjing.language.packed_weights import PACKED, write_packed_weights
+from penjing.quantize.autoround import QuantizeAutoRound
+from penjing.quantize.reconstruct import QuantizeReconstruct
 
 if TYPE_CHECKING:
     from penjing.backends.torch.decoder.decoder import Decoder
@@ -181,9 +183,9 @@ def _for_block(job: Job, layers: list[str]) -> Method:
     method = weight_method(job.method)
     own = tuple(pair for pair in method.by_layer if any(fnmatchcase(name, pair[0]) for name in layers))
     fields: dict[str, Any] = {"ends": False, "by_layer": own}
-    if "batch_size" in type(method).model_fields:
+    if not isinstance(method, QuantizeAutoRound | QuantizeReconstruct):  # in these it is that of a step
         length = job.streams["calibration"].shape[1]
-        fields["batch_size"] = min(method.batch_size, max(1, CALIBRATION_TOKENS // length))  # type: ignore[attr-defined]
+        fields["batch_size"] = min(method.batch_size, max(1, CALIBRATION_TOKENS // length))
     return method.model_copy(update=fields)
 
 

@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.calibration.rounding import Rounded
-from penjing.core.copies import row_hashes
+from penjing.core.data.copies import row_hashes
 from penjing.core.errors import Exit, Refused, nearest
 from penjing.core.files import free_bytes, sha256_file
-from penjing.core.method import Method, inner, name_of
+from penjing.core.method import Method, inner, name_of, unmatched
 from penjing.core.registry import handler_for, method_to_json
 from penjing.quantize.autoround import QuantizeAutoRound
 from penjing.quantize.awq import QuantizeAWQ
@@ -74,9 +74,8 @@ def weight_method(method: Method) -> Rounded:
 
 
 def quantized_layers(method: Method, layers: Sequence[str]) -> list[str]:
-    """Return the layers that a method rounds: those that it covers and does not skip."""
-    skip = weight_method(method).skip
-    return [x for x in layers if method.covers(x) and not any(fnmatchcase(x, pattern) for pattern in skip)]
+    """Return the layers that a method rounds: those that it covers."""
+    return [layer for layer in layers if method.covers(layer)]
 
 
 def refuse_patterns(method: Method, layers: Sequence[str]) -> None:
@@ -87,8 +86,16 @@ def refuse_patterns(method: Method, layers: Sequence[str]) -> None:
         layers: names of the linear layers of all blocks.
 
     Raises:
-        Refused: a pattern of `by_layer` matches none, or nothing is left to be rounded.
+        Refused: a pattern of `only` or of `by_layer` matches none, or nothing is left to be rounded.
     """
+    if part := unmatched(method, layers):
+        raise Refused(
+            "must match a linear layer of a block",
+            value=repr(part),
+            code=Exit.USAGE,
+            place=f"each pattern of only(..., {name_of(method)})",
+            fix=nearest(part.removeprefix("!"), layers[:8]),
+        )
     covered = quantized_layers(method, layers)
     if not covered:
         raise Refused(

@@ -11,7 +11,7 @@ import numpy as np
 from penjing.arrays.formats.coding import Encoded, decode
 from penjing.arrays.formats.packing import pack, unpack
 from penjing.arrays.formats.parameters import code_type
-from penjing.calibration.placing import quantizer_of
+from penjing.calibration.placing import make_quantizer
 from penjing.core.errors import Refused
 from penjing.core.extras import need
 from penjing.core.files import read_json, verify_manifest
@@ -132,5 +132,5 @@ def load_quantized(folder: Path | str) -> Any:
         layer = model.get_submodule(name)
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(decode(weight)))
-        set_quantizers(layer, quantizer_of(weight.format, weight.parameters), None)
+        set_quantizers(layer, make_quantizer(weight.format, weight.parameters), None)
     return model

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from penjing.core.backend import Arrays, Backend
-from penjing.core.data import Split
+from penjing.core.data.split import Split
 from penjing.core.errors import Refused
 from penjing.core.measurement import BatchDependence
 from penjing.core.value import Model

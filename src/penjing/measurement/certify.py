@@ -119,7 +119,7 @@ def _walk(
             Step(
                 name=name,
                 drop=drop,
-                upper=upper if certified else max(upper, max_drop),
+                upper=upper if certified or pair.no_bound else max(upper, max_drop),
                 p_value=p,
                 certified=certified,
                 reason=reason,

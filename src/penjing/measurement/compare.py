@@ -26,6 +26,9 @@ from penjing.measurement.quality import checked_outputs, maximized, metric_value
 Array = NDArray[Any]
 Units = NDArray[np.int64] | None
 
+UNSTATED = "its range is not stated; set Task(metric_range=(lowest, highest)) of one example's value"
+"""Why a metric of the user's has no bound by itself."""
+
 
 def compare(
     task: Task, baseline: Array, candidate: Array, targets: Array, groups: Array | None = None, seed: int = 0
@@ -104,7 +107,7 @@ def _by_class(
 def _averaged(task: Task, outputs: tuple[Array, Array], targets: Array, units: Units) -> Paired | str:
     """Return the comparison of a user's metric that is a mean over examples, or why it has no bound."""
     if task.metric_range is None:
-        return "its range is not stated; set Task(metric_range=(lowest, highest)) of one example's value"
+        return UNSTATED
     found = [(x, example_values(task, x, targets)) for x in outputs]
     kinds: set[Kind] = set(AVERAGES)
     for x, values in found:

@@ -25,6 +25,7 @@ from penjing.measurement.process import factory_of, usual_limits
 from penjing.measurement.quality import all_metrics, metric_name, metric_value, per_class_recall
 from penjing.measurement.quality_interval import quality_of
 from penjing.measurement.serving import Factory
+from penjing.measurement.sittings import Effort
 from penjing.measurement.stage import Entry, Stage
 
 
@@ -64,7 +65,7 @@ def measure(
         target: where to measure; by default the artefact's own, or ONNX Runtime.
         split: `train`, `valid` or `test`.
         factory: makes the user's class, for a folder in the runtime torch.
-        seconds: for latency, the opening of fresh processes included; three sittings are made in any case.
+        seconds: for latency, the opening of fresh processes included; one sitting is made in any case.
         limits: of the process: seconds of a request, bytes; None for `usual_limits`.
 
     >>> measure("runs/net/artefact", task, split="test").latency.p50_ms.value  # doctest: +SKIP
@@ -78,7 +79,7 @@ def measure(
         folder = Path(model_or_folder)
         entry = (folder, target or open_artefact(folder).target, factory)
         entries = {folder.name: entry}
-        measured = measure_all(entries, task, split, folder.name, None, seconds, limits)
+        measured = measure_all(entries, task, split, folder.name, None, Effort(seconds), limits)
         return measured[folder.name].measurement
     model, name = model_or_folder, type(model_or_folder).__name__
     target = target or Target()
@@ -89,7 +90,7 @@ def measure(
         folder = deliver(model, target, parent / "artefact", example=example).path
         operations = {name: backend.operations(model, example)}
         entries = {name: (folder, target, factory or factory_of(model))}
-        found = measure_all(entries, task, split, name, operations, seconds, limits)[name]
+        found = measure_all(entries, task, split, name, operations, Effort(seconds), limits)[name]
     data = _split(task, split)
     expected = outputs_in_memory(backend, model, data, task.batch_size, target.batch)
     apart = max(difference(found.outputs, expected.outputs), difference(found.usual, expected.usual))
@@ -103,7 +104,7 @@ def measure_all(
     split_name: str,
     reference: str,
     operations: Mapping[str, Operations | None] | None = None,
-    seconds: float = 10.0,
+    effort: Effort = Effort(),  # noqa: B008  a frozen value
     limits: Limits | None = None,
 ) -> dict[str, Measured]:
     """Measure artefacts side by side, each in a process of its own, latency interleaved.
@@ -117,8 +118,7 @@ def measure_all(
         split_name: `train`, `valid` or `test`.
         reference: the candidate that latency ratios are taken with.
         operations: parameters and multiply-adds where they were counted.
-        seconds: for latency, all candidates together, the opening of fresh processes included; three sittings
-            are made in any case.
+        effort: seconds for latency, all candidates together, and what is known of the machine's noise.
         limits: of each process: seconds of a request, bytes; None for `usual_limits`.
 
     >>> entries = {"float": (a, Target(), None), "int8": (b, Target(), None)}  # doctest: +SKIP
@@ -146,7 +146,7 @@ def measure_all(
         )
         for name, entry in candidates.items():
             stage.judge(name, entry, stack)
-        stage.time(seconds)
+        stage.time(effort)
     counts, measured = operations or {}, {}
     for name, entry in candidates.items():
         artefact, judged = open_artefact(entry[0]), stage.judged[name]

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from penjing.core.artefact import deliver
 from penjing.core.backend import Arrays
-from penjing.core.data import LiveSplit, Split
+from penjing.core.data.split import LiveSplit, Split
 from penjing.core.errors import Refused
 from penjing.core.executor import Limits
-from penjing.core.measurement import Estimate
+from penjing.core.measurement import Estimate, Noise
 from penjing.core.scratch import scratch
 from penjing.core.target import Target
 from penjing.core.value import Model
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.serving import Factory
-from penjing.measurement.sittings import Open, summarise_sittings, take_sittings
+from penjing.measurement.sittings import Effort, Open, summarise_sittings, take_sittings
 from penjing.measurement.stage import timed_batch
 
 SECONDS = 4.0
@@ -57,12 +57,15 @@ def beside(
 
         def opener(model: Model) -> Open:
             path = deliver(model, target, folder / f"model{next(numbers)}", example=example).path
-            return partial(_opened, path, target, batch, factory_of(model))
+            return partial(_opened, path, target, batch, factory_of(model), verify=False)
 
-        first = opener(reference)
+        first, noise = opener(reference), None
 
         def ratio_of(model: Model) -> Estimate:
-            sittings = take_sittings({"reference": first, "model": opener(model)}, "reference", seconds)
+            nonlocal noise
+            openers = {"reference": first, "model": opener(model)}
+            sittings = take_sittings(openers, "reference", Effort(seconds, noise))
+            noise = sittings.noise
             found = summarise_sittings(sittings, "model", "reference", target.batch, target.threads).ratio
             assert found is not None
             return found
@@ -72,7 +75,7 @@ def beside(
 
 @contextmanager
 def _opened(
-    path: Path, target: Target, batch: tuple[Path, ...], factory: Factory | None, verify: bool = True
+    path: Path, target: Target, batch: tuple[Path, ...], factory: Factory | None, verify: bool
 ) -> Iterator[RuntimeProcess]:
     with RuntimeProcess(path, target, model=factory, limits=LIMITS, verify=verify) as process:
         process.set_batch(batch)
@@ -80,7 +83,12 @@ def _opened(
 
 
 def ratios(
-    folders: Mapping[str, Path], reference: str, target: Target, inputs: Arrays, seconds: float
+    folders: Mapping[str, Path],
+    reference: str,
+    target: Target,
+    inputs: Arrays,
+    seconds: float,
+    noise: Noise | None = None,
 ) -> tuple[dict[str, Estimate], dict[str, str]]:
     """Time delivered artefacts in turn, each in a process of its own; latency alone.
 
@@ -90,8 +98,9 @@ def ratios(
         reference: of which the latency counts as 1; it must run.
         target: where all run.
         inputs: examples that the timed batch is made of.
-        seconds: of timing, all together, the opening of processes included; three sittings of six rounds are
+        seconds: of timing, all together, the opening of processes included; one sitting of six rounds is
             made in any case.
+        noise: what two processes of the reference differ by; None to measure it.
 
     Returns:
         The ratio of each artefact's latency to the reference's with its interval at 95%, and for those that
@@ -116,7 +125,7 @@ def ratios(
             name: partial(_opened, path, target, batch, None, verify=name == reference)
             for name, path in folders.items()
         }
-        sittings = take_sittings(openers, reference, seconds, fail, min_calls=1)
+        sittings = take_sittings(openers, reference, Effort(seconds, noise, min_calls=1), fail)
     found = {}
     for name in sittings.samples:
         if name != reference:

@@ -20,7 +20,7 @@ from penjing.core.target import Target
 from penjing.measurement.batch_dependence import JudgedOutputs, judged_outputs
 from penjing.measurement.process import Lost, RuntimeProcess, save_arrays
 from penjing.measurement.serving import Factory
-from penjing.measurement.sittings import Sittings, summarise_sittings, take_sittings
+from penjing.measurement.sittings import Effort, Sittings, summarise_sittings, take_sittings
 
 Entry = tuple[Path, Target, Factory | None]
 """A delivered folder, where it runs, and what makes the user's class where the runtime needs it."""
@@ -73,11 +73,11 @@ class Stage:
             self.judged[name] = judged_outputs(run, self.inputs, self.usual, entry[1].batch)
         self._open[name] = process
 
-    def time(self, seconds: float) -> None:
+    def time(self, effort: Effort) -> None:
         """Time what can be timed, in several sittings; the first is of the processes that judged."""
         names = [name for name in self.entries if name not in self.failures]
         openers = {name: lambda name=name: self._timed(name) for name in names}
-        self.sittings = take_sittings(openers, self.reference, seconds, self.fail)
+        self.sittings = take_sittings(openers, self.reference, effort, self.fail)
 
     def fail(self, name: str, refusal: Refused) -> None:
         """Note why an artefact could not be timed.

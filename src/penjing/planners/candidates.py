@@ -13,7 +13,8 @@ from pydantic import Field
 
 from penjing.core.budget import Budget
 from penjing.core.measurement import Estimate
-from penjing.core.plan import Plan, chain, digest, plan_from_json, plan_to_json
+from penjing.core.method import inner, with_fields
+from penjing.core.plan import Plan, chain, digest, only, plan_from_json, plan_to_json
 from penjing.core.target import Target, runtime_for
 from penjing.core.value import Value
 from penjing.planners.recipes import SMOOTHED, STATIC
@@ -114,7 +115,7 @@ def _other_integers(usual: Candidate) -> Iterator[Candidate]:
     """Yield the forms of a static recipe that kernels of some processors are made for."""
     signed, whole = ({"inputs": "int8"}, usual.loss), ({"weights": "int8 tensor"}, usual.loss + 3)
     for words, (fields, loss) in (("signed activations", signed), ("one step for a weight", whole)):
-        plan = chain(*(x.model_copy(update=fields) if isinstance(x, Int8Static) else x for x in usual.plan))
+        plan = chain(*(with_fields(x, **fields) if isinstance(x, Int8Static) else x for x in usual.plan))
         yield Candidate(f"{usual.name}, {words}", plan, loss)
 
 
@@ -142,8 +143,8 @@ def _partly_float(
 
 
 def _static_without(left: list[str], names: list[str]) -> Plan:
-    skip = match_with_patterns(left, [name for name in names if name not in left])
-    return chain(Int8Static(skip=skip), CorrectBias())
+    left_out = match_with_patterns(left, [name for name in names if name not in left])
+    return chain(only(" | ".join(f"!{pattern}" for pattern in left_out), Int8Static()), CorrectBias())
 
 
 def match_with_patterns(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
@@ -206,7 +207,7 @@ def _by_speed(rows: Sequence[Probed]) -> list[Probed]:
 def _values(row: Probed) -> str:
     """Return what a recipe computes: how activations are stored changes nothing."""
     plan = plan_from_json(row.plan)
-    same = (x.model_copy(update={"inputs": "uint8"}) if isinstance(x, Int8Static) else x for x in plan)
+    same = (with_fields(x, inputs="uint8") if isinstance(inner(x), Int8Static) else x for x in plan)
     return digest(plan_to_json(chain(*same)))
 
 

@@ -8,6 +8,7 @@ from penjing.core.budget import COSTS, Budget, say
 from penjing.core.measurement import Measurement
 from penjing.core.trial import get_cost
 from penjing.core.value import Value
+from penjing.measurement.certifiable import Certifiable
 
 TRAINED_TRIALS = 4
 """Trials with recovery that a time budget is divided into where it suffices."""
@@ -67,7 +68,7 @@ def forecast(
     budget: Budget,
     baseline: Measurement,
     timing: Timing,
-    certifiable: tuple[float, int | None],
+    certifiable: Certifiable,
     floor: Measurement | str,
 ) -> Forecast:
     """Translate a budget.
@@ -76,8 +77,7 @@ def forecast(
         budget: the user's.
         baseline: the float model in the target.
         timing: what survey and first measurement took.
-        certifiable: smallest drop that the test examples can certify if no prediction changes, and how
-            many examples the asked drop needs at least (None: they suffice).
+        certifiable: what the test examples can certify if no prediction changes.
         floor: the smallest model that was built and measured without training, or why there is none.
     """
     lines = tuple(_line(name, budget, baseline, floor) for name in budget.costs)
@@ -86,7 +86,9 @@ def forecast(
     epochs = _epochs(budget, timing, cheap, reserve)
     trial = cheap + epochs * (timing.epoch or 0.0)
     warnings = []
-    smallest, needed = certifiable
+    smallest, needed, no_bound = certifiable
+    if no_bound:
+        warnings.append(f"max_drop will stay inconclusive, no bound on the metric: {no_bound}")
     if budget.max_drop is not None and needed is not None:
         warnings.append(
             f"{budget.max_drop * 100:g} points cannot be certified with these test examples even if no "

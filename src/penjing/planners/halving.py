@@ -17,7 +17,7 @@ from penjing.core.errors import Refused
 from penjing.core.extras import need
 from penjing.core.progress import Line, Say
 from penjing.core.value import Value
-from penjing.train.optimizers import KINDS, Name
+from penjing.train.optimizers import OPTIMIZERS, OptimizerName
 from penjing.train.schedule import Schedule
 from penjing.train.strategy import Strategy
 
@@ -36,7 +36,7 @@ BATCHES = (0.5, 1.0, 2.0, 4.0)
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """What may be tried.
 
     Attributes:
@@ -51,7 +51,7 @@ class Space:
     """
 
     base: Strategy
-    rates: dict[Name, tuple[float, float]]
+    rates: dict[OptimizerName, tuple[float, float]]
     examples: int
     smooths: bool
     seconds: float
@@ -60,7 +60,7 @@ class Space:
     seed: int = 0
 
 
-class ShortRun(Value):
+class PlannedRun(Value):
     """A run to be made: a strategy that ends within `seconds`, in a round from 0."""
 
     strategy: Strategy
@@ -68,8 +68,8 @@ class ShortRun(Value):
     round: int
 
 
-class Ended(Value):
-    """How a run ended.
+class RunResult(Value):
+    """What a run came to.
 
     Attributes:
         quality: on valid; None where it was refused.
@@ -82,8 +82,8 @@ class Ended(Value):
     spent_s: float
 
 
-def halving(space: Space, say: Say) -> Generator[ShortRun, Ended, None]:
-    """Yield runs and be sent how each ended; ends when time is over or the goal's time is known well enough.
+def halving(space: SearchSpace, say: Say) -> Generator[PlannedRun, RunResult, None]:
+    """Yield runs and be sent the result of each; ends when time is over or the goal's time is known.
 
     Raises:
         Refused: Optuna is not installed.
@@ -92,10 +92,10 @@ def halving(space: Space, say: Say) -> Generator[ShortRun, Ended, None]:
     left = space.seconds
     seconds = FIRST_SHARE * space.seconds
     proposals = _Proposals(space)
-    found: list[tuple[Strategy, Ended]] = []
+    found: list[tuple[Strategy, RunResult]] = []
     for _ in range(space.first):
         number, strategy = proposals.ask()
-        ended = yield ShortRun(strategy=strategy, seconds=seconds, round=0)
+        ended = yield PlannedRun(strategy=strategy, seconds=seconds, round=0)
         proposals.tell(number, ended.quality)
         found.append((strategy, ended))
         left -= ended.spent_s
@@ -110,21 +110,21 @@ def halving(space: Space, say: Say) -> Generator[ShortRun, Ended, None]:
         for strategy in best:
             if left < 0.5 * seconds and found:
                 break
-            ended = yield ShortRun(strategy=strategy, seconds=seconds, round=level)
+            ended = yield PlannedRun(strategy=strategy, seconds=seconds, round=level)
             found.append((strategy, ended))
             left -= ended.spent_s
-    yield from _narrowed(found, seconds / KEPT if level else 0.0, left, level)
+    yield from _bisect_time(found, seconds / KEPT if level else 0.0, left, level)
 
 
-def _best(found: Sequence[tuple[Strategy, Ended]], up: bool) -> list[Strategy]:
+def _best(found: Sequence[tuple[Strategy, RunResult]], up: bool) -> list[Strategy]:
     """Return the strategies whose runs ended, the best quality first."""
     done = [(ended.quality if up else -ended.quality, s) for s, ended in found if ended.quality is not None]
     return [strategy for _, strategy in sorted(done, key=lambda pair: -pair[0])]
 
 
-def _narrowed(
-    found: Sequence[tuple[Strategy, Ended]], too_short: float, left: float, level: int
-) -> Generator[ShortRun, Ended, None]:
+def _bisect_time(
+    found: Sequence[tuple[Strategy, RunResult]], too_short: float, left: float, level: int
+) -> Generator[PlannedRun, RunResult, None]:
     """Narrow down the time that the quickest strategies need, by bisection on its logarithm."""
     reached = [(ended.reached_s, strategy) for strategy, ended in found if ended.reached_s is not None]
     quickest = min(time for time, _ in reached)
@@ -134,7 +134,7 @@ def _narrowed(
             tried = math.sqrt(low * high) if low else high / 2
             if tried > left:
                 return
-            ended = yield ShortRun(strategy=strategy, seconds=tried, round=level + 1)
+            ended = yield PlannedRun(strategy=strategy, seconds=tried, round=level + 1)
             left -= ended.spent_s
             if ended.reached_s is None:
                 low = tried
@@ -147,7 +147,7 @@ def _narrowed(
 class _Proposals:
     """Optuna's study over the space; its own storage is memory, since the ledger keeps every run."""
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: SearchSpace) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -198,7 +198,7 @@ class _Proposals:
         return made
 
     def _strategy(self, chosen: dict[str, Any]) -> Strategy:
-        name: Name = chosen["optimizer"]
+        name: OptimizerName = chosen["optimizer"]
         lowest, highest = self._space.rates[name]
         share = chosen["batch"]
         rate = lowest ** (1 - chosen["rate"]) * highest ** chosen["rate"]
@@ -206,11 +206,11 @@ class _Proposals:
         rate *= share if name == "sgd" else math.sqrt(share)
         fields: dict[str, Any] = {
             "optimizer": name,
-            "schedule": None if KINDS[name].modes else chosen["schedule"],
+            "schedule": None if OPTIMIZERS[name].modes else chosen["schedule"],
             "batch_size": int(share * (self._space.base.batch_size or 128)),
             "lr": float(f"{rate:.3g}"),
             "weight_decay": float(f"{chosen['decay']:.2g}"),
-            "averaging": "none" if KINDS[name].modes else chosen["averaging"],
+            "averaging": "none" if OPTIMIZERS[name].modes else chosen["averaging"],
             "label_smoothing": chosen.get("smoothing", self._space.base.label_smoothing),
         }
         return self._space.base.model_copy(update=fields)
@@ -222,11 +222,11 @@ def check_optimizers(names: Sequence[str]) -> None:
     Raises:
         Refused: see above.
     """
-    unknown = [name for name in names if name not in KINDS]
+    unknown = [name for name in names if name not in OPTIMIZERS]
     if unknown or not names:
         raise Refused(
-            "optimizers are known by name",
+            "must name known optimizers, at least one",
             value=", ".join(unknown) or "none",
             place="optimizers",
-            fix=f"choose among {', '.join(KINDS)}",
+            fix=f"choose among {', '.join(OPTIMIZERS)}",
         )

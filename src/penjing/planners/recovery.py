@@ -11,7 +11,7 @@ from penjing.core.registry import handler_for
 from penjing.distillation.logits import Distill
 from penjing.repair.batchnorm import ReestimateBatchNorm
 from penjing.repair.least_squares import LeastSquares
-from penjing.train.strategy import Strategy
+from penjing.train.method import TrainingMethod
 
 
 def plan_repair(kinds: Iterable[str], backend: str) -> Plan:
@@ -37,4 +37,4 @@ def plan_recovery(epochs: float, precision: Literal["float32", "bfloat16"]) -> D
 
 def count_epochs(plan: Plan) -> float:
     """Return the epochs of all methods of a plan that train."""
-    return sum(method.epochs for method in map(inner, plan) if isinstance(method, Strategy))
+    return sum(m.strategy.epochs for m in map(inner, plan) if isinstance(m, TrainingMethod))

@@ -125,7 +125,7 @@ class Child:
         self.pid = self._process.pid
         self._printed = self._process.stdout.fileno()
         os.set_blocking(self._printed, False)
-        self._selector = selectors.DefaultSelector()
+        self._selector = selectors.PollSelector()
         for descriptor in (self._socket.fileno(), self._printed):
             self._selector.register(descriptor, selectors.EVENT_READ)
 

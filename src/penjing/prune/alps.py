@@ -16,6 +16,9 @@ class PruneALPS(Corrected):
 
     Meng et al. 2024, "ALPS: improved optimization for highly sparse one-shot pruning for large language
     models".
+
+    >>> PruneALPS(0.7, allocation="global").examples
+    512
     """
 
 

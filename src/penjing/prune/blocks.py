@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from penjing.arrays.structure.removal import Judge, additive_choice, joint_choice
+from penjing.calibration.inputs import calibration_batches
 from penjing.core.backend import Arrays
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 from penjing.core.value import Model
 
@@ -34,17 +34,20 @@ class RemoveBlocks(Method):
             network, its BatchNorm statistics re-estimated, are from the original's on unlabelled examples;
             `influence`: the blocks of least Block Influence, which ignores how removals interact (Men et al.
             2024).
-        batches: batches of training inputs that networks are measured on, at least 1.
-        size: examples in each, at least 2.
+        examples: training inputs that networks are measured on, at least 2.
+        batch_size: examples that run at once, at least 2.
         evaluations: networks that `joint` may measure, at least 1; it needs one more than there are blocks.
+
+    >>> RemoveBlocks(count=2, score="influence").examples
+    256
     """
 
     stage: ClassVar[Stage] = Stage.STRUCTURE
     count: int | None = Field(default=None, ge=1)
     ratio: float | None = Field(default=None, gt=0, lt=1)
     score: Literal["joint", "influence"] = "joint"
-    batches: int = Field(default=2, ge=1)
-    size: int = Field(default=128, ge=2)
+    examples: int = Field(default=256, ge=2, le=1_000_000)
+    batch_size: int = Field(default=128, ge=2)
     evaluations: int = Field(default=200, ge=1)
 
     def __init__(self, ratio: float | None = None, **fields: Any) -> None:
@@ -69,7 +72,7 @@ def remove_blocks(model: Model, method: RemoveBlocks, context: Context) -> Outco
     blocks = find_blocks(model, example)
     covered = [name for name in blocks.found if context.covers(name)]
     if not covered:
-        return Outcome(model, [_change(name, reason) for name, reason in _reasons(blocks, context).items()])
+        return Outcome(model, _left_out(blocks, context))
     count = _amount(method, len(covered), len(blocks.found))
     shortened = _shortened(model, blocks, method, context)
     influences = shortened.influences()
@@ -77,16 +80,16 @@ def remove_blocks(model: Model, method: RemoveBlocks, context: Context) -> Outco
     result = remove_blocks(model, blocks, chosen, example)
     together = shortened.divergence(chosen)
     context.notes["blocks_removed"] = {"names": chosen, "divergence": together}
-    changes = []
+    changes = Changes(method)
     for name in covered:
-        detail = {"influence": influences[name]}
+        detail = {"influence": round(influences[name], 6)}
         if name in divergences:
-            detail["divergence_alone"] = divergences[name]
+            detail["divergence_alone"] = round(divergences[name], 6)
         if name in chosen:
-            detail["divergence_together"] = together
-        reason = "" if name in chosen else "another set of blocks diverges less"
-        changes.append(_change(name, reason, {key: round(value, 6) for key, value in detail.items()}))
-    return Outcome(result, changes + [_change(n, why) for n, why in _reasons(blocks, context).items()])
+            changes.done(name, **detail, divergence_together=round(together, 6))
+        else:
+            changes.skip(name, "another set of blocks diverges less", **detail)
+    return Outcome(result, [*changes, *_left_out(blocks, context)])
 
 
 def _amount(method: RemoveBlocks, covered: int, blocks: int) -> int:
@@ -104,19 +107,19 @@ def _amount(method: RemoveBlocks, covered: int, blocks: int) -> int:
     most = min(covered, blocks - 1)
     if not 1 <= count <= most:
         raise Refused(
-            "at least one block goes and at least one stays",
+            "must remove at least one block and leave at least one",
             value=value,
             place=place,
-            fix=f"of {blocks} blocks the plan covers {covered}: from 1 to {most} of them can go"
+            fix=f"remove from 1 to {most} of the {covered} blocks that the plan covers"
             if most
             else "the model has one block only: leave the step out",
         )
     if method.score == "joint" and method.evaluations <= covered:
         raise Refused(
-            "more networks may be measured than there are blocks",
+            f"must be more than the {covered} blocks that the plan covers",
             value=method.evaluations,
             place="RemoveBlocks.evaluations",
-            fix=f"allow {covered + 1} or more",
+            fix=f"allow {covered + 1} or more, or use score='influence'",
         )
     return count
 
@@ -129,11 +132,11 @@ def _shortened(model: Model, blocks: Blocks, method: RemoveBlocks, context: Cont
     """
     from penjing.backends.torch.cut.shortened import Shortened, outputs_are_logits
 
-    walk = islice(context.task.train.batches(method.size, context.seed), method.batches)
+    walk = calibration_batches(context, method.examples, method.batch_size)
     batches: list[Arrays] = [inputs for inputs, targets in walk if len(targets) > 1]
     if not batches:
         raise Refused(
-            "networks are measured on batches of 2 examples or more",
+            "must have at least 2 examples to measure networks on",
             place="task.train",
             value=len(context.task.train),
             fix="give more training data",
@@ -160,16 +163,10 @@ def _choose(
     return [covered[i] for i in chosen], {name: judge((i,)) for i, name in enumerate(covered)}
 
 
-def _reasons(blocks: Blocks, context: Context) -> dict[str, str]:
+def _left_out(blocks: Blocks, context: Context) -> Changes:
     """Say of every neighbour of a block that the plan covers why it stays."""
-    return {name: reason for name, reason in blocks.kept.items() if context.covers(name)}
-
-
-def _change(block: str, reason: str, detail: Mapping[str, float] | None = None) -> Change:
-    return Change(
-        method="RemoveBlocks",
-        layer=block,
-        status="skipped" if reason else "done",
-        reason=reason,
-        detail=dict(detail or {}),
-    )
+    changes = Changes("RemoveBlocks")
+    for name, reason in blocks.kept.items():
+        if context.covers(name):
+            changes.skip(name, reason)
+    return changes

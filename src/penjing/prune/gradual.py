@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from penjing.arrays.sparsity.ramp import Ramp, ramp_at, round_sparsity
-from penjing.calibration.candidates import candidates, done
+from penjing.calibration.candidates import describe_mask, find_candidates
 from penjing.calibration.settings import Sparse
 from penjing.core.context import Context
 from penjing.core.method import Change, Outcome
@@ -19,14 +19,17 @@ from penjing.core.registry import handles
 from penjing.core.task import Split
 from penjing.core.value import Model
 from penjing.train.hooks import NO_HOOKS, Hooks
-from penjing.train.objective import Objective, task_objective
-from penjing.train.outcome import trained
-from penjing.train.sparsify import Choice, Schedule, Sparsifier
-from penjing.train.strategy import Strategy
-from penjing.train.teacher import Teaching, taught
+from penjing.train.method import TrainingMethod
+from penjing.train.objective import Objective, make_objective
+from penjing.train.outcome import train_by_method
+from penjing.train.sparsify import MaskChoice, Schedule, Sparsifier
+from penjing.train.teacher import DistillationConfig, prepare_distillation
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
-class PruneGradually(Sparse, Strategy):
+class PruneGradually(Sparse, TrainingMethod):
     """Make more and more weights zero while the others train.
 
     Attributes:
@@ -44,6 +47,9 @@ class PruneGradually(Sparse, Strategy):
         rounds: runs with zeros, at least 1; each keeps the same share of what the one before it kept.
         alpha: share in the loss of Hinton's distillation from the original, in [0, 1]; the rest is the
             task's own.
+
+    >>> PruneGradually(0.8, epochs=10, ramp="one_shot", rewind="rate", rounds=3).share
+    0.8
     """
 
     scope: Literal["global", "layer"] = "global"
@@ -58,7 +64,7 @@ class PruneGradually(Sparse, Strategy):
     alpha: float = Field(default=0.0, ge=0, le=1)
 
     @property
-    def alike(self) -> bool:
+    def uniform(self) -> bool:
         """Whether every layer gets the same share of zeros."""
         return self.scope == "layer"
 
@@ -82,7 +88,7 @@ class PruneGradually(Sparse, Strategy):
 @handles(PruneGradually, "torch")
 def prune_gradually(model: Model, method: PruneGradually, context: Context) -> Outcome:
     """Train and mask; one change for the training, and one for every layer with a weight matrix."""
-    found, changes = candidates(model, method, context)
+    found, changes = find_candidates(model, method, context)
     if not found:
         return Outcome(model, changes)
     names = tuple(f"{candidate.name}.weight" for candidate in found)
@@ -92,16 +98,18 @@ def prune_gradually(model: Model, method: PruneGradually, context: Context) -> O
     masks = context.backend.masks_of(model)  # type: ignore[attr-defined]
     for candidate in found:
         mask = masks.get(f"{candidate.name}.weight", np.ones(candidate.weight.shape, bool))
-        changes.append(done(method, candidate.name, mask))
+        changes.done(candidate.name, **describe_mask(mask))
     return Outcome(model, [_summary(runs), *changes])
 
 
 @contextlib.contextmanager
 def _objective(method: PruneGradually, context: Context) -> Iterator[tuple[Split | None, Objective]]:
     if not method.alpha:
-        yield None, task_objective(context.task, method.label_smoothing)
+        yield None, make_objective(context.task, method.strategy.label_smoothing)
         return
-    with taught(context, Teaching.by(method, alpha=method.alpha)) as lesson:
+    with prepare_distillation(
+        context, DistillationConfig.for_strategy(method.strategy, alpha=method.alpha)
+    ) as lesson:
         yield lesson
 
 
@@ -109,7 +117,7 @@ def _objective(method: PruneGradually, context: Context) -> Iterator[tuple[Split
 class _Course:
     """What every run of a method trains: the same model on the same data."""
 
-    model: Any
+    model: nn.Module
     method: PruneGradually
     context: Context
     objective: Objective
@@ -117,13 +125,14 @@ class _Course:
     names: tuple[str, ...]
 
     def train(self, hooks: Hooks = NO_HOOKS, runs: int = 1) -> Change:
-        seconds = self.method.max_seconds
-        strategy = self.method.model_copy(update={"max_seconds": seconds and seconds / runs})
-        return trained(self.model, strategy, self.context, self.objective, self.split, hooks).changes[0]
+        seconds = self.method.strategy.max_seconds
+        method = self.method.model_copy(update={"max_seconds": seconds and seconds / runs})
+        outcome = train_by_method(self.model, method, self.context, self.objective, self.split, hooks)
+        return outcome.changes[0]
 
     def sparsifier(self, schedule: Schedule, moments: Sequence[float] = ()) -> Sparsifier:
         m = self.method
-        choice = Choice(m.criterion, m.zeros, m.scope, m.floor)
+        choice = MaskChoice(m.criterion, m.zeros, m.scope, m.floor)
         return Sparsifier(self.model, self.names, choice, schedule, moments)
 
 
@@ -134,7 +143,7 @@ def _ramped(course: _Course) -> Iterator[Change]:
         lambda progress: ramp_at(m.ramp, progress, m.begin, m.end, m.share),
         moments[:1] if m.ramp == "one_shot" else moments,
     )
-    yield course.train(Hooks(gradients=sparsifier.gradients, stepped=sparsifier.stepped))
+    yield course.train(Hooks(after_backward=sparsifier.after_backward, after_step=sparsifier.after_step))
     sparsifier.finish()
 
 
@@ -149,7 +158,7 @@ def _rates_rewound(course: _Course) -> Iterator[Change]:
 def _weights_rewound(course: _Course) -> Iterator[Change]:
     m = course.method
     early = _Early(course.model, m.begin)
-    yield course.train(Hooks(stepped=early.stepped), m.rounds + 1)
+    yield course.train(Hooks(after_step=early.after_step), m.rounds + 1)
     for number in range(1, m.rounds + 1):
         course.sparsifier(lambda progress: m.share).mask(round_sparsity(number, m.rounds, m.share))
         early.restore()
@@ -159,11 +168,11 @@ def _weights_rewound(course: _Course) -> Iterator[Change]:
 class _Early:
     """All tensors of a model as they were early in its training."""
 
-    def __init__(self, model: Any, begin: float) -> None:
+    def __init__(self, model: nn.Module, begin: float) -> None:
         self._model, self._begin = model, begin
         self._state = None if begin else self._copy()
 
-    def stepped(self, progress: float) -> None:
+    def after_step(self, progress: float) -> None:
         if self._state is None and progress >= self._begin:
             self._state = self._copy()
 
@@ -174,7 +183,7 @@ class _Early:
         self._model.load_state_dict(self._state or self._copy())
         enforce_masks(self._model)
 
-    def _copy(self) -> dict[str, Any]:
+    def _copy(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self._model.state_dict().items()}
 
 

@@ -12,9 +12,14 @@ from pydantic import model_validator
 from penjing.arrays.sparsity.gram import damped
 from penjing.arrays.sparsity.kronecker import network_masks
 from penjing.arrays.sparsity.obc import removals
-from penjing.calibration.candidates import matrices, unpacked
-from penjing.calibration.layerwise import Work, prepare, refit_layers, too_few
-from penjing.calibration.settings import LayerWise, refuse_compensation_out_of_order
+from penjing.calibration.candidates import from_matrices, to_matrices
+from penjing.calibration.layerwise import Inputs, Work, prepare, refit_layers, why_too_few
+from penjing.calibration.settings import (
+    BatchSize,
+    Examples,
+    Sparse,
+    refuse_compensation_out_of_order,
+)
 from penjing.core.backend import GradientBackend
 from penjing.core.context import Context
 from penjing.core.errors import Refused
@@ -23,7 +28,7 @@ from penjing.core.registry import handles
 from penjing.core.value import Model
 
 
-class PruneKFAC(LayerWise):
+class PruneKFAC(Sparse):
     """Remove the weights of all layers together that cost least at the network's outputs, others corrected.
 
     Each row of a weight loses its weights in the order of the optimal brain surgeon (Frantar et al. 2022),
@@ -33,15 +38,25 @@ class PruneKFAC(LayerWise):
     by layer. Labels are not used.
 
     Attributes:
+        examples: training examples that curvature and the inputs of layers are taken from, at least 1.
+        batch_size: examples that run at once, at least 1.
+        sequential: each layer is fitted on the inputs that the layers fitted before it give; else on those of
+            the dense model, in one pass.
         compensate: fit each layer to the outputs that it gave on the inputs that it had, so that errors of
             the layers before it are made up for; else to its outputs on the inputs that it has now. Needs
             `sequential`.
+
+    >>> PruneKFAC(0.8, sequential=False, compensate=False).sparsity
+    0.8
     """
 
+    examples: Examples = 512
+    batch_size: BatchSize = 64
+    sequential: bool = True
     compensate: bool = True
 
     @property
-    def alike(self) -> bool:
+    def uniform(self) -> bool:
         """Whether every layer gets the same share of zeros."""
         return False
 
@@ -59,7 +74,7 @@ def prune_kfac(model: Model, method: PruneKFAC, context: Context) -> Outcome:
     Raises:
         Refused: no training data, or inputs of a layer that are not finite.
     """
-    work = prepare(model, method, context)
+    work = prepare(model, method, context, Inputs(method.examples, method.batch_size, method.sequential))
     masks = _masks(work)
     if method.compensate:
         work = replace(work, dense=context.backend.copy(model))
@@ -69,15 +84,20 @@ def prune_kfac(model: Model, method: PruneKFAC, context: Context) -> Outcome:
 def _masks(work: Work) -> dict[str, NDArray[np.bool_]]:
     backend, context, pattern = work.context.backend, work.context, work.method.zeros
     if not isinstance(backend, GradientBackend):
-        raise Refused("a handler with gradients has a backend that has them", value=backend.name)
+        raise Refused(
+            "needs a backend with gradients",
+            value=backend.name,
+            place="PruneKFAC",
+            fix="give the model in PyTorch, or use PruneSparseGPT",
+        )
     found = {}
-    for names in work.in_passes(list(work.layers)):
+    for names in work.split_by_memory(list(work.layers)):
         for name, gram in work.grams(names).items():
             candidate = work.layers[name]
-            if too_few(candidate, gram):
+            if why_too_few(candidate, gram):
                 continue
             order = pattern.column_order(candidate.weight.shape)
-            parts = zip(matrices(candidate, order), gram.mean[:, order][:, :, order], strict=True)
+            parts = zip(to_matrices(candidate, order), gram.mean[:, order][:, :, order], strict=True)
             found[name] = [removals(weight, damped(moments), pattern) for weight, moments in parts]
     if not found:
         return {}
@@ -85,4 +105,6 @@ def _masks(work: Work) -> dict[str, NDArray[np.bool_]]:
     slopes = backend.output_slopes(work.model, list(found), work.batches, centred, context.seed)
     masks = network_masks(found, slopes, work.method.share, pattern)
     orders = {name: pattern.column_order(work.layers[name].weight.shape) for name in masks}
-    return {name: unpacked(work.layers[name], np.stack(parts), orders[name]) for name, parts in masks.items()}
+    return {
+        name: from_matrices(work.layers[name], np.stack(parts), orders[name]) for name, parts in masks.items()
+    }

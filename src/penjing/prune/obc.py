@@ -16,6 +16,9 @@ class PruneOBC(Corrected):
 
     Frantar, Singh & Alistarh 2022, "Optimal brain compression": exact, so for layers of at most some
     thousand inputs (time grows with outputs times inputs cubed).
+
+    >>> PruneOBC(pattern="2:4").sparsity
+    0.5
     """
 
 

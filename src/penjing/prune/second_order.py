@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -14,9 +14,9 @@ from pydantic import Field
 from penjing.arrays.sparsity.ramp import round_sparsity
 from penjing.arrays.sparsity.second_order import Quadratic, best_sparse
 from penjing.arrays.sparsity.weights import weight_masks
-from penjing.calibration.candidates import Candidate, candidates, done, keep_masks, skipped
-from penjing.calibration.inputs import calibration_batches, called
-from penjing.calibration.settings import Sparse
+from penjing.calibration.candidates import Candidate, describe_mask, find_candidates, keep_masks
+from penjing.calibration.inputs import calibration_batches, why_not_called
+from penjing.calibration.settings import BatchSize, Sparse
 from penjing.core.context import Context
 from penjing.core.errors import Exit, Refused
 from penjing.core.method import Outcome
@@ -24,6 +24,9 @@ from penjing.core.progress import Line
 from penjing.core.registry import handles
 from penjing.core.task import Batch
 from penjing.core.value import Model
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MEMORY_SHARE = 0.5
 """Share of the free memory that gradients may take; solving copies a part of them."""
@@ -44,17 +47,20 @@ class PruneSecondOrder(Sparse):
         ridge: pull back to the weights, relative to the mean square of the gradients.
         iterations: of thresholding in each stage, from 0; with 0 the smallest weights go.
         floor: share of its weights that every layer keeps at least, from 0 to below 1.
+
+    >>> PruneSecondOrder(0.7, examples=256).stages
+    8
     """
 
     examples: int = Field(default=512, ge=8, le=1_000_000)
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: BatchSize = 64
     stages: int = Field(default=8, ge=1, le=1000)
     ridge: float = Field(default=0.01, gt=0, le=1e6)
     iterations: int = Field(default=2, ge=0, le=1000)
     floor: float = Field(default=0.02, ge=0, lt=1)
 
     @property
-    def alike(self) -> bool:
+    def uniform(self) -> bool:
         """Whether every layer gets the same share of zeros."""
         return False
 
@@ -66,11 +72,12 @@ def prune_second_order(model: Model, method: PruneSecondOrder, context: Context)
     Raises:
         Refused: the gradients do not fit into memory; there is no training data.
     """
-    found, changes = candidates(model, method, context)
+    found, changes = find_candidates(model, method, context)
     batches = calibration_batches(context, method.examples, method.batch_size)
     reasons = _reasons(model, found, context, batches)
     layers = [c for c in found if c.name not in reasons]
-    changes += [skipped(method, name, reason) for name, reason in reasons.items()]
+    for name, reason in reasons.items():
+        changes.skip(name, reason)
     if not layers:
         return Outcome(model, changes)
     net = _Net(model, method, context, tuple(layers), tuple(batches))
@@ -80,7 +87,8 @@ def prune_second_order(model: Model, method: PruneSecondOrder, context: Context)
         share = round_sparsity(stage, stages, method.share)
         context.say(Line.step(f"PruneSecondOrder: stage {stage} of {stages}, {share:.1%} zeros"))
         masks = net.prune(share, stage)
-    changes += [done(method, name, mask) for name, mask in masks.items()]
+    for name, mask in masks.items():
+        changes.done(name, **describe_mask(mask))
     return Outcome(model, changes)
 
 
@@ -92,14 +100,14 @@ def _reasons(
     reasons = {c.name: explain_unsupported(model.get_submodule(c.name)) for c in found}
     reasons = {name: reason for name, reason in reasons.items() if reason}
     left = [c.name for c in found if c.name not in reasons]
-    return reasons | called(context.backend, model, left, tuple(x[:1] for x in batches[0][0]))
+    return reasons | why_not_called(context.backend, model, left, tuple(x[:1] for x in batches[0][0]))
 
 
 @dataclass(frozen=True)
 class _Net:
     """A network seen as one vector of the weights of its layers, in their order."""
 
-    model: Any
+    model: nn.Module
     method: PruneSecondOrder
     context: Context
     layers: tuple[Candidate, ...]
@@ -115,11 +123,11 @@ class _Net:
         needed, free = 4 * examples * self.size, psutil.virtual_memory().available
         if needed > MEMORY_SHARE * free:
             raise Refused(
-                "gradients of all examples fit into half of the free memory",
-                value=f"{examples} examples of {self.size} weights take {needed / 2**30:.1f} GiB of "
-                f"{free / 2**30:.1f} GiB",
+                f"must be so few that gradients fit into half of the {free / 2**30:.1f} GiB of free memory",
+                value=f"{examples}, which take {needed / 2**30:.1f} GiB for {self.size} weights",
                 place="PruneSecondOrder.examples",
-                fix="take fewer examples, or only(...) some layers",
+                fix=f"ask for {max(8, int(MEMORY_SHARE * free / (4 * self.size)))}, or prune fewer layers "
+                "with only(...)",
                 code=Exit.ENVIRONMENT,
             )
 

@@ -15,6 +15,9 @@ class PruneSparseGPT(Corrected):
     """Prune each layer column by column, the columns that follow correcting the outputs.
 
     Frantar & Alistarh 2023, "SparseGPT: Massive language models can be accurately pruned in one-shot".
+
+    >>> PruneSparseGPT(0.5, examples=128).batch_size
+    64
     """
 
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationInfo, field_validator
+from pydantic import field_validator
 
 from penjing.arrays.formats.clipping import clipped_parameters
 from penjing.arrays.formats.coding import Encoded, decode, encode
 from penjing.arrays.formats.packing import pack
 from penjing.arrays.quantization import relative_error
+from penjing.calibration.rounding import read_format
 from penjing.core.context import Context
-from penjing.core.errors import Refused
 from penjing.core.method import Method, Outcome, Stage
 from penjing.core.number_format import NumberFormat, number_format
 from penjing.core.registry import handles
@@ -44,6 +44,9 @@ class QuantizeEmbeddings(Method):
     Attributes:
         weights: `int8`, `uint8`, `int4` or `uint4`, with one scale for each row where it does not say
             otherwise, or for groups of a power of two, at least 16.
+
+    >>> QuantizeEmbeddings("uint4 group 32").weights
+    number_format('uint4 group 32')
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
@@ -54,23 +57,19 @@ class QuantizeEmbeddings(Method):
 
     @field_validator("weights", mode="before")
     @classmethod
-    def _stored(cls, value: Any, info: ValidationInfo) -> NumberFormat:
-        try:
-            found = NumberFormat.model_validate(value)
-        except Refused as error:
-            place = f"{cls.__name__}.{info.field_name}"
-            raise Refused(
-                error.rule, value=error.value, place=place, fix=error.fix, code=error.code
-            ) from None
+    def _stored(cls, value: Any) -> NumberFormat:
+        found = read_format(value, f"{cls.__name__}.weights")
         if found.granularity == "tensor":
             found = found.model_copy(update={"granularity": "channel"})
         if found.kind != "integer" or found.bits not in (4, 8) or found.narrow:
-            raise ValueError("tables are stored as int8, uint8, int4 or uint4")
+            raise ValueError("must be int8, uint8, int4 or uint4; write int8")
         if found.signed != found.symmetric:
-            raise ValueError("signed codes are symmetric here, unsigned ones have a zero point")
+            raise ValueError("must be symmetric if signed, and have a zero point if not; write int8 or uint8")
         whole = found.group >= SMALLEST_BLOCK and found.group & (found.group - 1) == 0
         if found.granularity != "channel" and not whole:
-            raise ValueError("a table has a scale for each row or for groups of 16, 32, 64, ...")
+            raise ValueError(
+                "must have a scale for each row or for groups of 16, 32, 64, ...; write int4 group 32"
+            )
         return found
 
 

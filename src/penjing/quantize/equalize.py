@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
 from penjing.arrays.equalization import equalizing_factors, precision
 from penjing.core.context import Context
-from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ class EqualizeWeights(Method):
 
     Attributes:
         sweeps: over all pairs of layers, at most, at least 1; they end where the ranges are settled.
+
+    >>> EqualizeWeights(sweeps=20).sweeps
+    20
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
@@ -69,12 +72,14 @@ def equalize_weights(model: OnnxModel, method: EqualizeWeights, context: Context
         for consumer in pair.consumers:
             partners.setdefault(pair.producer, []).append(consumer)
             partners.setdefault(consumer, []).append(pair.producer)
-    changes = [
-        _done(name, partners[name], weights[name], read_weight(after, layers[name]))
-        if name in partners
-        else Change(method="EqualizeWeights", layer=name, status="skipped", reason=reason)
-        for name, reason in why.items()
-    ]
+    changes = Changes(method)
+    for name, reason in why.items():
+        if name not in partners:
+            changes.skip(name, reason)
+            continue
+        before, now = precision(weights[name]), precision(read_weight(after, layers[name]))
+        together = {"with": ", ".join(partners[name])}
+        changes.done(name, **together, precision_before=before, precision_after=now)
     return Outcome(OnnxModel(proto, normal.reference) if pairs else model, keep_first_changes(changes))
 
 
@@ -88,12 +93,3 @@ def _excluded(graph: Graph, entry: WeightNode, context: Context) -> str:
     if not owns_constants(graph, entry):
         return "its weight or bias is another layer's too"
     return find_obstacle(graph, entry) or ""
-
-
-def _done(name: str, partners: list[str], before: Any, after: Any) -> Change:
-    detail: dict[str, float | int | str] = {
-        "with": ", ".join(partners),
-        "precision_before": precision(before),
-        "precision_after": precision(after),
-    }
-    return Change(method="EqualizeWeights", layer=name, status="done", detail=detail)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,11 +15,11 @@ from penjing.arrays.formats.parameters import Parameters
 from penjing.arrays.rounding.gptq import sweep
 from penjing.arrays.rounding.inverse_factor import Moments, factorized_in_place
 from penjing.arrays.sparsity.gram import DAMPING, Gram
-from penjing.calibration.rounding import RoundedWeights
+from penjing.calibration.rounding import Rounded
 from penjing.calibration.rounding_in_order import Rounding, round_in_order
 from penjing.core.context import Context
 from penjing.core.method import Outcome
-from penjing.core.number_format import NumberFormat
+from penjing.core.number_format import NumberFormat, number_format
 from penjing.core.registry import handles
 from penjing.core.value import Model
 
@@ -29,7 +29,7 @@ ROWS = 512
 """Rows that are rounded at a time."""
 
 
-class QuantizeGPTQ(RoundedWeights):
+class QuantizeGPTQ(Rounded):
     """Round weights column by column, the columns that follow correcting the outputs.
 
     Layer by layer in the order of the data, each on the inputs that the layers rounded before it give, so
@@ -37,19 +37,24 @@ class QuantizeGPTQ(RoundedWeights):
     quantization for generative pre-trained transformers".
 
     Attributes:
+        weights: 4-bit integers in groups of 32 inputs by default.
+        inputs: float by default.
         order: `activation`: columns of large inputs first, under scales fixed beforehand; `given`: columns
             as they are stored, under scales of groups that are taken when the sweep comes to them.
         compensate: aim at the outputs that the layer had in the float model on its float inputs, so that
             errors of the layers before it are made up for (the asymmetric calibration of Li et al. 2025,
             "GPTAQ"): the weight is first moved half of the way to the least squares solution for them.
         damping: added to the diagonal of the second moments, as a share of its mean, in (0, 1].
-        batch_size: examples that run at once, at least 1.
+
+    >>> QuantizeGPTQ("int3 group 64", compensate=True).examples
+    256
     """
 
+    weights: NumberFormat = number_format("int4 group 32")
+    inputs: NumberFormat | None = None
     order: Literal["activation", "given"] = "activation"
     compensate: bool = False
     damping: float = Field(default=DAMPING, gt=0, le=1)
-    batch_size: int = Field(default=32, ge=1)
 
 
 @handles(QuantizeGPTQ, "torch")
@@ -59,8 +64,7 @@ def quantize_gptq(model: Model, method: QuantizeGPTQ, context: Context) -> Outco
     Raises:
         Refused: no data, or such that are constant, NaN or infinite; quantized already.
     """
-    solve = partial(_solve, method)
-    return round_in_order(model, method, context, solve, method.batch_size, method.compensate)
+    return round_in_order(model, method, context, partial(_solve, method), method.compensate)
 
 
 def _solve(method: QuantizeGPTQ, weight: NDArray[np.float32], gram: Gram, format: NumberFormat) -> Rounding:
@@ -69,7 +73,7 @@ def _solve(method: QuantizeGPTQ, weight: NDArray[np.float32], gram: Gram, format
     if drift is not None:
         drift -= gram.total
     moments = [factorized_in_place(part, method.order, method.damping) for part in gram.total]
-    wanted: Sequence[NDArray[Any]] = list(weight)
+    wanted: Sequence[NDArray[np.floating]] = list(weight)
     if drift is not None:
         parts = zip(weight, moments, drift, strict=True)
         wanted = [part + COMPENSATION * m.solved(part @ off) for part, m, off in parts]
@@ -79,14 +83,14 @@ def _solve(method: QuantizeGPTQ, weight: NDArray[np.float32], gram: Gram, format
         new[part, rows], parameters = sweep(whole, moments[part], format, start, method.order)
         found.append(parameters)
 
-    def cost(change: NDArray[Any]) -> float:
+    def cost(change: NDArray[np.floating]) -> float:
         return sum(m.cost(part) for m, part in zip(moments, change, strict=True))
 
     return Rounding(new, _joined(found), cost)
 
 
 def _starts(
-    weight: Sequence[NDArray[Any]], moments: Sequence[Moments], format: NumberFormat
+    weight: Sequence[NDArray[np.floating]], moments: Sequence[Moments], format: NumberFormat
 ) -> Iterator[tuple[int, slice, Parameters]]:
     """Yield some rows of a group at a time, with scales that clip search finds for them.
 

@@ -25,6 +25,9 @@ class Int8Dynamic(Method):
     whole tensor and call (so the result for one example depends on its batch). It needs no calibration.
     Convolutions stay float: their dynamic kernel is 2 to 10 times slower than the float one. Zafrir et
     al. 2019, "Q8BERT", section 2; the operators are ONNX's DynamicQuantizeLinear and MatMulInteger.
+
+    >>> Int8Dynamic().stage.name
+    'PRECISION'
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION

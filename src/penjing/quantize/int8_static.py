@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from penjing.arrays.formats.coding import decode
 from penjing.arrays.formats.stated import LayerFormats, input_grid, kernel_lacks
 from penjing.arrays.observers.observer import ObserverKind
 from penjing.arrays.quantization import Grid, bias_floor, grid_of_range
-from penjing.calibration.synthetic import CalibrationData, no_gradients, without_data
+from penjing.calibration.inputs import no_examples
+from penjing.calibration.settings import Examples
+from penjing.calibration.synthetic import CalibrationData, synthetic_needs_torch, with_synthetic_calibration
 from penjing.core.context import Context
-from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 from penjing.core.value import Model
 
@@ -46,19 +45,20 @@ class Int8Static(Method):
     Attributes:
         observer: how a range is chosen: smallest and largest value, their moving average over batches, 99.99%
             of the values, least squared error, or least relative entropy of the values' histogram.
-        calibration: number of training examples that ranges are taken from, at least 1.
-        skip: patterns (shell wildcards) of layers that stay float.
+        examples: training examples that ranges are taken from, at least 1.
         data: what ranges are taken from: training inputs, or, with `synthetic`, at most 64 inputs made from
             what the BatchNorm layers of a PyTorch model remember of their data (Cai et al. 2020, "ZeroQ").
         inputs: how activations are stored. The values are the same; which of the two the kernels are made for
             depends on the processor: on x86 `int8` is slower than float.
         weights: a step for each output channel, or one for the whole weight, which loses more.
+
+    >>> Int8Static(observer="percentile", examples=512).weights
+    'int8 channel'
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
     observer: ObserverKind = "mse"
-    calibration: int = Field(default=256, ge=1, le=1_000_000)
-    skip: tuple[str, ...] = ()
+    examples: Examples = 256
     data: CalibrationData = "train"
     inputs: Literal["uint8", "int8"] = "uint8"
     weights: Literal["int8 channel", "int8 tensor"] = "int8 channel"
@@ -73,7 +73,7 @@ def int8_static(model: OnnxModel, method: Int8Static, context: Context) -> Outco
             inputs are to be made, for which the PyTorch model is needed.
     """
     if method.data == "synthetic":
-        raise no_gradients(method)
+        raise synthetic_needs_torch(method)
     return _on_integers(model, method, context, {})
 
 
@@ -84,13 +84,13 @@ def int8_static_from_torch(model: Model, method: Int8Static, context: Context) -
     Raises:
         Refused: as on ONNX, or the export fails; inputs are to be made for a model without BatchNorm.
     """
-    from penjing.calibration.delivery import compared, exported
+    from penjing.calibration.delivery import compare_with_simulation, export_with_formats
 
     if method.data == "synthetic":
-        context = without_data(model, context, method.calibration)
-    stated = exported(model, context)
-    outcome = _on_integers(stated.model, method, stated.context, stated.formats)
-    return Outcome(outcome.model, compared(stated, outcome.model, outcome.changes, context))
+        context = with_synthetic_calibration(model, context, method.examples)
+    exported = export_with_formats(model, context)
+    outcome = _on_integers(exported.model, method, exported.context, exported.formats)
+    return Outcome(outcome.model, compare_with_simulation(exported, outcome.model, outcome.changes, context))
 
 
 def _on_integers(
@@ -108,31 +108,33 @@ def _on_integers(
     refuse_quantized(model)
     split = context.task.train
     if len(split) == 0:
-        raise Refused("calibration has examples", value=0, place="task.train", fix="give training data")
+        raise no_examples()
     float_model = normalize(model, split.example())
     graph = Graph(float_model.proto)
     layers = [entry for entry in find_weight_nodes(graph) if entry.kind != "batchnorm"]
-    chosen, changes = _choose(layers, method, context.covers)
+    changes = Changes(method)
+    for entry in layers:
+        if not context.covers(entry.name):
+            changes.skip(entry.name, "not covered by the pattern")
+    chosen = [entry for entry in layers if context.covers(entry.name)]
     stated: dict[str, Grid] = {}
     if formats:
         chosen, reasons = _executable(graph, chosen, formats)
         chosen, stated, clashes = _stated_grids(graph, chosen, formats)
-        changes += [_skipped(layer, reason) for layer, reason in (reasons | clashes).items()]
+        _skip_all(changes, reasons | clashes)
     placement = place_quantizers(graph, chosen)
-    changes += [_skipped(layer, reason) for layer, reason in placement.refused.items()]
+    _skip_all(changes, placement.refused)
     if not placement.compute:
         return Outcome(model, keep_first_changes(changes))
     open_ = [name for name in placement.grids if name not in stated]
-    bounds = calibrate_ranges(
-        float_model.proto, open_, split, method.observer, method.calibration, context.seed
-    )
+    bounds = calibrate_ranges(float_model.proto, open_, split, method.observer, method.examples, context.seed)
     grids = stated | {name: grid_of_range(low, high) for name, (low, high) in bounds.items()}
     codes = {name: stated.weights for name, stated in formats.items()}
     types = IntegerTypes(method.inputs == "int8", method.weights == "int8 channel")
     proto, facts = insert_qdq(float_model.proto, placement, grids, codes, types)
     for layer, fact in facts.items():
-        changes.append(Change(method="Int8Static", layer=layer, status="done", detail={"bits": 8} | fact))
-    changes += _float_operators(graph, placement, layers)
+        changes.done(layer, **{"bits": 8} | fact)
+    _skip_all(changes, _float_operators(graph, placement, layers))
     result = OnnxModel(proto, float_model.proto)
     changes.append(compare_outputs("Int8Static", float_model, result, context))
     return Outcome(result, keep_first_changes(changes))
@@ -198,38 +200,25 @@ def _differs(graph: Graph, entry: WeightNode, stated: LayerFormats) -> str:
     )
 
 
-def _choose(
-    layers: list[WeightNode], method: Int8Static, covers: Callable[[str], bool]
-) -> tuple[list[WeightNode], list[Change]]:
-    chosen, changes = [], []
-    for entry in layers:
-        pattern = next((p for p in method.skip if fnmatchcase(entry.name, p)), None)
-        if pattern is not None:
-            changes.append(_skipped(entry.name, f"left float by skip={pattern!r}"))
-        elif not covers(entry.name):
-            changes.append(_skipped(entry.name, "not covered by the pattern"))
-        else:
-            chosen.append(entry)
-    return chosen, changes
+def _skip_all(changes: Changes, reasons: Mapping[str, str]) -> None:
+    for layer, reason in reasons.items():
+        changes.skip(layer, reason)
 
 
-def _skipped(layer: str, reason: str) -> Change:
-    return Change(method="Int8Static", layer=layer, status="skipped", reason=reason)
-
-
-def _float_operators(graph: Graph, placement: Placement, layers: list[WeightNode]) -> list[Change]:
+def _float_operators(graph: Graph, placement: Placement, layers: list[WeightNode]) -> dict[str, str]:
+    """Return by name why operators between the layers stay float."""
     from penjing.backends.onnx.graph.shapes import infer_types
     from penjing.backends.onnx.integers.placement import MOVES
 
     float32 = 1
     known = infer_types(graph.proto)
     on_integers = placement.integer_nodes() | {entry.node.output[0] for entry in layers}
-    changes = []
+    reasons = {}
     for node in graph.nodes:
         out = node.output[0]
         if out in on_integers or known.get(out, (float32, None))[0] != float32:
             continue
         if node.op_type in (*MOVES, "Gather", "Expand", "Identity") or not graph.flows(node):
             continue
-        changes.append(_skipped(node.name, f"{node.op_type} stays float: no integer kernel fits here"))
-    return changes
+        reasons[node.name] = f"{node.op_type} stays float: no integer kernel fits here"
+    return reasons

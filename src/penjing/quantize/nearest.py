@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penjing.calibration.placing import place_quantizers
 from penjing.calibration.rounding import Rounded
-from penjing.calibration.synthetic import CalibrationData, without_data
+from penjing.calibration.synthetic import CalibrationData, with_synthetic_calibration
 from penjing.core.context import Context
 from penjing.core.method import Outcome
 from penjing.core.registry import handles
@@ -22,6 +22,9 @@ class QuantizeNearest(Rounded):
     Attributes:
         data: what ranges of inputs are taken from: training inputs, or, with `synthetic`, at most 64 inputs
             made from what BatchNorm layers remember of their data (Cai et al. 2020, "ZeroQ").
+
+    >>> QuantizeNearest("int4 channel", None).inputs is None
+    True
     """
 
     data: CalibrationData = "train"
@@ -36,5 +39,5 @@ def quantize_nearest(model: Model, method: QuantizeNearest, context: Context) ->
             made for a model without BatchNorm.
     """
     if method.data == "synthetic":
-        context = without_data(model, context, method.calibration)
-    return Outcome(model, place_quantizers(model, method, context).changes)
+        context = with_synthetic_calibration(model, context, method.examples)
+    return Outcome(model, place_quantizers(model, method, context, method.examples).changes)

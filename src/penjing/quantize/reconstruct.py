@@ -6,13 +6,17 @@ from functools import partial
 
 from pydantic import Field
 
-from penjing.calibration.learned_rounding import learned_by_blocks
+from penjing.calibration.inputs import no_examples
+from penjing.calibration.learned_rounding import LearningData, learn_rounding_by_blocks
 from penjing.calibration.rounding import Rounded
 from penjing.core.context import Context
 from penjing.core.errors import Refused
 from penjing.core.method import Outcome
 from penjing.core.registry import handles
 from penjing.core.value import Model
+
+RANGE_EXAMPLES = 256
+"""Ranges of inputs are taken from at most so many; learning moves them afterwards."""
 
 
 class QuantizeReconstruct(Rounded):
@@ -26,16 +30,18 @@ class QuantizeReconstruct(Rounded):
 
     Attributes:
         examples: training examples that are learned from, at least 32; their activations are kept in memory,
-            one block at a time.
+            one block at a time. Ranges of inputs start from the first 256 of them.
+        batch_size: examples in each step.
         steps: of learning for each block.
-        size: examples in each.
         block: most quantized layers in a block.
         drop: probability of leaving an input value as it is while learning, in [0, 1).
+
+    >>> QuantizeReconstruct("int4 channel", "uint8", steps=2000).examples
+    1024
     """
 
     examples: int = Field(default=1024, ge=32, le=1_000_000)
     steps: int = Field(default=1000, ge=1, le=1_000_000)
-    size: int = Field(default=32, ge=1)
     block: int = Field(default=4, ge=1)
     drop: float = Field(default=0.5, ge=0, lt=1)
 
@@ -49,14 +55,17 @@ def quantize_reconstruct(model: Model, method: QuantizeReconstruct, context: Con
     """
     from penjing.backends.torch.quant.reconstruct import Learning, learn_up_or_down
 
-    learning = Learning(method.steps, method.size, drop=method.drop, seed=context.seed)
+    learning = Learning(method.steps, method.batch_size, drop=method.drop, seed=context.seed)
+    if not len(context.task.train):
+        raise no_examples()
     arrays = next(context.task.train.batches(method.examples, context.seed))[0]
     if len(arrays[0]) < 32:
         raise Refused(
-            "reconstruction has at least 32 training examples",
+            "must have at least 32 examples to learn rounding from",
             value=len(arrays[0]),
             place="task.train",
-            fix="give more, or use QuantizeNearest",
+            fix="give more training data, or use QuantizeNearest",
         )
     learn = partial(learn_up_or_down, learning=learning, learned=set())
-    return learned_by_blocks(model, method, context, learn, arrays, method.block)
+    data = LearningData(arrays, min(method.examples, RANGE_EXAMPLES), method.block)
+    return learn_rounding_by_blocks(model, method, context, learn, data)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from penjing.arrays.smoothing import Smoothing, smoothing
+from penjing.calibration.settings import Examples
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 
 if TYPE_CHECKING:
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 ROWS = 1024
 """Rows of each activation that strengths are tried on."""
 BATCH = 32
+
+Floats = NDArray[np.float32]
 
 
 class SmoothActivations(Method):
@@ -35,12 +39,15 @@ class SmoothActivations(Method):
     output, else an operator of its own. In front of `Int8Static`.
 
     Attributes:
-        calibration: training examples, at least 1.
+        examples: training examples that activations are seen on, at least 1.
         gain: share of a product's squared error that smoothing has to take away, in [0, 1).
+
+    >>> SmoothActivations(examples=64).gain
+    0.1
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
-    calibration: int = Field(default=256, ge=1, le=1_000_000)
+    examples: Examples = 256
     gain: float = Field(default=0.1, ge=0, lt=1)
 
 
@@ -48,8 +55,8 @@ class SmoothActivations(Method):
 class _Seen:
     """What calibration saw of one activation: some rows, and each channel's largest magnitude."""
 
-    rows: Any
-    largest: Any
+    rows: Floats
+    largest: Floats
 
 
 @handles(SmoothActivations, "onnx")
@@ -69,7 +76,7 @@ def smooth_activations(model: OnnxModel, method: SmoothActivations, context: Con
 
     refuse_quantized(model)
     normal = normalize(model, context.task.train.example() if len(context.task.train) else None)
-    graph, changes = Graph(normal.proto), []
+    graph, changes = Graph(normal.proto), Changes(method)
     groups: dict[str, list[WeightNode]] = {}
     for entry in find_weight_nodes(graph):
         reason = None if context.covers(entry.name) else "not covered by the pattern"
@@ -79,7 +86,7 @@ def smooth_activations(model: OnnxModel, method: SmoothActivations, context: Con
         if reason is None:
             groups.setdefault(entry.node.input[0], []).append(entry)
         elif entry.kind not in ("batchnorm", "embedding"):
-            changes.append(_change(entry, reason))
+            changes.skip(entry.name, reason)
     seen = _observed(normal, list(groups), method, context)
     factors = {}
     for tensor, entries in groups.items():
@@ -88,14 +95,15 @@ def smooth_activations(model: OnnxModel, method: SmoothActivations, context: Con
         )
         if found.strength:
             factors[tensor] = found.factors
-        changes += [_change(entry, "", found) for entry in entries]
+        for entry in entries:
+            _report(entry.name, found, changes)
     if not factors:
         return Outcome(model, keep_first_changes(changes))
     proto = divide_channels(normal.proto, factors, {tensor: groups[tensor] for tensor in factors})
     return Outcome(OnnxModel(proto, normal.reference), keep_first_changes(changes))
 
 
-def _weight(graph: Graph, entry: WeightNode) -> Any:
+def _weight(graph: Graph, entry: WeightNode) -> NDArray[np.floating]:
     array = graph.array(entry.node.input[1])
     assert array is not None
     return entry.canonical("weight", array)
@@ -109,18 +117,18 @@ def _observed(
 
     watcher, rng = Watcher(model.proto, tensors), np.random.default_rng(context.seed)
     size = min(BATCH, watcher.batch_size(context.task.train.example())) if len(context.task.train) else BATCH
-    share = max(1, ROWS * size // method.calibration)
-    kept: dict[str, list[Any]] = {name: [] for name in tensors}
-    largest: dict[str, Any] = {}
-    for inputs in iterate_calibration(context.task.train, method.calibration, size, context.seed):
+    share = max(1, ROWS * size // method.examples)
+    kept: dict[str, list[Floats]] = {name: [] for name in tensors}
+    largest: dict[str, Floats] = {}
+    for inputs in iterate_calibration(context.task.train, method.examples, size, context.seed):
         for name, value in watcher.values(inputs).items():
             rows = np.asarray(value, np.float32).reshape(-1, value.shape[-1])
             if not np.isfinite(rows).all():
                 raise Refused(
-                    "activations are finite",
-                    value="NaN or infinite",
-                    place=f"tensor {name!r}",
-                    fix="check the model and the calibration data",
+                    "must be finite",
+                    value="NaN or infinite values",
+                    place=f"the activation {name!r}",
+                    fix="look for overflow in the layers before it, and at the training data",
                 )
             widest = np.abs(rows).max(axis=0)
             largest[name] = np.maximum(largest.get(name, widest), widest)
@@ -128,11 +136,9 @@ def _observed(
     return {name: _Seen(np.concatenate(rows), largest[name]) for name, rows in kept.items()}
 
 
-def _change(entry: WeightNode, reason: str, found: Smoothing | None = None) -> Change:
-    if found is not None and not found.strength:
-        reason = "smoothing gains too little here"
-    detail: dict[str, float | int | str] = {}
-    if found is not None:
-        detail = {"strength": found.strength, "error_before": found.before, "error_after": found.after}
-    status: Any = "skipped" if reason else "done"
-    return Change(method="SmoothActivations", layer=entry.name, status=status, reason=reason, detail=detail)
+def _report(layer: str, found: Smoothing, changes: Changes) -> None:
+    detail = {"strength": found.strength, "error_before": found.before, "error_after": found.after}
+    if found.strength:
+        changes.done(layer, **detail)
+    else:
+        changes.skip(layer, "smoothing gains too little here", **detail)

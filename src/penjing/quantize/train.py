@@ -11,12 +11,12 @@ from penjing.core.errors import Refused
 from penjing.core.method import Outcome, Stage
 from penjing.core.registry import handles
 from penjing.core.value import Model
-from penjing.train.outcome import trained
-from penjing.train.strategy import Strategy
-from penjing.train.teacher import Teaching, taught
+from penjing.train.method import TrainingMethod
+from penjing.train.outcome import train_by_method
+from penjing.train.teacher import DistillationConfig, prepare_distillation
 
 
-class TrainQuantized(Strategy):
+class TrainQuantized(TrainingMethod):
     """Train weights and scales of a quantized model with rounding in the forward pass.
 
     Follows a method that put the model on formats, of any kind. Gradients pass straight through the rounding;
@@ -27,6 +27,9 @@ class TrainQuantized(Strategy):
     Attributes:
         temperature: softens both distributions.
         alpha: share of the teacher's loss in [0, 1]; at 1 labels are not used.
+
+    >>> TrainQuantized(epochs=2).alpha
+    0.9
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
@@ -41,18 +44,20 @@ def train_quantized(model: Model, method: TrainQuantized, context: Context) -> O
 
     if not quantizers_of(model):
         raise Refused(
-            "the model is quantized",
-            value="no layer rounds",
+            "needs a quantized model",
+            value="one whose layers are all float",
             place="TrainQuantized",
-            fix="put it behind QuantizeNearest or QuantizeReconstruct",
+            fix="put QuantizeNearest or QuantizeReconstruct in front of it",
         )
     quantizers = [quantizer for quantizer in quantizers_of(model) if quantizer.learnable]
     for quantizer in quantizers:
         quantizer.learned()
     try:
-        how = Teaching.by(method, temperature=method.temperature, alpha=method.alpha)
-        with taught(context, how) as (split, objective):
-            return trained(model, method, context, objective, split)
+        config = DistillationConfig.for_strategy(
+            method.strategy, temperature=method.temperature, alpha=method.alpha
+        )
+        with prepare_distillation(context, config) as (split, objective):
+            return train_by_method(model, method, context, objective, split)
     finally:
         for quantizer in quantizers:
             quantizer.learned(False)

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import ValidationInfo, field_validator
+from pydantic import field_validator
 
 from penjing.arrays.formats.clipping import clipped_parameters
 from penjing.arrays.formats.coding import decode, encode
@@ -15,8 +15,8 @@ from penjing.arrays.formats.layout import to_rows
 from penjing.arrays.formats.packing import pack
 from penjing.arrays.formats.stated import LayerFormats, container, in_groups, is_block, packing_lacks
 from penjing.arrays.quantization import relative_error
+from penjing.calibration.rounding import read_format
 from penjing.core.context import Context
-from penjing.core.errors import Refused
 from penjing.core.method import Method, Outcome, Stage
 from penjing.core.number_format import NumberFormat, number_format
 from penjing.core.registry import handles
@@ -46,6 +46,9 @@ class WeightOnly(Method):
     Attributes:
         weights: `int4`, `uint4`, `int8` or `uint8` in groups of a power of two, at least 16.
         compute: `float32`; or `int8`, which rounds what a layer takes to 8 bits for each block at every call.
+
+    >>> WeightOnly("int8 group 32").compute
+    'int8'
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
@@ -57,19 +60,15 @@ class WeightOnly(Method):
 
     @field_validator("weights", mode="before")
     @classmethod
-    def _stored(cls, value: Any, info: ValidationInfo) -> NumberFormat:
-        place = f"{cls.__name__}.{info.field_name}"
-        try:
-            found = NumberFormat.model_validate(value)
-        except Refused as error:
-            raise Refused(
-                error.rule, value=error.value, place=place, fix=error.fix, code=error.code
-            ) from None
+    def _stored(cls, value: Any) -> NumberFormat:
+        found = read_format(value, f"{cls.__name__}.weights")
         blocks = is_block(found.group)
         if found.kind != "integer" or found.bits not in (4, 8) or found.narrow or not blocks:
-            raise ValueError("the operator stores int4, uint4, int8 or uint8 in groups of 16, 32, 64, ...")
+            raise ValueError(
+                "must be int4, uint4, int8 or uint8 in groups of 16, 32, 64, ...; write int4 group 32"
+            )
         if found.signed != found.symmetric:
-            raise ValueError("signed codes are symmetric here, unsigned ones have a zero point")
+            raise ValueError("must be symmetric if signed, and have a zero point if not; write int4 or uint4")
         return found
 
 
@@ -93,13 +92,13 @@ def weight_only_from_torch(model: Model, method: WeightOnly, context: Context) -
         Refused: as on ONNX, or the export fails.
     """
     from penjing.backends.onnx.integers.rewrite import rewrite_layers
-    from penjing.calibration.delivery import compared, exported
+    from penjing.calibration.delivery import compare_with_simulation, export_with_formats
 
-    stated = exported(model, context)
-    rewriter = partial(_Rewriter, method, stated.formats)
-    reason = partial(_reason_stated, stated.formats) if stated.formats else _reason
-    outcome = rewrite_layers(stated.model, "WeightOnly", stated.context, rewriter, reason)
-    return Outcome(outcome.model, compared(stated, outcome.model, outcome.changes, context))
+    exported = export_with_formats(model, context)
+    rewriter = partial(_Rewriter, method, exported.formats)
+    reason = partial(_reason_stated, exported.formats) if exported.formats else _reason
+    outcome = rewrite_layers(exported.model, "WeightOnly", exported.context, rewriter, reason)
+    return Outcome(outcome.model, compare_with_simulation(exported, outcome.model, outcome.changes, context))
 
 
 def _reason(graph: Graph, entry: WeightNode) -> str:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
+from penjing.calibration.inputs import calibration_batches
 from penjing.core.backend import Arrays
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 from penjing.core.value import Model
 
@@ -25,13 +25,16 @@ class ReestimateBatchNorm(Method):
     (Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", precise BN).
 
     Attributes:
-        batches: batches of training data, at least 1.
-        size: examples in each, at least 2.
+        examples: of the training data, at least 2.
+        batch_size: examples that run at once, at least 2.
+
+    >>> ReestimateBatchNorm(examples=512).batch_size
+    128
     """
 
     stage: ClassVar[Stage] = Stage.WEIGHTS
-    batches: int = Field(default=20, ge=1)
-    size: int = Field(default=128, ge=2)
+    examples: int = Field(default=2560, ge=2, le=1_000_000)
+    batch_size: int = Field(default=128, ge=2)
 
 
 @handles(ReestimateBatchNorm, "torch")
@@ -40,11 +43,17 @@ def reestimate_batchnorm(model: Model, method: ReestimateBatchNorm, context: Con
     from penjing.backends.torch.observe.batch_statistics import find_batchnorms, reestimate
 
     layers = {name: module for name, module in find_batchnorms(model).items() if context.covers(name)}
-    if not layers:
-        return Outcome(model, [_skipped("", "no BatchNorm layer")])
     kept = {name: module for name, module in layers.items() if module.running_mean is not None}
-    moved = reestimate(model, kept, _batches(method, context))
-    return Outcome(model, [_change(name, name in kept, moved.get(name)) for name in layers])
+    moved = reestimate(model, kept, _batches(method, context)) if kept else {}
+    changes = Changes(method)
+    for name in layers:
+        if name not in kept:
+            changes.skip(name, "it keeps no running statistics")
+        elif name not in moved:
+            changes.skip(name, "the model does not call it as a module")
+        else:
+            _report(name, moved[name].count, moved[name].mean_shift, changes)
+    return _outcome(model, changes)
 
 
 def _batches(method: ReestimateBatchNorm, context: Context) -> Iterator[Arrays]:
@@ -54,37 +63,27 @@ def _batches(method: ReestimateBatchNorm, context: Context) -> Iterator[Arrays]:
         Refused: at the end, where no batch was large enough.
     """
     used = 0
-    for inputs, targets in islice(context.task.train.batches(method.size, context.seed), method.batches):
+    for inputs, targets in calibration_batches(context, method.examples, method.batch_size):
         if len(targets) > 1:
             yield inputs
             used += 1
     if not used:
         raise Refused(
-            "BatchNorm statistics come from batches of 2 examples or more",
+            "must have at least 2 examples to take statistics over",
             place="task.train",
             value=len(context.task.train),
             fix="give more training data, or leave the step out",
         )
 
 
-def _change(name: str, keeps: bool, moved: Any) -> Change:
-    if not keeps:
-        return _skipped(name, "it keeps no running statistics")
-    if moved is None:
-        return _skipped(name, "the model does not call it as a module")
-    return _done(name, moved.count, moved.mean_shift)
+def _report(layer: str, observations: int, mean_shift: float, changes: Changes) -> None:
+    changes.done(layer, observations=observations, mean_shift_in_std=round(mean_shift, 6))
 
 
-def _skipped(layer: str, reason: str) -> Change:
-    return Change(method="ReestimateBatchNorm", layer=layer, status="skipped", reason=reason)
-
-
-def _done(layer: str, observations: int, mean_shift: float) -> Change:
-    detail: dict[str, float | int | str] = {
-        "observations": observations,
-        "mean_shift_in_std": round(mean_shift, 6),
-    }
-    return Change(method="ReestimateBatchNorm", layer=layer, status="done", detail=detail)
+def _outcome(model: Model, changes: Changes) -> Outcome:
+    if not changes:
+        changes.skip("", "no BatchNorm layer")
+    return Outcome(model, changes)
 
 
 @handles(ReestimateBatchNorm, "numpy")
@@ -96,12 +95,12 @@ def reestimate_batchnorm_numpy(model: Model, method: ReestimateBatchNorm, contex
     kinds = {layer.name: layer.kind for layer in backend.layers(model)}
     layers = [name for name, kind in kinds.items() if kind == "batchnorm" and context.covers(name)]
     if not layers:
-        return Outcome(model, [_skipped("", "no BatchNorm layer")])
-    changes = []
+        return _outcome(model, Changes(method))
+    changes = Changes(method)
     for name, new in pool_statistics(model, layers, _batches(method, context)).items():
         old = backend.read(model, name)
         eps = model.node(name)["eps"]
         shift = np.abs(new.mean - old["running_mean"]) / np.sqrt(old["running_var"] + eps)
         backend.write(model, name, {"running_mean": new.mean, "running_var": new.variance})
-        changes.append(_done(name, new.count, float(shift.mean())))
-    return Outcome(model, changes)
+        _report(name, new.count, float(shift.mean()), changes)
+    return _outcome(model, changes)

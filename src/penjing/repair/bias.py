@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from numpy.typing import NDArray
 
 from penjing.arrays.quantization import ChannelMean, bias_correction
+from penjing.calibration.settings import Examples
 from penjing.core.backend import Arrays
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 
 if TYPE_CHECKING:
-    from onnx import ModelProto
+    from onnx import ModelProto, NodeProto
 
     from penjing.backends.onnx.graph.edit import NodeWriter
     from penjing.backends.onnx.graph.index import Graph
@@ -29,6 +30,8 @@ LIVE_BYTES = 2**29
 """Tensors kept between the pieces of the graph take at most this much; fewer examples are used then."""
 BATCH = 32
 
+Floats = NDArray[np.float64]
+
 
 class CorrectBias(Method):
     """Add to each bias what rounding took from the mean output of its channel.
@@ -38,11 +41,15 @@ class CorrectBias(Method):
     equalization and bias correction", section 4.2 and appendix D. Comes after `Int8Static`.
 
     Attributes:
-        calibration: number of training examples that means are taken over, at least 1.
+        examples: training examples that means are taken over, at least 1; fewer where tensors of all of them
+            would take more than half a gibibyte.
+
+    >>> CorrectBias(examples=128).stage.name
+    'PRECISION'
     """
 
     stage: ClassVar[Stage] = Stage.PRECISION
-    calibration: int = Field(default=256, ge=1, le=1_000_000)
+    examples: Examples = 256
 
 
 @dataclass(frozen=True)
@@ -50,9 +57,9 @@ class _Slot:
     """Where the bias of one layer's node is stored: an int32 constant with steps, or a float one."""
 
     layer: WeightNode
-    node: Any
+    node: NodeProto
     constant: str
-    scales: Any
+    scales: NDArray[np.floating] | None
 
 
 @handles(CorrectBias, "onnx")
@@ -69,13 +76,14 @@ def correct_bias(model: OnnxModel, method: CorrectBias, context: Context) -> Out
 
     if model.reference is None:
         raise Refused(
-            "the model has a float reference",
-            value="nothing to correct",
+            "needs the float model beside the quantized one",
+            value="a model without it",
             place="CorrectBias",
-            fix="put CorrectBias after Int8Static in the same plan",
+            fix="put it after Int8Static in the same plan",
         )
     proto = copy_proto(model.proto)
-    slots, changes = _slots(proto, context)
+    changes = Changes(method)
+    slots = _slots(proto, context, changes)
     if not slots:
         return Outcome(model, changes)
     runner, batches = _prepare(proto, slots, method, context)
@@ -97,12 +105,14 @@ def correct_bias(model: OnnxModel, method: CorrectBias, context: Context) -> Out
         shape[slot.layer.output_axis] = -1
         for tensors in live:
             tensors[name] = tensors[name] + delta.reshape(shape)
-        changes.append(_done(slot, expected[slot.node.name], observed, delta))
+        gap = expected[slot.node.name] - observed
+        before, after = float(np.abs(gap).mean()), float(np.abs(gap - delta).mean())
+        changes.done(slot.layer.name, mean_error_before=before, mean_error_after=after)
     return Outcome(OnnxModel(proto, model.reference), keep_first_changes(changes))
 
 
 def _prepare(
-    proto: Any, slots: Sequence[_Slot], method: CorrectBias, context: Context
+    proto: ModelProto, slots: Sequence[_Slot], method: CorrectBias, context: Context
 ) -> tuple[Segments, list[Arrays]]:
     from penjing.backends.onnx.integers.calibrate import iterate_calibration, limit_batch
     from penjing.backends.onnx.integers.segments import Segments
@@ -111,17 +121,19 @@ def _prepare(
     split = context.task.train
     one = next(iter(iterate_calibration(split, 1, 1, context.seed)))
     fit = max(1, LIVE_BYTES // max(runner.peak_bytes(_feed(proto, one)), 1))
-    examples = min(method.calibration, fit)
+    examples = min(method.examples, fit)
     return runner, list(iterate_calibration(split, examples, limit_batch(proto, BATCH), context.seed))
 
 
-def _feed(proto: Any, inputs: Arrays) -> Live:
+def _feed(proto: ModelProto, inputs: Arrays) -> Live:
     from penjing.backends.onnx.graph.index import list_inputs
 
     return dict(zip(list_inputs(proto), inputs, strict=True))
 
 
-def _reference_means(reference: Any, slots: Sequence[_Slot], batches: Sequence[Arrays]) -> dict[str, Any]:
+def _reference_means(
+    reference: ModelProto, slots: Sequence[_Slot], batches: Sequence[Arrays]
+) -> dict[str, Floats]:
     """Return the mean output of every channel in the float model, by the name of the node."""
     from penjing.backends.onnx.integers.calibrate import Watcher
 
@@ -141,55 +153,46 @@ def _sliced(batches: Sequence[Arrays], size: int) -> Iterator[Arrays]:
             yield tuple(array[start : start + size] for array in inputs)
 
 
-def _mean(outputs: Sequence[Any], slot: _Slot) -> Any:
+def _mean(outputs: Sequence[NDArray[Any]], slot: _Slot) -> Floats:
     mean = ChannelMean(slot.layer.output_axis)
     for output in outputs:
         mean.add(output)
     return mean.mean
 
 
-def _added(old: Any, delta: Any, scales: Any) -> Any:
+def _added(
+    old: NDArray[Any], delta: NDArray[np.floating], scales: NDArray[np.floating] | None
+) -> NDArray[Any]:
     if scales is None:
-        return (old + delta.reshape(old.shape)).astype(old.dtype)
+        return np.asarray(old + delta.reshape(old.shape), old.dtype)
     steps = old.astype(np.float64) + np.rint(delta / scales)
     return np.clip(steps, -(2.0**31), 2.0**31 - 1).astype(np.int32)
 
 
-def _done(slot: _Slot, expected: Any, observed: Any, delta: Any) -> Change:
-    detail: dict[str, float | int | str] = {
-        "mean_error_before": float(np.abs(expected - observed).mean()),
-        "mean_error_after": float(np.abs(expected - observed - delta).mean()),
-    }
-    return Change(method="CorrectBias", layer=slot.layer.name, status="done", detail=detail)
-
-
-def _slots(proto: ModelProto, context: Context) -> tuple[list[_Slot], list[Change]]:
-    """Find the bias of every quantized layer, making one of zeros where there is none."""
+def _slots(proto: ModelProto, context: Context, changes: Changes) -> list[_Slot]:
+    """Find the bias of every quantized layer, zeros where there is none; say why others stay."""
     from penjing.backends.onnx.graph.edit import NodeWriter
     from penjing.backends.onnx.graph.index import Graph
     from penjing.backends.onnx.graph.layers import find_weight_nodes
 
     graph = Graph(proto)
     writer = NodeWriter(graph, graph.nodes)
-    slots, changes = [], []
+    slots = []
     for entry in find_weight_nodes(graph):
         source = graph.producer.get(entry.tensors["weight"])
         if entry.kind == "batchnorm" or source is None or source.op_type != "DequantizeLinear":
             continue
-        reason = None if context.covers(entry.name) else "not covered by the pattern"
-        found = None
-        if reason is None:
-            linear = entry.node.op_type == "MatMul"
-            found = _added_slot(graph, entry) if linear else _own_slot(writer, entry)
-            reason = "no bias follows the product" if found is None else ""
+        if not context.covers(entry.name):
+            changes.skip(entry.name, "not covered by the pattern")
+            continue
+        linear = entry.node.op_type == "MatMul"
+        found = _added_slot(graph, entry) if linear else _own_slot(writer, entry)
         if found is None:
-            changes.append(
-                Change(method="CorrectBias", layer=entry.name, status="skipped", reason=reason or "")
-            )
+            changes.skip(entry.name, "no bias follows the product")
         else:
             slots.append(found)
     writer.write()
-    return slots, changes
+    return slots
 
 
 def _added_slot(graph: Graph, entry: WeightNode) -> _Slot | None:

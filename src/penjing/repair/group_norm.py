@@ -7,7 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from penjing.core.context import Context
-from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 from penjing.core.value import Model
 
@@ -21,6 +21,9 @@ class ReplaceBatchNorm(Method):
 
     Attributes:
         groups: of channels in a layer, at most; the largest divisor of its channels up to it is taken.
+
+    >>> ReplaceBatchNorm(groups=8).stage.name
+    'STRUCTURE'
     """
 
     stage: ClassVar[Stage] = Stage.STRUCTURE
@@ -34,21 +37,21 @@ def replace_batchnorm(model: Model, method: ReplaceBatchNorm, context: Context) 
     from penjing.backends.torch.observe.batch_statistics import find_batchnorms
 
     layers = {name: layer for name, layer in find_batchnorms(model).items() if context.covers(name)}
+    groups, changes = dict[str, int](), Changes(method)
     if not layers:
-        return Outcome(model, [_skipped("", "no BatchNorm layer")])
+        changes.skip("", "no BatchNorm layer")
+        return Outcome(model, changes)
     values = count_values_by_channel(model, context.task.valid.example())
-    groups, changes = {}, []
     for name, layer in layers.items():
         count = largest_divisor(layer.num_features, method.groups)
         together = values.get(name, 0) * layer.num_features // count
         if name not in values:
-            changes.append(_skipped(name, "the model does not call it as a module"))
+            changes.skip(name, "the model does not call it as a module")
         elif together < 2:
-            changes.append(_skipped(name, "a group of one value has no variance: take fewer groups"))
+            changes.skip(name, "a group of one value has no variance: take fewer groups")
         else:
             groups[name] = count
-            detail: dict[str, float | int | str] = {"groups": count, "values": together}
-            changes.append(Change(method="ReplaceBatchNorm", layer=name, status="done", detail=detail))
+            changes.done(name, groups=count, values=together)
     return Outcome(replace_batchnorms(model, groups) if groups else model, changes)
 
 
@@ -59,7 +62,3 @@ def largest_divisor(number: int, most: int) -> int:
     24
     """
     return next(count for count in range(min(number, most), 0, -1) if number % count == 0)
-
-
-def _skipped(layer: str, reason: str) -> Change:
-    return Change(method="ReplaceBatchNorm", layer=layer, status="skipped", reason=reason)

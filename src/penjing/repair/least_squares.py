@@ -13,18 +13,19 @@ from pydantic import Field
 
 from penjing.arrays.least_squares import (
     RIDGES,
-    Fit,
     NormalEquations,
     best_bias,
     cross_checked,
     relative_error,
 )
 from penjing.core.context import Context
-from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 from penjing.core.value import Model
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from penjing.backends.torch.observe.comparison import Comparison
     from penjing.backends.torch.observe.lockstep import Pass
 
@@ -62,6 +63,9 @@ class LeastSquares(Method):
             from those that the original's output depends on (not from padding behind a mask).
         ridge: pull towards the present weights, relative to the mean square of the inputs; None: for each
             layer what errs least on a quarter of the observations that the fit did not see.
+
+    >>> LeastSquares(examples=256).ridge is None
+    True
     """
 
     stage: ClassVar[Stage] = Stage.WEIGHTS
@@ -85,7 +89,7 @@ class _Work:
     counting: Mapping[str, NDArray[np.bool_]]
     original: Pass
     masks: dict[str, NDArray[np.bool_]]
-    changes: dict[str, Change]
+    changes: Changes
 
     def centred_behind(self, layer: str) -> bool:
         """Tell whether a BatchNorm layer takes nothing but the layer's output and gets new statistics."""
@@ -105,33 +109,35 @@ def least_squares(model: Model, method: LeastSquares, context: Context) -> Outco
     from penjing.backends.torch.observe.comparison import compare
     from penjing.backends.torch.observe.lockstep import Pass, run_hooked
 
-    kinds = {layer.name: layer.kind for layer in context.backend.layers(model)}
+    changes, kinds = Changes(method), {layer.name: layer.kind for layer in context.backend.layers(model)}
     layers = [name for name, kind in kinds.items() if kind in KINDS and context.covers(name)]
     if not layers:
-        return Outcome(model, [_skipped("", "no convolution, linear or BatchNorm layer")])
+        changes.skip("", "no convolution, linear or BatchNorm layer")
+        return Outcome(model, changes)
     found = compare(model, layers, method.examples, context)
     linear = [name for name in found.layers if kinds[name] == "linear"]
     counting = find_contributing_positions(found.original, linear, found.inputs, context.seed)
-    changes = {name: _skipped(name, found.reasons.get(name, "")) for name in layers}
+    for name, reason in found.reasons.items():
+        changes.skip(name, reason)
     with Pass(found.original, found.layers, found.inputs) as original:
         work = _Work(model, method, context, found, counting, original, masks_of(model), changes)
-        repairs = {"batchnorm": _renormalized}
-        hooks = {name: partial(repairs.get(kinds[name], _refitted), name, work) for name in found.layers}
+        repairs = {"batchnorm": _renormalize}
+        hooks = {name: partial(repairs.get(kinds[name], _refit), name, work) for name in found.layers}
         run_hooked(model, hooks, found.inputs)
-    return Outcome(model, list(changes.values()))
+    return Outcome(model, sorted(changes, key=lambda change: layers.index(change.layer)))
 
 
-def _refitted(name: str, work: _Work, module: Any, x: Any) -> None:
+def _refit(name: str, work: _Work, module: nn.Module, x: Tensor) -> None:
     """Refit a layer on its input, unless that would not bring its outputs nearer to the original's."""
     reason, sums = _sums(name, work, module, x)
     if sums is None:
-        work.changes[name] = _skipped(name, reason)
+        work.changes.skip(name, reason)
         return
     own = work.context.backend.read(work.model, name)
     weight, bias = own["weight"].reshape(len(own["weight"]), -1), own.get("bias")
     reason = _unneeded(sums, weight, bias)
     if reason:
-        work.changes[name] = _skipped(name, reason)
+        work.changes.skip(name, reason)
         return
     # BatchNorm takes the mean away: without a bias of its own the layer then has to fit only what varies.
     free = bias is None and work.centred_behind(name)
@@ -139,13 +145,19 @@ def _refitted(name: str, work: _Work, module: Any, x: Any) -> None:
     ridges = RIDGES if work.method.ridge is None else (work.method.ridge,)
     fit = cross_checked(*sums, weight, best_bias(sums[0], weight) if free else bias, ridges, support)
     if not fit.helps:
-        work.changes[name] = _skipped(name, "a fit would not bring its outputs nearer to the original's")
+        work.changes.skip(name, "a fit would not bring its outputs nearer to the original's")
         return
     tensors = {"weight": fit.weight.reshape(own["weight"].shape).astype(own["weight"].dtype)}
     if bias is not None and fit.bias is not None:
         tensors["bias"] = fit.bias.astype(bias.dtype)
     work.context.backend.write(work.model, name, tensors)
-    work.changes[name] = _done(name, sums[0].count + sums[1].count, fit)
+    work.changes.done(
+        name,
+        error_before=round(fit.before, 6),
+        error_after=round(fit.after, 6),
+        ridge=fit.ridge,
+        observations=sums[0].count + sums[1].count,
+    )
 
 
 def _unneeded(sums: Sums, weight: NDArray[Any], bias: NDArray[Any] | None) -> str:
@@ -157,7 +169,7 @@ def _unneeded(sums: Sums, weight: NDArray[Any], bias: NDArray[Any] | None) -> st
     return f"{seen} observations are too few for {inputs} inputs" if few else ""
 
 
-def _sums(name: str, work: _Work, module: Any, x: Any) -> tuple[str, Sums | None]:
+def _sums(name: str, work: _Work, module: nn.Module, x: Tensor) -> tuple[str, Sums | None]:
     """Return why a layer cannot be refitted, or its sums for the fit and for the check."""
     from penjing.backends.torch.observe.comparison import make_generator
     from penjing.backends.torch.observe.observations import count_groups, count_inputs, gather_rows
@@ -179,36 +191,18 @@ def _sums(name: str, work: _Work, module: Any, x: Any) -> tuple[str, Sums | None
     return "", (fit, check)
 
 
-def _renormalized(name: str, work: _Work, module: Any, x: Any) -> None:
+def _renormalize(name: str, work: _Work, module: nn.Module, x: Tensor) -> None:
     """Give a BatchNorm layer the statistics of what it now takes, unless its output is the original's."""
     from penjing.backends.torch.observe.comparison import renew_statistics
 
     wanted = work.original.output(name)
     if wanted is None or wanted.shape[0] != x.shape[0] or wanted.shape[2:] != x.shape[2:]:
-        work.changes[name] = _skipped(name, ELSEWHERE)
+        work.changes.skip(name, ELSEWHERE)
         return
     goal = wanted[:, work.comparison.kept[name]]
     error = float((module.forward(x) - goal).square().mean() / goal.var().clamp(min=1e-30))
     if module.running_mean is None or error <= EXACT:
-        work.changes[name] = _skipped(name, EQUAL if module.running_mean is not None else UNTRACKED)
+        work.changes.skip(name, EQUAL if module.running_mean is not None else UNTRACKED)
         return
     renew_statistics(module, x)
-    detail: dict[str, float | int | str] = {
-        "error_before": round(error, 6),
-        "observations": x.numel() // x.shape[1],
-    }
-    work.changes[name] = Change(method="LeastSquares", layer=name, status="done", detail=detail)
-
-
-def _skipped(layer: str, reason: str) -> Change:
-    return Change(method="LeastSquares", layer=layer, status="skipped", reason=reason)
-
-
-def _done(layer: str, observations: int, fit: Fit) -> Change:
-    detail: dict[str, float | int | str] = {
-        "error_before": round(fit.before, 6),
-        "error_after": round(fit.after, 6),
-        "ridge": fit.ridge,
-        "observations": observations,
-    }
-    return Change(method="LeastSquares", layer=layer, status="done", detail=detail)
+    work.changes.done(name, error_before=round(error, 6), observations=x.numel() // x.shape[1])

@@ -12,11 +12,13 @@ from pydantic import Field
 
 from penjing.arrays.moments import Moments, match
 from penjing.core.context import Context
-from penjing.core.method import Change, Method, Outcome, Stage
+from penjing.core.method import Changes, Method, Outcome, Stage
 from penjing.core.registry import handles
 from penjing.core.value import Model
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
+
     from penjing.backends.torch.observe.comparison import Comparison
     from penjing.backends.torch.observe.lockstep import Pass
 
@@ -39,6 +41,9 @@ class MatchStatistics(Method):
         variance: False corrects means only, by biases: the empirical bias correction of Nagel et al. 2019.
         shrinkage: limits the scale of channels that hardly vary any more: this share of the mean variance
             of the layer's channels is added to both variances before they are compared.
+
+    >>> MatchStatistics(variance=False).examples
+    1024
     """
 
     stage: ClassVar[Stage] = Stage.WEIGHTS
@@ -56,7 +61,7 @@ class _Work:
     context: Context
     comparison: Comparison
     original: Pass
-    changes: dict[str, Change]
+    changes: Changes
 
 
 @handles(MatchStatistics, "torch")
@@ -69,31 +74,36 @@ def match_statistics(model: Model, method: MatchStatistics, context: Context) ->
     from penjing.backends.torch.observe.comparison import compare
     from penjing.backends.torch.observe.lockstep import Pass, run_hooked
 
+    changes = Changes(method)
     layers = [x.name for x in context.backend.layers(model) if x.kind in KINDS and context.covers(x.name)]
     if not layers:
-        return Outcome(model, [_skipped("", "no convolution, linear or BatchNorm layer")])
+        changes.skip("", "no convolution, linear or BatchNorm layer")
+        return Outcome(model, changes)
     found = compare(model, layers, method.examples, context)
-    changes = {name: _skipped(name, found.reasons.get(name, "")) for name in layers}
+    reasons = dict(found.reasons)
     for name in found.layers:
-        reason = _unsuited(model.get_submodule(name), method)
+        reason = _why_unsuited(model.get_submodule(name), method)
         follower = found.batchnorm.get(name, "")
-        if follower in found.layers and not _unsuited(model.get_submodule(follower), method):
+        if follower in found.layers and not _why_unsuited(model.get_submodule(follower), method):
             reason = f"{follower} behind it is matched"
-        changes[name] = _skipped(name, reason)
-    chosen = [name for name in found.layers if not changes[name].reason]
+        if reason:
+            reasons[name] = reason
+    for name, reason in reasons.items():
+        changes.skip(name, reason)
+    chosen = [name for name in found.layers if name not in reasons]
     with Pass(found.original, chosen, found.inputs) as original:
         work = _Work(model, method, context, found, original, changes)
-        before = {name: partial(_renormalized, method) for name in chosen if _is_batchnorm(model, name)}
-        after = {name: partial(_matched, name, work) for name in chosen}
+        before = {name: partial(_renormalize, method) for name in chosen if _is_batchnorm(model, name)}
+        after = {name: partial(_match, name, work) for name in chosen}
         run_hooked(model, before, found.inputs, after)
-    return Outcome(model, list(changes.values()))
+    return Outcome(model, sorted(changes, key=lambda change: layers.index(change.layer)))
 
 
 def _is_batchnorm(model: Model, name: str) -> bool:
     return hasattr(model.get_submodule(name), "running_mean")
 
 
-def _unsuited(module: Any, method: MatchStatistics) -> str:
+def _why_unsuited(module: nn.Module, method: MatchStatistics) -> str:
     """Return why a layer cannot be matched, or nothing."""
     if hasattr(module, "running_mean"):
         if module.weight is None:
@@ -102,7 +112,7 @@ def _unsuited(module: Any, method: MatchStatistics) -> str:
     return "" if method.variance or module.bias is not None else "it has no bias"
 
 
-def _renormalized(method: MatchStatistics, module: Any, x: Any) -> None:
+def _renormalize(method: MatchStatistics, module: nn.Module, x: Tensor) -> None:
     """Give a BatchNorm layer the statistics of what it takes, so that training starts from true ones."""
     from penjing.backends.torch.observe.comparison import renew_statistics
 
@@ -110,13 +120,13 @@ def _renormalized(method: MatchStatistics, module: Any, x: Any) -> None:
         renew_statistics(module, x)
 
 
-def _matched(name: str, work: _Work, module: Any, output: Any) -> Any:
+def _match(name: str, work: _Work, module: nn.Module, output: Tensor) -> Tensor:
     """Match one layer; return the output that it now gives."""
     import torch
 
     wanted = work.original.output(name)
     if wanted is None:
-        work.changes[name] = _skipped(name, "the original reaches it in another order")
+        work.changes.skip(name, "the original reaches it in another order")
         return output
     axis = output.ndim - 1 if isinstance(module, torch.nn.Linear) else 1
     now, kept = _moments(output, axis), work.comparison.kept[name]
@@ -130,16 +140,22 @@ def _matched(name: str, work: _Work, module: Any, output: Any) -> Any:
         shift = np.zeros_like(shift)
     apart = _apart(now, goal)
     if apart < EXACT:
-        work.changes[name] = _skipped(name, "its statistics are those of the original")
+        work.changes.skip(name, "its statistics are those of the original")
         return output
     work.context.backend.write(work.model, name, _scaled(own, scale, shift))
-    work.changes[name] = _done(name, apart, scale, "bias" in own)
+    work.changes.done(
+        name,
+        "" if "bias" in own else "no bias: the mean stays",
+        apart_in_std=round(apart, 6),
+        scale_min=round(float(scale.min()), 6),
+        scale_max=round(float(scale.max()), 6),
+    )
     shape = [-1 if a == axis else 1 for a in range(output.ndim)]
     factor, term = (torch.from_numpy(part).to(output).reshape(shape) for part in (scale, shift))
     return output * factor + term
 
 
-def _moments(output: Any, axis: int) -> Moments:
+def _moments(output: Tensor, axis: int) -> Moments:
     axes = [a for a in range(output.ndim) if a != axis]
     values = output.double()
     return values.mean(axes).cpu().numpy(), values.var(axes, correction=0).cpu().numpy()
@@ -161,17 +177,3 @@ def _scaled(
     if own.get("bias") is not None:
         tensors["bias"] = (own["bias"] * scale + shift).astype(own["bias"].dtype)
     return tensors
-
-
-def _skipped(layer: str, reason: str) -> Change:
-    return Change(method="MatchStatistics", layer=layer, status="skipped", reason=reason)
-
-
-def _done(layer: str, apart: float, scale: NDArray[np.float64], shifted: bool) -> Change:
-    detail: dict[str, float | int | str] = {
-        "apart_in_std": round(apart, 6),
-        "scale_min": round(float(scale.min()), 6),
-        "scale_max": round(float(scale.max()), 6),
-    }
-    reason = "" if shifted else "no bias: the mean stays"
-    return Change(method="MatchStatistics", layer=layer, status="done", reason=reason, detail=detail)

@@ -46,10 +46,32 @@ def clean(text: object, limit: int = 400) -> str:
     >>> clean("run\\n\\x1b[31mred\\x1b[0m\\u202ename")
     'run redname'
     """
-    plain = _ESCAPE_SEQUENCE.sub("", str(text)[: 4 * limit])
-    shown = "".join(_shown(character) for character in plain)
-    shown = " ".join(shown.split())
+    shown = " ".join(without_controls(str(text)[: 4 * limit]).split())
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def without_controls(text: str) -> str:
+    """Return a foreign string as one line, without what a terminal or the direction of text obeys.
+
+    >>> without_controls("a  path\\n\\x1b[31mred\\x9b0m")
+    'a  path red'
+    """
+    return "".join(map(_shown, _ESCAPE_SEQUENCE.sub("", text)))
+
+
+def strip_controls(data: Any) -> Any:
+    """Return plain data, every string of which (keys too) went through `without_controls`.
+
+    >>> strip_controls({"name": ["\\x1b]0;owned\\x07net", 3]})
+    {'name': ['net', 3]}
+    """
+    if isinstance(data, str):
+        return without_controls(data)
+    if isinstance(data, Mapping):
+        return {strip_controls(key): strip_controls(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [strip_controls(value) for value in data]
+    return data
 
 
 def _shown(character: str) -> str:

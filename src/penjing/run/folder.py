@@ -159,7 +159,8 @@ def open_run(path: Path | str) -> RunFolder:
     """Open the folder of a run that was started before.
 
     Raises:
-        Refused: no such folder, not a run, damaged, or of a newer version.
+        Refused: no such folder, not a run, damaged, of a newer version, or a link or a device lies in it:
+            what is written there would come to another place.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -176,6 +177,7 @@ def open_run(path: Path | str) -> RunFolder:
             fix="give the folder that `penjing optimize` named",
             code=Exit.USAGE,
         )
+    refuse_links(run)
     if not run.config.is_file():
         raise Refused(
             "must hold a run",
@@ -186,6 +188,23 @@ def open_run(path: Path | str) -> RunFolder:
         )
     read_config(run)
     return run
+
+
+def refuse_links(run: RunFolder) -> None:
+    """Refuse a run directory whose own files are something else.
+
+    Raises:
+        Refused: a link, a pipe or a device lies in it.
+    """
+    with refusing(run.path, "read"), os.scandir(run.path) as entries:
+        for entry in entries:
+            if not entry.is_file(follow_symlinks=False) and not entry.is_dir(follow_symlinks=False):
+                raise Refused(
+                    "must hold files and folders only, no links or devices",
+                    value=entry.name,
+                    place=str(run.path),
+                    fix="put the file or folder itself in its place",
+                )
 
 
 def write_config(run: RunFolder, config: Mapping[str, Any]) -> None:

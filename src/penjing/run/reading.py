@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from penjing.core.budget import Budget
-from penjing.core.errors import Exit, Refused
+from penjing.core.errors import Refused
 from penjing.core.files import MANIFEST, read_json, sha256_file
 from penjing.core.target import Target
 from penjing.report.record import Record, check_schema
@@ -20,7 +21,7 @@ Plain = dict[str, Any]
 class Settings(BaseModel):
     """What a run was asked, as far as going on with it needs it."""
 
-    task_file: Path | None = None
+    task_file: str | None = None
     budget: Plain
     target: Plain
     seed: int = Field(ge=0)
@@ -100,33 +101,34 @@ def locate_artefact(folder: Path, name: str) -> Path:
     return folder / pure
 
 
-def read_settings(run: RunFolder, task: Path | None = None) -> tuple[Path | None, Budget, Target, int]:
-    """Return task file, budget, target and seed of a run.
+@dataclass(frozen=True)
+class Asked:
+    """What a run was asked.
 
-    Args:
-        run: the run directory.
-        task: the user's own task file, instead of the one that the run names.
+    Attributes:
+        task_file: the name of the task file as the run has it, which may be anything; None for a run that was
+            started from Python.
+        budget, target, seed: of the run.
+    """
+
+    task_file: str | None
+    budget: Budget
+    target: Target
+    seed: int
+
+
+def read_settings(run: RunFolder) -> Asked:
+    """Return what a run was asked, as its configuration says.
 
     Raises:
-        Refused: the configuration is of another form, or names code that came with the folder: a run
-            directory that somebody sent must not run a program.
+        Refused: the configuration is of another form.
     """
     try:
         settings = Settings.model_validate(read_config(run))
         budget, target = Budget(**settings.budget), Target(**settings.target)
     except (ValidationError, TypeError, Refused) as error:
         raise _foreign(run.config, error) from error
-    path = settings.task_file if task is None else task
-    if task is None and path is not None and path.resolve().is_relative_to(run.path.resolve()):
-        raise Refused(
-            "a run directory cannot carry the code that goes on with it",
-            value=str(path),
-            place=str(run.config),
-            fix="read that file, and copy it out of the folder if you trust it: "
-            "penjing optimize TASK.py with the same budget and --out goes on",
-            code=Exit.USAGE,
-        )
-    return path, budget, target, settings.seed
+    return Asked(settings.task_file, budget, target, settings.seed)
 
 
 def _foreign(path: Path, error: Exception) -> Refused:

@@ -27,6 +27,7 @@ from penjing.measurement.agreement import TOLERANCE, difference
 from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.quality import maximized
+from penjing.measurement.sittings import Effort
 from penjing.search.build_job import build
 from penjing.search.expected import is_whole, read_expected
 from penjing.search.finished import stop_on_fault, stopping_on_fault
@@ -136,7 +137,9 @@ def measure_candidates(
         entries["eager"] = (session.path("float", "eager"), make_eager_target(session.target), factory)
     entries |= {name: (folder, session.target, factory) for name, folder in folders.items()}
     limits = limit_measurement(session.budget.time)
-    return measure_all(entries, session.task, split, REFERENCE, operations, session.latency_seconds, limits)
+    return measure_all(
+        entries, session.task, split, REFERENCE, operations, Effort(session.latency_seconds), limits
+    )
 
 
 def make_eager_target(target: Target) -> Target:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from penjing.arrays.statistics import needed_examples, smallest_certifiable_drop
 from penjing.core.measurement import Measurement
 from penjing.core.progress import Line
 from penjing.core.trial import Trial
+from penjing.measurement.certifiable import certifiable
 from penjing.planners.bisection import Setting
 from penjing.planners.floor import plan_smallest_model
 from penjing.planners.forecast import Forecast, Timing, forecast
@@ -32,24 +32,15 @@ def forecast_search(session: Session, survey: Survey, baseline: Trial, setting: 
             spent=session.elapsed,
         )
         assert baseline.measurement is not None
-        certifiable = _certifiable(session)
-        plain = forecast(session.budget, baseline.measurement, timing, certifiable, "")
+        found = certifiable(session.task, session.budget.max_drop, session.budget.confidence)
+        plain = forecast(session.budget, baseline.measurement, timing, found, "")
         floor = _floor(session, setting, baseline, plain)
         timing = timing.model_copy(update={"spent": session.elapsed})
-        return forecast(session.budget, baseline.measurement, timing, certifiable, floor)
+        return forecast(session.budget, baseline.measurement, timing, found, floor)
 
     plans = session.once("forecast", None, Forecast, work)
     _announce(session, plans, setting)
     return plans
-
-
-def _certifiable(session: Session) -> tuple[float, int | None]:
-    """Return the smallest drop that the test examples can certify, and how many the asked one needs."""
-    n, confidence, asked = len(session.task.test), session.budget.confidence, session.budget.max_drop
-    if asked is None:
-        return 0.0, None
-    needed = needed_examples(asked, 0.0, confidence)
-    return smallest_certifiable_drop(n, 0.0, confidence), needed if needed > n else None
 
 
 def _floor(session: Session, setting: Setting, baseline: Trial, plans: Forecast) -> Measurement | str:

@@ -154,10 +154,10 @@ def _isolated(say: Say) -> Say:
 
 
 def _how_to_resume(run: RunFolder) -> str:
-    if read_config(run).get("task_file"):
-        return (
-            f"interrupted; what was finished is kept. Go on with: penjing resume {shlex.quote(str(run.path))}"
-        )
+    task_file = read_config(run).get("task_file")
+    if task_file:
+        command = f"penjing resume {shlex.quote(str(run.path))} --task {shlex.quote(task_file)}"
+        return f"interrupted; what was finished is kept. Go on with: {command}"
     return f"interrupted; what was finished is kept. Go on with the same call and out={str(run.path)!r}"
 
 

@@ -10,7 +10,7 @@ from penjing.core.apply import apply
 from penjing.core.backend import Arrays, backend_for, backend_named
 from penjing.core.context import Context
 from penjing.core.errors import Refused
-from penjing.core.method import Method
+from penjing.core.method import with_fields
 from penjing.core.plan import Plan, plan_from_json
 from penjing.core.progress import Line, Say
 from penjing.core.target import Target, runtime_for
@@ -92,13 +92,8 @@ def _in_onnx(model: Model, exported: Path, example: Arrays) -> Model:
 
 def shorten_calibration(plan: Plan) -> Plan:
     """Return a recipe that runs as fast but is made on few examples, without what only corrects errors."""
-    return tuple(_quickly(method) for method in plan if not isinstance(method, CorrectBias))
-
-
-def _quickly(method: Method) -> Method:
-    fields = type(method).model_fields
-    wanted = {"calibration": EXAMPLES, "observer": "minmax"}
-    return method.model_copy(update={name: value for name, value in wanted.items() if name in fields})
+    kept = (method for method in plan if not isinstance(method, CorrectBias))
+    return tuple(with_fields(method, examples=EXAMPLES, observer="minmax") for method in kept)
 
 
 def _rounds(method: str) -> bool:

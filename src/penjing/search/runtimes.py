@@ -19,6 +19,7 @@ from penjing.core.target import Target, need_to_deliver, runtime_for
 from penjing.core.trial import Trial
 from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.process import factory_of
+from penjing.measurement.sittings import Effort
 from penjing.planners.bisection import Setting
 from penjing.report.record import RuntimeRow
 from penjing.search.evaluate import REFERENCE, compare_with_memory, judge_trial, run_in_float32
@@ -189,7 +190,9 @@ def _measured(
     """Measure side by side; what cannot be loaded or run is left out with its reason, and tried no more."""
     limits = limit_measurement(session.budget.time)
     try:
-        return measure_all(entries, session.task, "valid", REFERENCE, counts, session.latency_seconds, limits)
+        return measure_all(
+            entries, session.task, "valid", REFERENCE, counts, Effort(session.latency_seconds), limits
+        )
     except Refused as error:
         if system_fault(error):
             raise
@@ -197,13 +200,15 @@ def _measured(
         for label, entry in entries.items():
             pair = {REFERENCE: entries[REFERENCE], label: entry}
             try:
-                measure_all(pair, session.task, "valid", REFERENCE, counts, 0.0, limits)
+                measure_all(pair, session.task, "valid", REFERENCE, counts, Effort(0.0), limits)
                 alone[label] = entry
             except Refused as refusal:
                 if label == REFERENCE:
                     raise
                 reasons[label] = str(refusal)
-        return measure_all(alone, session.task, "valid", REFERENCE, counts, session.latency_seconds, limits)
+        return measure_all(
+            alone, session.task, "valid", REFERENCE, counts, Effort(session.latency_seconds), limits
+        )
 
 
 def _fastest(session: Session, trials: Mapping[str, Trial], reasons: Mapping[str, str]) -> str:

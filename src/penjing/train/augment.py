@@ -1,15 +1,18 @@
-"""What changes a batch before the model sees it: mirrored, shifted, resized and blended images."""
+"""What changes a batch before the model sees it: mirrored, shifted, resized and mixed images."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from penjing.core.errors import Refused
 from penjing.train.strategy import Strategy
 
-Tensors = tuple[Any, ...]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from penjing.train.objective import Tensors
 
 GROWN = 0.75
 """Share of the way at which growing images have reached their own size."""
@@ -19,29 +22,33 @@ SMALLEST = 8
 
 
 @dataclass(frozen=True)
-class Blend:
-    """A batch whose examples may be blends of two.
+class MixedBatch:
+    """A batch whose examples may be mixed of two (mixup, cutmix).
 
     Attributes:
-        inputs: what the model sees.
-        targets: of each example.
-        others: targets of what was blended into it; None without blending.
-        share: of the first targets' loss in [0, 1].
+        inputs: what the model sees, tensors `[n, ...]`.
+        targets: of each example, `[n, ...]`.
+        other_targets: of what was mixed into it; None without mixing.
+        weight: of the first targets' loss, in [0, 1]: the papers' lambda.
     """
 
     inputs: Tensors
-    targets: Any
-    others: Any = None
-    share: float = 1.0
+    targets: Tensor
+    other_targets: Tensor | None = None
+    weight: float = 1.0
 
 
 def changes_inputs(strategy: Strategy) -> bool:
-    """Tell whether a model sees other inputs than those of the data."""
+    """Tell whether a model sees other inputs than those of the data.
+
+    >>> changes_inputs(Strategy(flip=True)), changes_inputs(Strategy())
+    (True, False)
+    """
     changes = (strategy.mixup, strategy.cutmix, strategy.flip, strategy.shift, strategy.start_size < 1)
     return any(changes)
 
 
-def augmented(strategy: Strategy, inputs: Tensors, targets: Any, progress: float) -> Blend:
+def augment(strategy: Strategy, inputs: Tensors, targets: Tensor, progress: float) -> MixedBatch:
     """Return a batch as the strategy changes it; random choices come from torch's generator.
 
     Mixup blends the whole example with weights drawn from a Beta distribution (Zhang et al. 2018, arXiv
@@ -56,44 +63,49 @@ def augmented(strategy: Strategy, inputs: Tensors, targets: Any, progress: float
 
     Raises:
         Refused: images are needed and the first input is none, or numbers are needed and it holds whole ones.
+
+    >>> import torch
+    >>> batch = augment(Strategy(mixup=0.2), (torch.zeros(2, 3),), torch.tensor([0, 1]), progress=0.0)
+    >>> batch.inputs[0].shape, sorted(batch.other_targets.tolist()), 0 <= batch.weight <= 1
+    (torch.Size([2, 3]), [0, 1], True)
     """
     if not changes_inputs(strategy):
-        return Blend(inputs, targets)
+        return MixedBatch(inputs, targets)
     x = inputs[0]
     images = strategy.flip or strategy.shift or strategy.cutmix or strategy.start_size < 1
     if images and (x.ndim != 4 or not x.is_floating_point()):
         raise Refused(
-            "flip, shift, cutmix and start_size change images [n, channels, height, width]",
+            "flip, shift, cutmix and start_size need images [n, channels, height, width]",
             value=f"{x.dtype} {tuple(x.shape)}",
             place="the first input",
             fix="leave them out; augment text and tables in the data",
         )
     if strategy.mixup and not x.is_floating_point():
         raise Refused(
-            "mixup blends inputs of real numbers",
+            "mixup needs floating-point inputs",
             value=str(x.dtype),
             place="the first input",
             fix="leave mixup out",
         )
     if strategy.flip:
-        x = _flipped(x)
+        x = _flip(x)
     if strategy.shift:
-        x = _shifted(x, strategy.shift)
+        x = _shift(x, strategy.shift)
     if strategy.start_size < 1:
-        x = _resized(x, strategy.start_size, progress)
+        x = _resize(x, strategy.start_size, progress)
     if not (strategy.mixup or strategy.cutmix):
-        return Blend((x, *inputs[1:]), targets)
-    return _blended(strategy, x, inputs[1:], targets)
+        return MixedBatch((x, *inputs[1:]), targets)
+    return _mix(strategy, x, inputs[1:], targets)
 
 
-def _flipped(x: Any) -> Any:
+def _flip(x: Tensor) -> Tensor:
     import torch
 
     chosen = torch.rand(len(x), device=x.device) < 0.5
     return torch.where(chosen[:, None, None, None], x.flip(-1), x)
 
 
-def _shifted(x: Any, most: int) -> Any:
+def _shift(x: Tensor, most: int) -> Tensor:
     """Move each image by its own whole numbers of pixels; what comes in is a mirror of what is there."""
     import torch
 
@@ -108,7 +120,7 @@ def _shifted(x: Any, most: int) -> Any:
     return moved.permute(0, 3, 1, 2).contiguous()
 
 
-def _resized(x: Any, start: float, progress: float) -> Any:
+def _resize(x: Tensor, start: float, progress: float) -> Tensor:
     import torch
 
     share = min(1.0, start + (1 - start) * progress / GROWN)
@@ -118,7 +130,7 @@ def _resized(x: Any, start: float, progress: float) -> Any:
     return torch.nn.functional.interpolate(x, size=sizes, mode="bilinear", antialias=True)
 
 
-def _blended(strategy: Strategy, x: Any, rest: Tensors, targets: Any) -> Blend:
+def _mix(strategy: Strategy, x: Tensor, rest: Tensors, targets: Tensor) -> MixedBatch:
     import torch
 
     cut = bool(strategy.cutmix) and (not strategy.mixup or bool(torch.rand(()) < 0.5))
@@ -126,21 +138,21 @@ def _blended(strategy: Strategy, x: Any, rest: Tensors, targets: Any) -> Blend:
     share = float(torch.distributions.Beta(strength, strength).sample())
     order = torch.randperm(len(x), device=x.device)
     if cut:
-        x, share = _pasted(x, order, share)
+        x, share = _paste(x, order, share)
     else:
         x = share * x + (1 - share) * x[order]
         if any(not tensor.is_floating_point() for tensor in rest):
             raise Refused(
-                "mixup blends inputs of real numbers",
-                value="another input holds whole numbers",
+                "mixup needs floating-point inputs",
+                value="another input of whole numbers",
                 place="the inputs",
                 fix="leave mixup out",
             )
         rest = tuple(share * tensor + (1 - share) * tensor[order] for tensor in rest)
-    return Blend((x, *rest), targets, targets[order], share)
+    return MixedBatch((x, *rest), targets, targets[order], share)
 
 
-def _pasted(x: Any, order: Any, share: float) -> tuple[Any, float]:
+def _paste(x: Tensor, order: Tensor, share: float) -> tuple[Tensor, float]:
     """Paste a rectangle, of about `1 - share` of the area, and return the share that is really left."""
     import torch
 

@@ -6,11 +6,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penjing.core.errors import Exit, Refused
 from penjing.train.hooks import is_watched
 from penjing.train.strategy import Strategy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 EAGER_STEPS, COMPILED_STEPS = 12, 8
 """Steps that are timed before and after compiling; the first two, and the one that compiles, do not count."""
@@ -22,8 +25,13 @@ GAIN = 0.95
 """Compiled steps stay where they take at most this share of the time of others."""
 
 
-def unfit(strategy: Strategy, model: Any, processes: int) -> str:
-    """Say why steps of a strategy on a model cannot be compiled; nothing where they can."""
+def find_obstacle(strategy: Strategy, model: nn.Module, world_size: int) -> str:
+    """Say why steps of a strategy on a model cannot be compiled; an empty text where they can.
+
+    >>> from torch import nn
+    >>> find_obstacle(Strategy(recompute=True), nn.Linear(1, 1), world_size=1)
+    'recompute changes what a step computes'
+    """
     changing = {
         "start_size": strategy.start_size < 1,
         "stochastic_depth": strategy.stochastic_depth > 0,
@@ -34,8 +42,8 @@ def unfit(strategy: Strategy, model: Any, processes: int) -> str:
     for name, changes in changing.items():
         if changes:
             return f"{name} changes what a step computes"
-    if processes > 1:
-        return f"{processes} processes train together"
+    if world_size > 1:
+        return f"{world_size} processes train together"
     if is_watched(model):
         return "its layers are watched"
     return ""
@@ -69,13 +77,16 @@ class Forward:
         if choice == "always":
             if reason:
                 raise Refused(
-                    "a step can be compiled", value=reason, place="compile", fix="take compile='never'"
+                    "a training step must be one that torch.compile can take",
+                    value=reason,
+                    place="compile",
+                    fix="take compile='never'",
                 )
             self._compile()
         elif choice == "auto" and reason:
             self._settle(f"not compiled: {reason}")
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Tensor) -> Any:
         """Return what the model gives."""
         if self._compiled is None:
             return self._call(*inputs)
@@ -84,8 +95,8 @@ class Forward:
             return self._first(inputs, shapes)
         return self._compiled(*inputs) if shapes == self._shapes else self._call(*inputs)
 
-    def stepped(self, seconds: float, left: int) -> None:
-        """Hear how long a step took, and of how many steps are left; decide when enough is known."""
+    def record_step(self, seconds: float, left: int) -> None:
+        """Note how long a step took, and how many steps are left; decide when enough is known."""
         if self._settled:
             return
         self._times.append(seconds)
@@ -130,7 +141,7 @@ class Forward:
         with _quietly():
             self._compiled, self._shapes = torch.compile(self._call, dynamic=False), None
 
-    def _first(self, inputs: tuple[Any, ...], shapes: list[Any]) -> Any:
+    def _first(self, inputs: tuple[Tensor, ...], shapes: list[Any]) -> Any:
         assert self._compiled is not None
         try:
             with _quietly():
@@ -140,7 +151,7 @@ class Forward:
             line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             if self._choice == "always":
                 raise Refused(
-                    "torch.compile compiles the model",
+                    "torch.compile must take the model",
                     value=line,
                     place="compile",
                     fix="take compile='never'",

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused
-from penjing.train.parameters import statistics_kept
+from penjing.train.parameters import keep_statistics
 from penjing.train.strategy import Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @contextlib.contextmanager
-def trained_by_blocks(model: Any, example: Arrays, strategy: Strategy) -> Iterator[None]:
-    """Let blocks train as a strategy says while the context lasts; nothing where it says nothing.
+def wrap_blocks(model: nn.Module, example: Arrays, strategy: Strategy) -> Iterator[None]:
+    """Wrap residual blocks as a strategy says while the context lasts; nothing where it says nothing.
 
     `stochastic_depth` leaves a block out for a whole batch, the last with that probability and the others
     with less, in proportion to their place (Huang et al. 2016, "Deep networks with stochastic depth"); what a
@@ -40,17 +43,17 @@ def trained_by_blocks(model: Any, example: Arrays, strategy: Strategy) -> Iterat
     found = find_blocks(model, example).found
     if not found:
         raise Refused(
-            "the network has blocks with a path around them",
-            value="none found",
+            "stochastic_depth and recompute need residual blocks",
+            value="none in the model",
             place="strategy",
-            fix="leave stochastic_depth and recompute out",
+            fix="leave both out",
         )
     blocks = []
     try:
         for place, (name, stand_in) in enumerate(found.items(), 1):
             block = model.get_submodule(name)
             share = strategy.stochastic_depth * place / len(found)
-            block.forward = _Trained(block, block.forward, stand_in, share, strategy.recompute)
+            block.forward = _WrappedBlock(block, block.forward, stand_in, share, strategy.recompute)
             blocks.append(block)
         yield
     finally:
@@ -59,10 +62,10 @@ def trained_by_blocks(model: Any, example: Arrays, strategy: Strategy) -> Iterat
 
 
 @dataclass(frozen=True)
-class _Trained:
+class _WrappedBlock:
     """A block's forward: left out by chance, or computed again for its gradients."""
 
-    block: Any
+    block: nn.Module
     forward: Callable[..., Any]
     around: Callable[..., Any]
     dropped: float
@@ -80,10 +83,10 @@ class _Trained:
             return made
         if not isinstance(made, torch.Tensor):
             raise Refused(
-                "a block that is left out at times returns one tensor",
+                "needs blocks that return one tensor",
                 value=type(made).__name__,
                 place="stochastic_depth",
-                fix="leave stochastic_depth out",
+                fix="leave it out",
             )
         passed = self.around(*given, **named)
         return passed + (made - passed) / (1.0 - self.dropped)
@@ -95,6 +98,6 @@ class _Trained:
             return self.forward(*given, **named)
 
         def contexts() -> tuple[Any, Any]:
-            return contextlib.nullcontext(), statistics_kept(self.block)
+            return contextlib.nullcontext(), keep_statistics(self.block)
 
         return checkpoint(self.forward, *given, use_reentrant=False, context_fn=contexts, **named)

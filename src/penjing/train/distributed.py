@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from penjing.core.errors import Refused
 from penjing.core.extras import need
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -20,45 +23,48 @@ class Processes:
     """The processes that train one model together.
 
     Attributes:
-        rank: number of this one, from 0.
-        count: of all.
+        rank: number of this one, in [0, world_size).
+        world_size: number of all.
         accelerator: Hugging Face Accelerate's, which wraps the model; None where there is one process only.
         sharded: whether the model is in shards, which average their gradients themselves.
+
+    >>> Processes(rank=1, world_size=2).is_main
+    False
     """
 
     rank: int = 0
-    count: int = 1
+    world_size: int = 1
     accelerator: Any = None
     sharded: bool = False
 
     @property
-    def first(self) -> bool:
-        """Tell whether this is the process that speaks and writes."""
+    def is_main(self) -> bool:
+        """Tell whether this is the process that logs and writes."""
         return self.rank == 0
 
-    def wrapped(self, model: Any) -> Any:
+    def wrap(self, model: nn.Module) -> nn.Module:
         """Return the model to call in training: gradients are averaged over the processes behind it."""
         plain = self.accelerator is None or self.sharded
         return model if plain else self.accelerator.prepare_model(model)
 
-    def part(self, tensors: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return this process's part of a batch.
+    def local_batch(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return this process's part of a batch of tensors `[n, ...]`.
 
         Raises:
             Refused: fewer examples than processes.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return tensors
-        if len(tensors[0]) < self.count:
+        if len(tensors[0]) < self.world_size:
             raise Refused(
-                "every process has an example of each batch",
+                "every process needs an example of each batch",
                 place="training",
-                value=f"{len(tensors[0])} examples, {self.count} processes",
+                value=f"{len(tensors[0])} examples, {self.world_size} processes",
                 fix="take larger batches, or fewer processes",
             )
-        return tuple(tensor.tensor_split(self.count)[self.rank] for tensor in tensors)
+        return tuple(tensor.tensor_split(self.world_size)[self.rank] for tensor in tensors)
 
-    def summed(self, value: float) -> float:
+    def all_reduce(self, value: float) -> float:
         """Return the sum of a number over the processes."""
         if self.accelerator is None:
             return value
@@ -68,8 +74,8 @@ class Processes:
         torch.distributed.all_reduce(total)
         return float(total)
 
-    def agreed(self, value: T) -> T:
-        """Return what the first process has, so that all do the same."""
+    def broadcast(self, value: T) -> T:
+        """Return what the main process has, so that all do the same."""
         if self.accelerator is None:
             return value
         from accelerate.utils import broadcast_object_list
@@ -78,16 +84,16 @@ class Processes:
         broadcast_object_list(held)
         return held[0]
 
-    def gathered(self, value: T) -> list[T]:
-        """Return what each process has, in their order."""
+    def gather(self, value: T) -> list[T]:
+        """Return what each process has, by rank."""
         if self.accelerator is None:
             return [value]
         from accelerate.utils import gather_object
 
         return list(gather_object([value]))
 
-    def share_buffers(self, model: Any) -> None:
-        """Give every process the buffers (BatchNorm's statistics) of the first."""
+    def broadcast_buffers(self, model: nn.Module) -> None:
+        """Give every process the buffers (BatchNorm's statistics) of the main one."""
         if self.accelerator is None:
             return
         import torch
@@ -96,18 +102,20 @@ class Processes:
             torch.distributed.broadcast(buffer, 0)
 
 
-ALONE = Processes()
-"""One process."""
+ONE_PROCESS = Processes()
 
 
-def processes() -> Processes:
+def find_processes() -> Processes:
     """Return the processes that a launcher (`accelerate launch`, `torchrun`) started together with this one.
 
     Raises:
         Refused: there are several, and Accelerate is not installed.
+
+    >>> find_processes().world_size
+    1
     """
     if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return ALONE
+        return ONE_PROCESS
     need("distributed", "training on several processes")
     import torch
     from accelerate import Accelerator

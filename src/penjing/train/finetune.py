@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from penjing.core.context import Context
 from penjing.core.method import Outcome
 from penjing.core.registry import handles
-from penjing.core.value import Model
-from penjing.train.strategy import Strategy
+from penjing.train.method import TrainingMethod
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
-class FineTune(Strategy):
+class FineTune(TrainingMethod):
     """Train on the task's training split and loss.
 
     After pruning a short training brings most of the lost quality back (Han et al., NeurIPS 2015);
@@ -21,9 +25,10 @@ class FineTune(Strategy):
 
 
 @handles(FineTune, "torch")
-def fine_tune_torch(model: Model, method: FineTune, context: Context) -> Outcome:
+def fine_tune_torch(model: nn.Module, method: FineTune, context: Context) -> Outcome:
     """Fine-tune a torch module; refuses as `penjing.train.loop.fit` does."""
-    from penjing.train.objective import task_objective
-    from penjing.train.outcome import trained
+    from penjing.train.objective import make_objective
+    from penjing.train.outcome import train_by_method
 
-    return trained(model, method, context, task_objective(context.task, method.label_smoothing))
+    objective = make_objective(context.task, method.strategy.label_smoothing)
+    return train_by_method(model, method, context, objective)

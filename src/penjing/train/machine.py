@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from penjing.core.backend import Backend
 from penjing.core.task import Split
-from penjing.train.feed import Feed
+from penjing.train.feed import BatchFeed
 from penjing.train.numerics import bfloat16_is_native, numerics_for
 from penjing.train.objective import Objective
-from penjing.train.parameters import make_optimizer, training_mode
+from penjing.train.parameters import make_optimizer, set_training_mode
 from penjing.train.stepper import Stepper
 from penjing.train.strategy import Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WARM, ROUNDS = 2, 7
 GAIN = 0.95
@@ -42,7 +45,7 @@ class Probe:
 
 
 def probe_machine(
-    model: Any, backend: Backend, split: Split, objective: Objective, strategy: Strategy
+    model: nn.Module, backend: Backend, split: Split, objective: Objective, strategy: Strategy
 ) -> Probe:
     """Time training steps in float32 and bfloat16, in both layouts, one after the other in rounds.
 
@@ -69,12 +72,12 @@ def probe_machine(
         for precision, layout in ways:
             chosen = strategy.model_copy(update={"precision": precision, "layout": layout})
             steppers[f"{precision}, {layout}"] = chosen, backend.copy(model)
-        feed = Feed(split, size, 0).walk()
+        feed = BatchFeed(split, size, 0).iterate()
         for turn in range(WARM + ROUNDS):
             _, (inputs, targets) = next(feed)
             for name, (chosen, copy) in steppers.items():
                 numerics = numerics_for(copy, chosen.precision, chosen.layout)
-                with training_mode(copy, lambda layer: True) as parameters, numerics.applied(copy):
+                with set_training_mode(copy, lambda layer: True) as parameters, numerics.applied(copy):
                     eager = chosen.model_copy(update={"compile": "never"})
                     stepper = Stepper(
                         copy, objective, eager, numerics, make_optimizer(copy, parameters, eager)

@@ -9,15 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 LARGE = 1_000_000
+"""Parameters from which on bfloat16 gains whatever the layers are."""
+
 BLOCK = 16
 
 
 @dataclass(frozen=True)
 class Numerics:
-    """How the forward and backward passes compute; weights, their gradients and the loss stay float32."""
+    """How the forward and backward passes compute; weights, their gradients and the loss stay float32.
+
+    >>> print(Numerics(bfloat16=True, channels_last=False))
+    bfloat16 autocast
+    """
 
     bfloat16: bool
     channels_last: bool
@@ -36,8 +45,8 @@ class Numerics:
         )
         return context
 
-    def lay_out(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return inputs in the layout of the network."""
+    def to_layout(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Return inputs in the memory layout of the network."""
         import torch
 
         if not self.channels_last:
@@ -45,7 +54,7 @@ class Numerics:
         return tuple(x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x for x in inputs)
 
     @contextmanager
-    def applied(self, model: Any) -> Iterator[None]:
+    def applied(self, model: nn.Module) -> Iterator[None]:
         """Lay the model's weights out while the context lasts; values and sharing do not change."""
         import torch
 
@@ -60,7 +69,7 @@ class Numerics:
 
 
 def numerics_for(
-    model: Any,
+    model: nn.Module,
     precision: Literal["auto", "float32", "bfloat16"],
     layout: Literal["auto", "contiguous", "channels_last"] = "auto",
 ) -> Numerics:
@@ -78,7 +87,7 @@ def numerics_for(
     return Numerics(_bfloat16(model, parameters, precision, device), last, device)
 
 
-def _bfloat16(model: Any, parameters: list[Any], precision: str, device: str) -> bool:
+def _bfloat16(model: nn.Module, parameters: list[nn.Parameter], precision: str, device: str) -> bool:
     import torch
 
     if precision != "auto":
@@ -104,7 +113,7 @@ def bfloat16_is_native(device: str) -> bool:
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
-def _channels_last(model: Any) -> bool:
+def _channels_last(model: nn.Module) -> bool:
     import torch
 
     if _depthwise(model):
@@ -114,7 +123,7 @@ def _channels_last(model: Any) -> bool:
     return bool(dense) and all(m.out_channels % BLOCK == 0 for m in dense)
 
 
-def _depthwise(model: Any) -> bool:
+def _depthwise(model: nn.Module) -> bool:
     import torch
 
     convolutions = (m for m in model.modules() if isinstance(m, torch.nn.Conv2d))

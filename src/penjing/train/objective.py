@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penjing.core.backend import Arrays
 from penjing.core.errors import Refused, nearest
 from penjing.core.task import Split, Task
 
-Tensor = Any
-Tensors = tuple[Tensor, ...]
-Objective = Callable[[Any, Tensors, Tensor], Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Tensors = tuple["Tensor", ...]
+Objective = Callable[[Any, Tensors, "Tensor"], "Tensor"]
 """Mean loss of a batch from (what the model returned, its inputs, the targets)."""
 
 IGNORED_TARGET = -100
@@ -26,6 +28,10 @@ def pick(outputs: Any, output: int | str | Callable[..., Any] | None) -> Tensor:
 
     Raises:
         Refused: several outputs and no choice, or a choice that the outputs do not have.
+
+    >>> import torch
+    >>> pick({"logits": torch.ones(2), "states": torch.zeros(3)}, "logits")
+    tensor([1., 1.])
     """
     if callable(output):
         chosen = output(outputs)
@@ -36,7 +42,7 @@ def pick(outputs: Any, output: int | str | Callable[..., Any] | None) -> Tensor:
             chosen = _at(outputs, output)
         except (KeyError, IndexError, TypeError) as error:
             raise Refused(
-                "the task's output is one of the model's",
+                "must be an output of the model",
                 value=repr(output),
                 place="task.output",
                 fix="name a key or an index that the model returns",
@@ -46,25 +52,28 @@ def pick(outputs: Any, output: int | str | Callable[..., Any] | None) -> Tensor:
 
 def _at(outputs: Any, output: int | str) -> Tensor:
     if isinstance(output, str) and not isinstance(outputs, Mapping) and hasattr(outputs, output):
-        return getattr(outputs, output)
-    return outputs[output]
+        found: Tensor = getattr(outputs, output)
+        return found
+    chosen: Tensor = outputs[output]
+    return chosen
 
 
 def _only_output(outputs: Any) -> Tensor:
     values = list(outputs.values()) if isinstance(outputs, Mapping) else outputs
     if not isinstance(values, list | tuple):
-        return getattr(values, "logits", values)
+        values = [getattr(values, "logits", values)]
     if len(values) == 1:
-        return values[0]
+        only: Tensor = values[0]
+        return only
     raise Refused(
-        "the model returns one output, or the task says which counts",
-        value=f"{len(values)} outputs",
+        "must say which output counts",
+        value=f"{len(values)} outputs of the model",
         place="task.output",
         fix="give Task(output=...) a key, an index or a function",
     )
 
 
-def task_objective(task: Task, smoothing: float = 0.0) -> Objective:
+def make_objective(task: Task, smoothing: float = 0.0) -> Objective:
     """Return the task's own loss as an objective: cross-entropy on class indices, or the user's function.
 
     Args:
@@ -74,11 +83,16 @@ def task_objective(task: Task, smoothing: float = 0.0) -> Objective:
     Raises:
         Refused: a loss of an unknown name, or a user's own with smoothing; when called, a class index that
             the outputs do not have.
+
+    >>> import torch
+    >>> objective = make_objective(Task(train=None))
+    >>> objective(torch.zeros(1, 2), (), torch.tensor([1])).item()
+    0.6931471824645996
     """
     loss = task.loss
     if smoothing and loss != "cross_entropy":
         raise Refused(
-            "label_smoothing is of the cross-entropy",
+            "label_smoothing needs the loss 'cross_entropy'",
             value=getattr(loss, "__name__", repr(loss)),
             place="task.loss",
             fix="leave it out, or smooth in the loss",
@@ -86,7 +100,7 @@ def task_objective(task: Task, smoothing: float = 0.0) -> Objective:
     if isinstance(loss, str):
         if loss != "cross_entropy":
             raise Refused(
-                "the loss is known",
+                "must be a known loss or a function",
                 value=repr(loss),
                 place="task.loss",
                 fix=nearest(loss, ["cross_entropy"]) + "; or give a function",
@@ -108,7 +122,7 @@ def _cross_entropy(smoothing: float, outputs: Tensor, targets: Tensor) -> Tensor
         wrong = ((targets < 0) | (targets >= classes)) & (targets != IGNORED_TARGET)
         if bool(wrong.any()):
             raise Refused(
-                f"class indices lie in [0, {classes - 1}]",
+                f"class indices must lie in [0, {classes - 1}]",
                 value=int(targets[wrong][0]),
                 place="task.train",
                 fix="number the classes from 0",
@@ -116,8 +130,13 @@ def _cross_entropy(smoothing: float, outputs: Tensor, targets: Tensor) -> Tensor
     return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
 
 
-def tensors_of(arrays: Arrays, like: Tensor | None = None) -> Tensors:
-    """Return arrays as tensors on the device of `like`; floating ones in its dtype."""
+def to_tensors(arrays: Arrays, like: Tensor | None = None) -> Tensors:
+    """Return arrays as tensors on the device of `like`; floating ones in its dtype.
+
+    >>> import numpy as np
+    >>> to_tensors((np.array([1, 2]),))
+    (tensor([1, 2]),)
+    """
     import numpy as np
     import torch
 
@@ -128,7 +147,9 @@ def tensors_of(arrays: Arrays, like: Tensor | None = None) -> Tensors:
     return tuple(t.to(like.device, dtype if t.is_floating_point() else None) for t in tensors)
 
 
-def mean_loss(model: Any, split: Split, objective: Objective, batch_size: int, seed: int = 0) -> float:
+def evaluate_loss(
+    model: nn.Module, split: Split, objective: Objective, batch_size: int, seed: int = 0
+) -> float:
     """Return the mean loss in evaluation mode over at most four batches, the same for the same seed.
 
     Infinite or NaN losses are returned as they are; an objective that needs no labels may ignore them.
@@ -142,7 +163,7 @@ def mean_loss(model: Any, split: Split, objective: Objective, batch_size: int, s
     try:
         with torch.no_grad():
             for inputs, targets in split.batches(batch_size, seed):
-                x, y = tensors_of(inputs, like), tensors_of((targets,), like)[0]
+                x, y = to_tensors(inputs, like), to_tensors((targets,), like)[0]
                 total += float(objective(model(*x), x, y)) * len(targets)
                 count += len(targets)
                 if count >= 4 * batch_size:

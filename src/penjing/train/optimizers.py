@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from penjing.core.extras import need
 
-Name = Literal[
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+OptimizerName = Literal[
     "sgd",
     "adam",
     "adamw",
@@ -26,11 +29,11 @@ Name = Literal[
     "prodigy",
     "schedule_free",
 ]
-NAMES: tuple[Name, ...] = get_args(Name)
+NAMES: tuple[OptimizerName, ...] = get_args(OptimizerName)
 
 
 @dataclass(frozen=True)
-class Kind:
+class OptimizerSpec:
     """One optimizer.
 
     Attributes:
@@ -59,24 +62,24 @@ class Kind:
         return None if self.package == "torch.optim" else "optimizers"
 
 
-KINDS: dict[Name, Kind] = {
-    "sgd": Kind("SGD", 0.05, (("momentum", 0.9), ("nesterov", True))),
-    "adam": Kind("Adam", 1e-3),
-    "adamw": Kind("AdamW", 1e-3),
-    "nadam": Kind("NAdam", 1e-3, (("decoupled_weight_decay", True),)),
-    "radam": Kind("RAdam", 5e-3, (("decoupled_weight_decay", True),)),
-    "adamax": Kind("Adamax", 2e-3),
-    "rmsprop": Kind("RMSprop", 1e-3, (("momentum", 0.9),)),
-    "adagrad": Kind("Adagrad", 1e-2),
-    "adadelta": Kind("Adadelta", 1.0),
-    "adafactor": Kind("Adafactor", 1e-2),
-    "lion": Kind("Lion", 3e-4, package="pytorch_optimizer"),
-    "muon": Kind("Muon", 0.02, package="pytorch_optimizer", matrices=True),
-    "soap": Kind("SOAP", 3e-3, package="pytorch_optimizer"),
-    "prodigy": Kind(
+OPTIMIZERS: dict[OptimizerName, OptimizerSpec] = {
+    "sgd": OptimizerSpec("SGD", 0.05, (("momentum", 0.9), ("nesterov", True))),
+    "adam": OptimizerSpec("Adam", 1e-3),
+    "adamw": OptimizerSpec("AdamW", 1e-3),
+    "nadam": OptimizerSpec("NAdam", 1e-3, (("decoupled_weight_decay", True),)),
+    "radam": OptimizerSpec("RAdam", 5e-3, (("decoupled_weight_decay", True),)),
+    "adamax": OptimizerSpec("Adamax", 2e-3),
+    "rmsprop": OptimizerSpec("RMSprop", 1e-3, (("momentum", 0.9),)),
+    "adagrad": OptimizerSpec("Adagrad", 1e-2),
+    "adadelta": OptimizerSpec("Adadelta", 1.0),
+    "adafactor": OptimizerSpec("Adafactor", 1e-2),
+    "lion": OptimizerSpec("Lion", 3e-4, package="pytorch_optimizer"),
+    "muon": OptimizerSpec("Muon", 0.02, package="pytorch_optimizer", matrices=True),
+    "soap": OptimizerSpec("SOAP", 3e-3, package="pytorch_optimizer"),
+    "prodigy": OptimizerSpec(
         "Prodigy", 1.0, (("safeguard_warmup", True),), package="pytorch_optimizer", one_rate=True
     ),
-    "schedule_free": Kind(
+    "schedule_free": OptimizerSpec(
         "ScheduleFreeAdamW", 2.5e-3, package="pytorch_optimizer", schedule="constant", modes=True
     ),
 }
@@ -90,24 +93,28 @@ ADAM_SHARE = 0.15
 """Rate of Adam beside an optimizer of matrices, as a share of that one's: 0.003 beside 0.02."""
 
 
-def optimizer_of(name: Name, groups: list[dict[str, Any]], rate: float) -> Any:
+def build_optimizer(name: OptimizerName, groups: list[dict[str, Any]], lr: float) -> Optimizer:
     """Return the optimizer of this name on parameter groups.
 
     Args:
         groups: as `torch.optim` takes them; each may have a weight decay of its own. It is added to the
             gradient in `sgd`, `adam`, `adamax`, `rmsprop`, `adagrad` and `adadelta`, and is taken off the
             weights apart from the gradient's step in the others.
-        rate: highest learning rate; a group's `share` of it is what the group trains at.
+        lr: highest learning rate; a group's `share` of it is what the group trains at.
 
     Raises:
         Refused: the package of the optimizer is not installed.
+
+    >>> import torch
+    >>> type(build_optimizer("adamw", [{"params": [torch.zeros(1)]}], lr=0.001)).__name__
+    'AdamW'
     """
-    kind = KINDS[name]
+    kind = OPTIMIZERS[name]
     if kind.extra is not None:
         need(kind.extra, f"the optimizer {name}")
-    make: Callable[..., Any] = getattr(importlib.import_module(kind.package), kind.cls)
+    make: Callable[..., Optimizer] = getattr(importlib.import_module(kind.package), kind.cls)
     return make(
-        [{"share": 1.0, **group, "lr": rate * group.get("share", 1.0)} for group in groups],
-        lr=rate,
+        [{"share": 1.0, **group, "lr": lr * group.get("share", 1.0)} for group in groups],
+        lr=lr,
         **dict(kind.fixed),
     )

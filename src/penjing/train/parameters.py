@@ -7,32 +7,36 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from penjing.core.errors import Refused
-from penjing.train.optimizers import ADAM_SHARE, KINDS, optimizer_of
+from penjing.train.optimizers import ADAM_SHARE, OPTIMIZERS, build_optimizer
 from penjing.train.strategy import Strategy
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
 
 
 @dataclass(frozen=True)
-class BatchNorms:
+class BatchNormMode:
     """How BatchNorm trains.
 
     Attributes:
-        alone: steps of one example, which has no statistics: every BatchNorm keeps its own.
+        single_example: batches of one example, which has no statistics: every BatchNorm keeps its own.
         frozen: statistics and scales stay.
         ghost: examples that are normalized together; None: the batch.
     """
 
-    alone: bool = False
+    single_example: bool = False
     frozen: bool = False
     ghost: int | None = None
 
 
 @contextmanager
-def training_mode(
-    model: Any, covers: Callable[[str], bool], norms: BatchNorms = BatchNorms()
-) -> Iterator[list[Any]]:
+def set_training_mode(
+    model: nn.Module, covers: Callable[[str], bool], norms: BatchNormMode = BatchNormMode()
+) -> Iterator[list[nn.Parameter]]:
     """Set the model up for training, yield the parameters that train, and put every mode and flag back.
 
     Parameters with `requires_grad=False` and layers that `covers` leaves out stay as they are; a
@@ -40,23 +44,31 @@ def training_mode(
 
     Raises:
         Refused: nothing is left to train.
+
+    >>> import torch
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)).eval()
+    >>> with set_training_mode(model, covers=lambda layer: layer == "1") as parameters:
+    ...     [tuple(p.shape) for p in parameters], model.training
+    ([(1, 2), (1,)], True)
+    >>> model.training
+    False
     """
     modes = [(module, module.training) for module in model.modules()]
-    still = {name for name, module in model.named_modules() if norms.frozen and is_batchnorm(module)}
+    fixed = {name for name, module in model.named_modules() if norms.frozen and is_batchnorm(module)}
 
     def trains(layer: str) -> bool:
-        return covers(layer) and layer not in still
+        return covers(layer) and layer not in fixed
 
     frozen = [p for name, p in model.named_parameters() if p.requires_grad and not trains(_layer(name))]
-    ghosts: list[Any] = []
+    ghosts: list[nn.Module] = []
     try:
         for parameter in frozen:
             parameter.requires_grad_(False)
         trainable = [p for p in model.parameters() if p.requires_grad]
         if not trainable:
             raise Refused(
-                "at least one parameter can train",
-                value="all are frozen",
+                "needs at least one parameter that requires gradients",
+                value="none",
                 place="model.parameters()",
                 fix="set requires_grad on some, or leave the training step out",
             )
@@ -64,7 +76,7 @@ def training_mode(
         for name, module in model.named_modules():
             if not is_batchnorm(module):
                 continue
-            if norms.alone or keeps_statistics(module, trains(name)):
+            if norms.single_example or keeps_statistics(module, trains(name)):
                 module.eval()
             elif norms.ghost is not None:
                 module.forward = partial(_by_ghosts, norms.ghost, module.forward)
@@ -79,14 +91,14 @@ def training_mode(
             module.training = mode
 
 
-def _by_ghosts(size: int, forward: Callable[[Any], Any], x: Any) -> Any:
-    """Normalize parts of a batch apart (Hoffer et al. 2017, "Train longer, generalize better")."""
+def _by_ghosts(size: int, forward: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Normalize parts of a batch separately (Hoffer et al. 2017, "Train longer, generalize better")."""
     import torch
 
     return torch.cat([forward(part) for part in x.tensor_split(max(1, len(x) // size))])
 
 
-def is_batchnorm(module: Any) -> bool:
+def is_batchnorm(module: nn.Module) -> bool:
     """Tell whether a module normalizes by statistics of the batch."""
     from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -94,9 +106,9 @@ def is_batchnorm(module: Any) -> bool:
 
 
 @contextmanager
-def statistics_kept(model: Any) -> Iterator[None]:
+def keep_statistics(model: nn.Module) -> Iterator[None]:
     """Let BatchNorm normalize as it did, but leave the running statistics as they are."""
-    layers = [module for module in model.modules() if is_batchnorm(module) and module.training]
+    layers: list[Any] = [module for module in model.modules() if is_batchnorm(module) and module.training]
     momenta = [module.momentum for module in layers]
     try:
         for module in layers:
@@ -107,7 +119,7 @@ def statistics_kept(model: Any) -> Iterator[None]:
             module.momentum = momentum
 
 
-def keeps_statistics(module: Any, covered: bool) -> bool:
+def keeps_statistics(module: nn.Module, covered: bool) -> bool:
     """Tell whether a normalization is left as it is: not covered, or all its own parameters are frozen."""
     own = list(module.parameters(recurse=False))
     return not covered or (bool(own) and not any(p.requires_grad for p in own))
@@ -117,7 +129,7 @@ def _layer(parameter: str) -> str:
     return parameter.rpartition(".")[0]
 
 
-def make_optimizer(model: Any, parameters: list[Any], strategy: Strategy) -> Any:
+def make_optimizer(model: nn.Module, parameters: list[nn.Parameter], strategy: Strategy) -> Optimizer:
     """Return the strategy's optimizer on groups of one weight decay and one share of the rate each.
 
     Weight decay is only on tensors with two or more axes: on normalization scales and biases it hurts (He et
@@ -132,19 +144,25 @@ def make_optimizer(model: Any, parameters: list[Any], strategy: Strategy) -> Any
 
     Raises:
         Refused: `layer_decay` with an optimizer that has one rate for all.
+
+    >>> import torch
+    >>> model = torch.nn.Linear(2, 1)
+    >>> optimizer = make_optimizer(model, list(model.parameters()), Strategy(weight_decay=0.1))
+    >>> [(tuple(g["params"][0].shape), g["weight_decay"]) for g in optimizer.param_groups]
+    [((1, 2), 0.1), ((1,), 0.0)]
     """
-    if KINDS[strategy.optimizer].one_rate and strategy.layer_decay is not None:
+    if OPTIMIZERS[strategy.optimizer].one_rate and strategy.layer_decay is not None:
         raise Refused(
-            f"{strategy.optimizer} steps at one rate in all layers",
+            f"cannot be combined with {strategy.optimizer}, which has one rate for all layers",
             value=strategy.layer_decay,
             place="layer_decay",
             fix="leave it out, or take adamw",
         )
     names = {id(p): name for name, p in reversed(list(model.named_parameters(remove_duplicate=False)))}
     shares = _shares(list(model.named_parameters()), strategy.layer_decay)
-    matrices = _hidden_matrices(model) if KINDS[strategy.optimizer].matrices else None
+    matrices = _hidden_matrices(model) if OPTIMIZERS[strategy.optimizer].matrices else None
 
-    def kind(parameter: Any) -> tuple[float, float, bool]:
+    def kind(parameter: nn.Parameter) -> tuple[float, float, bool]:
         share = shares.get(names.get(id(parameter), ""), 1.0)
         return share, strategy.weight_decay if parameter.ndim > 1 else 0.0, id(parameter) in (matrices or ())
 
@@ -157,10 +175,10 @@ def make_optimizer(model: Any, parameters: list[Any], strategy: Strategy) -> Any
             group["use_muon"] = matrix
             group["share"] = share if matrix else share * ADAM_SHARE
         groups.append(group)
-    return optimizer_of(strategy.optimizer, groups, strategy.rate)
+    return build_optimizer(strategy.optimizer, groups, strategy.peak_lr)
 
 
-def _shares(named: list[tuple[str, Any]], decay: float | None) -> dict[str, float]:
+def _shares(named: list[tuple[str, nn.Parameter]], decay: float | None) -> dict[str, float]:
     """Return a parameter's share of the rate by its name: blocks are counted in the order of registration."""
     if decay is None:
         return {}
@@ -177,7 +195,7 @@ def _block(name: str) -> str:
     return ".".join(parts[: number + 1])
 
 
-def _hidden_matrices(model: Any) -> set[int]:
+def _hidden_matrices(model: nn.Module) -> set[int]:
     """Return the identities of weights of two or more axes between the first layer and the last.
 
     An embedding counts as a layer, and the last one may share its weight.

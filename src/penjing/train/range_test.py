@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING
 
 from penjing.core.backend import Backend
 from penjing.core.errors import Refused
 from penjing.core.task import Split
-from penjing.train.feed import Feed
+from penjing.train.feed import BatchFeed
 from penjing.train.numerics import numerics_for
 from penjing.train.objective import Objective
-from penjing.train.parameters import make_optimizer, training_mode
+from penjing.train.parameters import make_optimizer, set_training_mode
 from penjing.train.stepper import Stepper
 from penjing.train.strategy import Strategy
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SMOOTHED = 0.9
 """Weight of the past in the smoothed loss."""
@@ -42,7 +45,7 @@ class RangeTest:
 
 
 def run_range_test(
-    model: Any,
+    model: nn.Module,
     backend: Backend,
     split: Split,
     objective: Objective,
@@ -69,7 +72,7 @@ def run_range_test(
     """
     import torch
 
-    lowest, highest = (share * strategy.model_copy(update={"lr": None}).rate for share in span)
+    lowest, highest = (share * strategy.model_copy(update={"lr": None}).peak_lr for share in span)
     growth = (highest / lowest) ** (1 / (steps - 1))
     own = {
         "lr": lowest,
@@ -88,14 +91,14 @@ def run_range_test(
     mean = 0.0
     with (
         torch.random.fork_rng(devices=[]),
-        training_mode(copy, lambda layer: True) as parameters,
+        set_training_mode(copy, lambda layer: True) as parameters,
         numerics.applied(copy),
     ):
         torch.manual_seed(seed)
         optimizer = make_optimizer(copy, parameters, strategy)
         stepper = Stepper(copy, objective, strategy, numerics, optimizer)
-        for _, (inputs, targets) in Feed(split, size, seed).walk():
-            rate = stepper.rate(0, 1)
+        for _, (inputs, targets) in BatchFeed(split, size, seed).iterate():
+            rate = stepper.learning_rate(0, 1)
             loss = stepper.step(0, 1, inputs, targets)
             if loss is None:
                 break
@@ -104,21 +107,28 @@ def run_range_test(
             losses.append(mean / (1 - SMOOTHED ** len(rates)))
             if len(rates) >= steps or losses[-1] > RISEN * min(losses):
                 break
-            stepper.scale(growth)
-    return judged(rates, losses)
+            stepper.scale_lr(growth)
+    return suggest_rate(rates, losses)
 
 
-def judged(rates: list[float], losses: list[float]) -> RangeTest:
+def suggest_rate(rates: list[float], losses: list[float]) -> RangeTest:
     """Return the test with what it suggests.
+
+    Args:
+        rates: of each step, rising.
+        losses: smoothed training loss after each step.
 
     Raises:
         Refused: the loss never fell.
+
+    >>> suggest_rate([0.01, 0.1, 1.0, 10.0], [2.0, 1.9, 1.0, 3.0]).highest
+    1.0
     """
     end = losses.index(min(losses)) if losses else 0
     if end < 2:
         raise Refused(
-            "the loss falls at some learning rate",
-            value=f"{len(losses)} steps",
+            "the loss must fall at some learning rate",
+            value=f"none in {len(losses)} steps",
             place="range test",
             fix="check the data and the loss",
         )

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from penjing.core.errors import Exit, Refused
 from penjing.core.files import write_bytes
-from penjing.train.distributed import ALONE, Processes
-from penjing.train.sharding import whole
+from penjing.train.distributed import ONE_PROCESS, Processes
+from penjing.train.sharding import gather_tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAVE_EVERY_S = 20.0
 """Seconds of training between two saves; more where a save is slow, so that it costs at most a twentieth."""
@@ -31,17 +35,24 @@ class Stateful(Protocol):
         """Go on from a state."""
 
 
-class Checkpoint:
+class SavedState:
     """One file of safetensors whose header holds all that is no tensor.
 
-    Of several processes all call every method together; the first reads, writes and decides.
+    Of several processes all call every method together; the main one reads, writes and decides.
 
     Args:
         path: of the file.
         key: what the run depends on; a file of another key is refused.
         every: seconds between two saves.
         also: whose state is saved with that of the training.
-        together: the processes that train.
+        processes: that train.
+        clock: seconds that pass.
+
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     SavedState(Path(folder) / "state", "key").save({"step": 3, "weights": [torch.ones(2)]})
+    ...     SavedState(Path(folder) / "state", "key").load()
+    {'step': 3, 'weights': [tensor([1., 1.])]}
     """
 
     def __init__(
@@ -50,35 +61,37 @@ class Checkpoint:
         key: str,
         every: float = SAVE_EVERY_S,
         also: Stateful | None = None,
-        together: Processes = ALONE,
+        processes: Processes = ONE_PROCESS,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._path, self._key, self._every = path, key, every
-        self._also, self._together = also, together
-        self._last = time.perf_counter()
+        self._also, self._processes, self._clock = also, processes, clock
+        self._last = clock()
         self._cost = 0.0
 
-    def due(self, step: int) -> bool:
-        """Tell whether it is time to save again; several processes do after some steps only."""
-        if self._together.count > 1 and step % ASKED_EVERY:
+    def is_due(self, step: int) -> bool:
+        """Tell whether it is time to save again; several processes do after every fifth step only."""
+        if self._processes.world_size > 1 and step % ASKED_EVERY:
             return False
-        return self._together.agreed(time.perf_counter() - self._last >= max(self._every, self._cost / SHARE))
+        late = self._clock() - self._last >= max(self._every, self._cost / SHARE)
+        return self._processes.broadcast(late)
 
     def save(self, state: Any) -> None:
         """Write a state: dictionaries, lists, tuples, numbers, words and tensors.
 
         Raises:
-            Refused: the file cannot be written.
+            Refused: the file cannot be written, or the state holds anything else.
         """
         from safetensors.torch import save
 
-        start = time.perf_counter()
-        tensors: dict[str, Any] = {}
+        start = self._clock()
+        tensors: dict[str, Tensor] = {}
         also = None if self._also is None else self._also.state()
-        words = json.dumps(_plain([state, also], tensors))
-        if not self._together.first:  # it was needed to put shards together
+        words = json.dumps(_encode([state, also], tensors))
+        if not self._processes.is_main:  # it was needed to put shards together
             return
         write_bytes(self._path, save(tensors, metadata={"key": self._key, "state": words}))
-        self._last = time.perf_counter()
+        self._last = self._clock()
         self._cost = self._last - start
 
     def load(self) -> Any:
@@ -87,7 +100,7 @@ class Checkpoint:
         Raises:
             Refused: the file is damaged, or of another run.
         """
-        found = self._together.agreed(self._read() if self._together.first else None)
+        found = self._processes.broadcast(self._read() if self._processes.is_main else None)
         if found is None:
             return None
         own, also = found
@@ -107,7 +120,7 @@ class Checkpoint:
             key, state = facts["key"], json.loads(facts["state"])
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise Refused(
-                "a saved state is whole",
+                "a saved state must be complete",
                 value=str(error)[:80],
                 place=str(self._path),
                 fix="delete the file: training begins anew",
@@ -115,43 +128,44 @@ class Checkpoint:
             ) from error
         if key != self._key:
             raise Refused(
-                "a run goes on with the model, data and strategy it began with",
-                value=f"key {self._key[:12]}, saved {key[:12]}",
+                "must be of a run with the same model, data and strategy",
+                value=f"one of key {key[:12]}, not {self._key[:12]}",
                 place=str(self._path),
                 fix="give another folder, or delete this one",
                 code=Exit.USAGE,
             )
-        return _whole(state, tensors)
+        return _decode(state, tensors)
 
 
-def _plain(value: Any, tensors: dict[str, Any]) -> Any:
+def _encode(value: Any, tensors: dict[str, Tensor]) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
         name = f"t{len(tensors)}"
-        tensors[name] = whole(value.detach()).cpu().clone(memory_format=torch.contiguous_format)
+        full = gather_tensor(value.detach())
+        tensors[name] = full.cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, dict):
-        return {"dict": [[_plain(k, tensors), _plain(v, tensors)] for k, v in value.items()]}
+        return {"dict": [[_encode(k, tensors), _encode(v, tensors)] for k, v in value.items()]}
     if isinstance(value, list | tuple):
-        return {type(value).__name__: [_plain(part, tensors) for part in value]}
+        return {type(value).__name__: [_encode(part, tensors) for part in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise Refused(
-        "a state is made of tensors, numbers and words",
+        "must be made of tensors, numbers and words",
         value=type(value).__name__,
         place="the optimizer's state",
         fix="train with another optimizer",
     )
 
 
-def _whole(value: Any, tensors: dict[str, Any]) -> Any:
+def _decode(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
-        return {_whole(k, tensors): _whole(v, tensors) for k, v in content}
-    made = [_whole(part, tensors) for part in content]
+        return {_decode(k, tensors): _decode(v, tensors) for k, v in content}
+    made = [_decode(part, tensors) for part in content]
     return tuple(made) if kind == "tuple" else made

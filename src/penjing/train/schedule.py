@@ -36,7 +36,7 @@ STABLE = 0.8
 """Share of the way that `warmup_stable_decay` stays at the highest rate."""
 
 
-def rate_factor(schedule: Schedule, step: int, total: int, warmup: float = WARM_UP) -> float:
+def lr_factor(schedule: Schedule, step: int, total: int, warmup: float = WARM_UP) -> float:
     """Return the share of the highest rate to use at a step, `0 <= step < total`; in (0, 1].
 
     All rise linearly over the first steps, `warmup` of all (`one_cycle` over the first 30%). Then, with p the
@@ -55,9 +55,9 @@ def rate_factor(schedule: Schedule, step: int, total: int, warmup: float = WARM_
 
     What falls to zero would reach it at `step == total`, which is never taken.
 
-    >>> [round(rate_factor("linear", step, 4), 3) for step in range(4)]
+    >>> [round(lr_factor("linear", step, 4), 3) for step in range(4)]
     [1.0, 0.75, 0.5, 0.25]
-    >>> [round(rate_factor("one_cycle", step, 10), 2) for step in (0, 3, 9)]
+    >>> [round(lr_factor("one_cycle", step, 10), 2) for step in (0, 3, 9)]
     [0.25, 1.0, 0.05]
     """
     rise = int((ONE_CYCLE_RISE if schedule == "one_cycle" else warmup) * total)

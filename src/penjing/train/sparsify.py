@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from penjing.arrays.sparsity.patterns import Pattern
 from penjing.arrays.sparsity.weights import weight_masks
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 Schedule = Callable[[float], float]
 """From the share of the training that lies behind to the share of zeros."""
 
 
 @dataclass(frozen=True)
-class Choice:
+class MaskChoice:
     """How masks are chosen.
 
     Attributes:
@@ -33,11 +36,16 @@ class Choice:
 class Sparsifier:
     """Keeps the values that masked weights had last, so that they can come back.
 
-    `gradients` and `stepped` are hooks of the training loop.
+    `after_backward` and `after_step` are hooks of the training loop.
     """
 
     def __init__(
-        self, model: Any, names: Sequence[str], choice: Choice, schedule: Schedule, moments: Sequence[float]
+        self,
+        model: nn.Module,
+        names: Sequence[str],
+        choice: MaskChoice,
+        schedule: Schedule,
+        moments: Sequence[float],
     ) -> None:
         """Prepare; nothing is masked yet.
 
@@ -55,14 +63,14 @@ class Sparsifier:
         self._moments = list(moments)
         self._sparsity = 0.0
 
-    def gradients(self, progress: float) -> None:
+    def after_backward(self, progress: float) -> None:
         """Add to the scores of movement; gradients are those by the weights as the network used them."""
         if self._choice.criterion == "movement":
             for name, parameter in self._parameters.items():
                 if parameter.grad is not None:
                     self._scores[name] -= parameter.grad * self._values[name]
 
-    def stepped(self, progress: float) -> None:
+    def after_step(self, progress: float) -> None:
         """Note the new values, and choose masks where it is time."""
         self._remember()
         if self._moments and progress >= self._moments[0]:
@@ -108,5 +116,5 @@ class Sparsifier:
             self._values[name] = value.clone() if mask is None else value.where(mask, self._values[name])
 
 
-def _squares(values: Mapping[str, Any]) -> dict[str, Any]:
+def _squares(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.square() for name, value in values.items()}

@@ -83,7 +83,7 @@ def test_adopted_model_has_the_same_outputs_and_layer_names(name, request):
 
 def test_plan_from_pytorch_to_corrected_integers(images):
     model, task = images
-    applied = pj.apply(model, pj.chain(pj.Int8Static(calibration=64), pj.CorrectBias(calibration=64)), task)
+    applied = pj.apply(model, pj.chain(pj.Int8Static(examples=64), pj.CorrectBias(examples=64)), task)
     assert [(c.method, c.layer) for c in applied.changes if c.done and c.layer != "*"] == [
         (method, layer) for method in ("Int8Static", "CorrectBias") for layer in ("conv1", "conv2", "fc")
     ]

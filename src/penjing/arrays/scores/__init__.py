@@ -1,4 +1,4 @@
-"""How much each unit of a group matters: one file for each score, pure functions on arrays."""
+"""How much each unit of a group matters: one file for each formula, pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -8,16 +8,11 @@ from typing import Any, Literal
 
 from penjing.arrays.scores.activation import activation_score
 from penjing.arrays.scores.batchnorm import batchnorm_score
-from penjing.arrays.scores.fisher import fisher_score
-from penjing.arrays.scores.fpgm import fpgm_score
-from penjing.arrays.scores.hessian import hessian_score
-from penjing.arrays.scores.l1 import l1_score
-from penjing.arrays.scores.l2 import l2_score
-from penjing.arrays.scores.lamp import lamp_score
-from penjing.arrays.scores.output_fisher import output_fisher_score
+from penjing.arrays.scores.expansion import first_order, hessian_score, taylor_score
+from penjing.arrays.scores.gates import fisher_score, output_fisher_score
+from penjing.arrays.scores.norms import fpgm_score, l1_score, l2_score, lamp_score
 from penjing.arrays.scores.random import random_score
 from penjing.arrays.scores.refit import consumer_of, refit_score
-from penjing.arrays.scores.taylor import first_order, taylor_score
 from penjing.arrays.scores.units import Floats, Tensors, consumers, sum_by_unit
 
 __all__ = [

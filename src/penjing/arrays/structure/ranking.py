@@ -196,3 +196,9 @@ def _narrowed(
         if cost(kept) <= allowed:
             break
     return kept
+
+
+def units_left(ranking: Ranking, kept: Kept) -> float:
+    """Return which share of all units a cut leaves."""
+    total = sum(group.size for group in ranking.groups)
+    return sum(len(kept.get(g.name, range(g.size))) for g in ranking.groups) / max(total, 1)

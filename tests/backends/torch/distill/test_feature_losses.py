@@ -55,13 +55,13 @@ CASES = {
         (3, 4, 3),
     ),
     "embedded maps": (
-        lambda a, b: losses.relative_squares(losses.embedded(a), b),
+        lambda a, b: losses.relative_squares(losses.pool_positions(a), b),
         lambda a, b: oracle.relative_squares(oracle.embedded(a), b),
         (4, 3, 2, 2),
         (4, 3),
     ),
     "embedded tokens": (
-        lambda a, b: losses.relative_squares(losses.embedded(a), b),
+        lambda a, b: losses.relative_squares(losses.pool_positions(a), b),
         lambda a, b: oracle.relative_squares(oracle.embedded(a), b),
         (4, 5, 3),
         (4, 3),

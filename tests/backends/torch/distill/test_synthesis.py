@@ -69,9 +69,9 @@ def error(net, method, x):
 def test_ranges_without_data_err_less_than_those_of_noise(net):
     blank = np.zeros((32, 3, 8, 8), np.float32)
     blank[:, 0, 0, 0] = np.arange(32)  # shapes and types are all that counts
-    made = error(net, pj.QuantizeNearest("int8", "uint6", calibration=32, data="synthetic"), blank)
+    made = error(net, pj.QuantizeNearest("int8", "uint6", examples=32, data="synthetic"), blank)
     noise = np.random.default_rng(0).standard_normal(blank.shape).astype(np.float32)
-    assert made < error(net, pj.QuantizeNearest("int8", "uint6", calibration=32), noise) / 2
+    assert made < error(net, pj.QuantizeNearest("int8", "uint6", examples=32), noise) / 2
 
 
 def test_models_that_remember_nothing_are_refused(net):
@@ -87,7 +87,7 @@ def test_models_that_remember_nothing_are_refused(net):
 
 def test_inputs_that_are_no_floats_are_refused():
     net = nn.Sequential(nn.Embedding(5, 8), nn.BatchNorm1d(3), nn.Flatten(), nn.Linear(24, 2)).eval()
-    with pytest.raises(pj.Refused, match="made inputs are floats"):
+    with pytest.raises(pj.Refused, match="must hold floating-point numbers"):
         synthesize(net, (np.zeros((2, 3), np.int64),), 4, 2, 0)
 
 

@@ -12,7 +12,7 @@ from penjing.arrays.formats.clipping import clipped_parameters  # noqa: E402
 from penjing.backends.torch.observe.blockwise import relative_error  # noqa: E402
 from penjing.backends.torch.quant.sign_rounding import SignLearning, SignRounding, learn_by_signs  # noqa: E402
 from penjing.backends.torch.quantizers import quantized_layers, set_quantizers  # noqa: E402
-from penjing.calibration.placing import quantizer_of  # noqa: E402
+from penjing.calibration.placing import make_quantizer  # noqa: E402
 from penjing.core.number_format import number_format  # noqa: E402
 
 NAMES = [
@@ -28,12 +28,12 @@ NAMES = [
 def weight_and_quantizer(name, seed=0):
     weight = torch.randn(6, 20, generator=torch.Generator().manual_seed(seed))
     form = number_format(name)
-    return weight, quantizer_of(form, clipped_parameters(weight.numpy(), form))
+    return weight, make_quantizer(form, clipped_parameters(weight.numpy(), form))
 
 
 def round_to(layer, form):
     parameters = clipped_parameters(layer.weight.detach().numpy(), form)
-    set_quantizers(layer, quantizer_of(form, parameters), None)
+    set_quantizers(layer, make_quantizer(form, parameters), None)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,7 +54,7 @@ def test_it_starts_on_nearest_rounding_and_ends_on_codes(name):
 
 def test_gradients_are_straight_through_inside_and_none_outside():
     form = number_format("int2 narrow channel")
-    quantizer = quantizer_of(form, clipped_parameters(torch.tensor([[1.0, -1.0, 0.4, 0.2]]).numpy(), form))
+    quantizer = make_quantizer(form, clipped_parameters(torch.tensor([[1.0, -1.0, 0.4, 0.2]]).numpy(), form))
     weight = torch.tensor([[5.0, -5.0, 0.4, 0.2]])
     rounding = SignRounding(weight, quantizer)
     rounding(weight).sum().backward()
@@ -73,7 +73,7 @@ def test_a_block_learns_and_is_left_as_it_was_otherwise(name):
     form = number_format(name)
     for layer in (rounded[0], rounded[2]):
         set_quantizers(
-            layer, quantizer_of(form, clipped_parameters(layer.weight.detach().numpy(), form)), None
+            layer, make_quantizer(form, clipped_parameters(layer.weight.detach().numpy(), form)), None
         )
     before = relative_error(rounded, x, wanted)
     again = copy.deepcopy(rounded)
@@ -93,7 +93,7 @@ def test_nothing_gained_leaves_the_start():
     block = nn.Sequential(nn.Linear(4, 4))
     form = number_format("int8 channel")
     set_quantizers(
-        block[0], quantizer_of(form, clipped_parameters(block[0].weight.detach().numpy(), form)), None
+        block[0], make_quantizer(form, clipped_parameters(block[0].weight.detach().numpy(), form)), None
     )
     x = torch.randn(16, 4)
     with torch.no_grad():

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.tensors import evaluating, select_output
 
@@ -28,7 +27,7 @@ class Sampling:
     end: int | None = None
 
 
-class Continuing(nn.Module):  # type: ignore[misc]
+class OnPolicyStudent(nn.Module):  # type: ignore[misc]
     """A causal decoder that, in training mode, continues a share of the batches itself.
 
     In evaluation mode it is the decoder. Which batches are continued, and how, comes from torch's generator.
@@ -42,20 +41,20 @@ class Continuing(nn.Module):  # type: ignore[misc]
     def __init__(self, student: nn.Module, how: Sampling) -> None:
         super().__init__()
         self.student, self.how = student, how
-        self.ids: Any = None
+        self.ids: Tensor | None = None
         self.sampled, self.batches = False, 0
 
-    def forward(self, ids: Any) -> Any:
+    def forward(self, ids: Tensor) -> Tensor:
         """Return what the decoder gives for tokens `[n, t]`, or for its own in their place."""
         self.sampled = self.training and float(torch.rand(())) < self.how.share
         if self.sampled:
-            ids = continued(self.student, ids, self.how)
+            ids = continue_texts(self.student, ids, self.how)
             self.batches += 1
         self.ids = ids
         return self.student(ids)
 
 
-def continued(model: nn.Module, ids: Any, how: Sampling) -> Any:
+def continue_texts(model: nn.Module, ids: Tensor, how: Sampling) -> Tensor:
     """Return tokens `[n, t]` of which those behind the prompt are drawn from the model, one after another.
 
     Every token is a pass over all before it: no keys and values are kept, so that any causal module will do.
@@ -66,6 +65,13 @@ def continued(model: nn.Module, ids: Any, how: Sampling) -> Any:
         model: from tokens `[n, t]` of any length to logits `[n, t, vocabulary]`.
         ids: int64 `[n, t]`; not changed.
         how: `prompt` tokens are kept.
+
+    >>> def decoder(ids):  # always wants token 2 next
+    ...     return torch.tensor([-1e4, -1e4, 0.0]).expand(*ids.shape, 3)
+    >>> model = nn.Module()
+    >>> model.forward = decoder
+    >>> continue_texts(model, torch.tensor([[0, 1, 1]]), Sampling(share=1.0, prompt=1))
+    tensor([[0, 2, 2]])
     """
     drawn = ids.clone()
     with evaluating(model), torch.no_grad():
@@ -78,8 +84,12 @@ def continued(model: nn.Module, ids: Any, how: Sampling) -> Any:
     return drawn
 
 
-def predicting(ids: Any, how: Sampling) -> Any:
-    """Return a mask `[n, t]`: True where the next token continues the prompt; behind an end none does."""
+def mask_predictions(ids: Tensor, how: Sampling) -> Tensor:
+    """Return a mask `[n, t]`: True where the next token continues the prompt; behind an end none does.
+
+    >>> mask_predictions(torch.tensor([[5, 7, 9, 9]]), Sampling(share=1.0, prompt=1, end=9))
+    tensor([[ True,  True, False, False]])
+    """
     counts = torch.zeros_like(ids, dtype=torch.bool)
     counts[:, how.prompt - 1 : -1] = True
     if how.end is not None:
@@ -87,7 +97,7 @@ def predicting(ids: Any, how: Sampling) -> Any:
     return counts
 
 
-def sees_ahead(model: nn.Module, ids: Any, prompt: int) -> bool:
+def sees_future(model: nn.Module, ids: Tensor, prompt: int) -> bool:
     """Tell whether outputs at the first tokens change with those behind them; the model's mode stays.
 
     Args:
@@ -96,5 +106,5 @@ def sees_ahead(model: nn.Module, ids: Any, prompt: int) -> bool:
         prompt: first tokens that are looked at, at least 1.
     """
     with evaluating(model), torch.no_grad():
-        alone, among = (select_output(model(x))[:, :prompt].float() for x in (ids[:, :prompt], ids))
-    return not torch.allclose(alone, among, rtol=1e-3, atol=1e-3 * float(among.abs().max()))
+        short, long = (select_output(model(x))[:, :prompt].float() for x in (ids[:, :prompt], ids))
+    return not torch.allclose(short, long, rtol=1e-3, atol=1e-3 * float(long.abs().max()))

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from penjing.arrays.distillation import EPSILON, SMALL
 
-Tensor = Any
-
 
 def standardize(logits: Tensor) -> Tensor:
-    """Return logits with mean 0 and standard deviation 1 over the last axis."""
+    """Return logits with mean 0 and standard deviation 1 over the last axis.
+
+    >>> standardize(torch.tensor([[1.0, 3.0]])).round(decimals=3)
+    tensor([[-1.,  1.]])
+    """
     variance = logits.var(dim=-1, keepdim=True, correction=0)
     return (logits - logits.mean(dim=-1, keepdim=True)) / (variance + EPSILON).sqrt()
 
 
 def hinton_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Return Hinton's loss of rows of logits `[n, classes]`."""
+    """Return Hinton's loss of rows of logits `[n, classes]`: the mean divergence times temperature squared.
+
+    >>> hinton_loss(torch.zeros(1, 2), torch.zeros(1, 2), temperature=2.0)
+    tensor(0.)
+    """
     log_q, log_p = (functional.log_softmax(z / temperature, dim=-1) for z in (student, teacher))
     return temperature**2 * functional.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
 def decoupled_loss(
-    student: Tensor, teacher: Tensor, labels: Tensor, parts: tuple[float, float], temperature: float
+    student: Tensor, teacher: Tensor, labels: Tensor, balance: tuple[float, float], temperature: float
 ) -> Tensor:
     """Return the loss of decoupled distillation of rows of logits `[n, classes]`; labels are `[n]`."""
     own = functional.one_hot(labels.long(), student.shape[-1]).bool()
@@ -38,16 +44,16 @@ def decoupled_loss(
         others.append((scaled - total).masked_fill(own, 0.0))
     target = functional.kl_div(targets[1], targets[0], reduction="batchmean", log_target=True)
     apart = (others[0].exp() * (others[0] - others[1])).sum(dim=-1).mean()
-    return temperature**2 * (parts[0] * target + parts[1] * apart)
+    return temperature**2 * (balance[0] * target + balance[1] * apart)
 
 
 def correlation_loss(
-    student: Tensor, teacher: Tensor, parts: tuple[float, float], temperature: float
+    student: Tensor, teacher: Tensor, balance: tuple[float, float], temperature: float
 ) -> Tensor:
     """Return the loss of distillation by correlation of rows of logits `[n, classes]`."""
     p, q = (functional.softmax(z / temperature, dim=-1) for z in (teacher, student))
     between, within = 1 - _correlation(q, p).mean(), 1 - _correlation(q.T, p.T).mean()
-    return temperature**2 * (parts[0] * between + parts[1] * within)
+    return temperature**2 * (balance[0] * between + balance[1] * within)
 
 
 def _correlation(a: Tensor, b: Tensor) -> Tensor:
@@ -57,7 +63,11 @@ def _correlation(a: Tensor, b: Tensor) -> Tensor:
 
 
 def squared_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the mean squared difference of outputs of one shape."""
+    """Return the mean squared difference of outputs of one shape.
+
+    >>> squared_loss(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 4.0]))
+    tensor(2.)
+    """
     return functional.mse_loss(student, teacher)
 
 
@@ -88,7 +98,12 @@ def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def softened_mean(logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
-    """Return logits whose softmax is the weighted mean of several teachers' `[n, teachers, ..., classes]`."""
+    """Return logits whose softmax is the weighted mean of several teachers' `[n, teachers, ..., classes]`.
+
+    >>> logits = torch.tensor([[[0.9, 0.1], [0.5, 0.5]]]).log()
+    >>> softened_mean(logits, torch.tensor([1.0, 1.0]), temperature=1.0).exp()
+    tensor([[0.7000, 0.3000]])
+    """
     log_p = functional.log_softmax(logits / temperature, dim=-1)
     share = (weights / weights.sum()).log().view(1, -1, *[1] * (logits.ndim - 2))
     return temperature * (log_p + share).logsumexp(dim=1)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from penjing.arrays.distillation import SMALL
-
-Tensor = Any
 
 TRIPLES = 128
 """Examples of a batch whose angles are compared at most; they are the third power of it."""
 
 
 def relative_squares(student: Tensor, teacher: Tensor) -> Tensor:
-    """Return the squared difference of two tensors over the sum of the teacher's squares."""
+    """Return the squared difference of two tensors over the sum of the teacher's squares.
+
+    >>> relative_squares(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 2.0]))
+    tensor(0.2000)
+    """
     return (student - teacher).square().sum() / teacher.square().sum().clamp(min=SMALL)
 
 
@@ -30,21 +31,25 @@ def _map(x: Tensor) -> Tensor:
     return functional.normalize(maps, dim=1, eps=SMALL)
 
 
-def embedded(x: Tensor) -> Tensor:
-    """Return features averaged over positions, `[n, channels]`."""
+def pool_positions(x: Tensor) -> Tensor:
+    """Return features averaged over positions, `[n, channels]`.
+
+    >>> pool_positions(torch.ones(2, 3, 4, 4)).shape, pool_positions(torch.ones(2, 5, 3)).shape
+    (torch.Size([2, 3]), torch.Size([2, 3]))
+    """
     if x.ndim == 3:
         return x.mean(dim=1)
     return x.flatten(2).mean(dim=2) if x.ndim > 2 else x
 
 
-def relational_loss(student: Tensor, teacher: Tensor, parts: tuple[float, float]) -> Tensor:
+def relational_loss(student: Tensor, teacher: Tensor, balance: tuple[float, float]) -> Tensor:
     """Return how differently two embeddings `[n, width]` lay the examples out.
 
     Angles are those of the first 128 examples of a batch.
     """
     far = functional.smooth_l1_loss(_distances(student), _distances(teacher))
     angles = functional.smooth_l1_loss(_cosines(student[:TRIPLES]), _cosines(teacher[:TRIPLES]))
-    return parts[0] * far + parts[1] * angles
+    return balance[0] * far + balance[1] * angles
 
 
 def _distances(x: Tensor) -> Tensor:

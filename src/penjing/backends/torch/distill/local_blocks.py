@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.distill.feature_losses import relative_squares
 from penjing.backends.torch.hooks import Call, watched
@@ -18,7 +18,7 @@ from penjing.core.backend import Arrays
 
 
 @dataclass(frozen=True)
-class Found:
+class CommonBlocks:
     """Blocks that can learn, in the order in which they end, and why others cannot.
 
     Attributes:
@@ -30,9 +30,9 @@ class Found:
     reasons: Mapping[str, str]
 
 
-def blocks_in_common(
+def find_common_blocks(
     student: nn.Module, teacher: nn.Module, example: Arrays, named: Sequence[str] = ()
-) -> Found:
+) -> CommonBlocks:
     """Find the blocks of two networks, or check those that are named, by running both on an example.
 
     A block is a module with layers inside that stands in a row (a member of an `nn.Sequential` or
@@ -60,7 +60,7 @@ def blocks_in_common(
         else:
             reasons[name] = _misfit(student.get_submodule(name), calls[0])
     good = [name for name in runs if not reasons[name]]
-    return Found(tuple(good), {name: reason for name, reason in reasons.items() if reason})
+    return CommonBlocks(tuple(good), {name: reason for name, reason in reasons.items() if reason})
 
 
 def _in_a_row(model: nn.Module) -> list[str]:
@@ -91,8 +91,8 @@ def _innermost(model: nn.Module, names: Sequence[str]) -> list[str]:
 def _runs(model: nn.Module, names: Sequence[str], example: Arrays) -> dict[str, list[Call]]:
     seen: dict[str, list[Call]] = {}
     blocks = {name: model.get_submodule(name) for name in names}
-    watch = watched_blocks(blocks, lambda name, run: seen.setdefault(name, []).append(run))
-    with watch, evaluating(model), torch.no_grad():
+    record = record_blocks(blocks, lambda name, run: seen.setdefault(name, []).append(run))
+    with record, evaluating(model), torch.no_grad():
         model(*to_inputs(model, example))
     return seen
 
@@ -113,16 +113,16 @@ def _misfit(block: nn.Module, run: Call) -> str:
     return f"it makes {mine} of {shape}, the teacher's makes {list(run.output.shape[1:])}"
 
 
-def watched_blocks(
-    blocks: Mapping[str, nn.Module], watch: Callable[[str, Call], None]
+def record_blocks(
+    blocks: Mapping[str, nn.Module], record: Callable[[str, Call], None]
 ) -> AbstractContextManager[None]:
-    """Tell of every run of some blocks; its output is a copy of the block's first output."""
+    """Record every call of some blocks; its output is a copy of the block's first output."""
     return watched(
-        blocks, lambda name, call: watch(name, replace(call, output=_copy(main_output(call.output))))
+        blocks, lambda name, call: record(name, replace(call, output=_copy(main_output(call.output))))
     )
 
 
-def _made(block: nn.Module, run: Call) -> Any:
+def _rerun(block: nn.Module, run: Call) -> Tensor:
     """Return what a block makes of another's inputs, on its own device and in its own type of numbers."""
     like = next(p for p in block.parameters() if p.is_floating_point())
 
@@ -132,14 +132,15 @@ def _made(block: nn.Module, run: Call) -> Any:
         return value.to(like.device, like.dtype if value.is_floating_point() else None)
 
     args, kwargs = [own(value) for value in run.args], {k: own(v) for k, v in run.kwargs.items()}
-    return main_output(block(*args, **kwargs))
+    output: Tensor = main_output(block(*args, **kwargs))
+    return output
 
 
 def _copy(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else value
 
 
-class Local(nn.Module):  # type: ignore[misc]
+class LocalBlocks(nn.Module):  # type: ignore[misc]
     """Runs the teacher, and each block of the student on what the teacher's block is given.
 
     Args:
@@ -154,15 +155,15 @@ class Local(nn.Module):  # type: ignore[misc]
         self.blocks = nn.ModuleList(blocks.values())
         self._outside = (teacher, module)  # a tuple, so that the teacher is no part of this module
 
-    def forward(self, *inputs: Any) -> list[Any]:
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
         """Return for each block the squared error of its outputs over the squares of the teacher's."""
         teacher, module = self._outside
         runs: dict[str, Call] = {}
         blocks = {name: module.get_submodule(name) for name in self.names}
-        with watched_blocks(blocks, runs.__setitem__):
+        with record_blocks(blocks, runs.__setitem__):
             teacher(inputs)
         pairs = zip(self.blocks, (runs[name] for name in self.names), strict=True)
-        made = [(_made(block, run).float(), run.output.float()) for block, run in pairs]
+        made = [(_rerun(block, run).float(), run.output.float()) for block, run in pairs]
         return [relative_squares(mine, its.to(mine.device)) for mine, its in made]
 
     def layer(self, name: str) -> str:

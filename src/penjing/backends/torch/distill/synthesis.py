@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from penjing.backends.torch.hooks import hooked
 from penjing.backends.torch.observe.batch_statistics import find_tracked_batchnorms
@@ -43,7 +43,7 @@ def synthesize(model: nn.Module, example: Arrays, count: int, steps: int, seed: 
         Refused: no BatchNorm layer with running statistics is called; an input is no float; what was made is
             not finite.
     """
-    floats(example)
+    require_floats(example)
     given = to_inputs(model, tuple(x[:1] for x in example))
     generator = torch.Generator().manual_seed(seed)
     made = [torch.randn((count, *x.shape[1:]), generator=generator).to(x).requires_grad_() for x in given]
@@ -66,21 +66,25 @@ def synthesize(model: nn.Module, example: Arrays, count: int, steps: int, seed: 
     return found
 
 
-def floats(example: Arrays) -> None:
-    """Refuse examples of which an input holds no floating-point numbers: none can be made."""
+def require_floats(example: Arrays) -> None:
+    """Refuse examples of which an input holds no floating-point numbers: none can be made.
+
+    Raises:
+        Refused: see above.
+    """
     for number, x in enumerate(example):
         if x.dtype.kind != "f":
             raise Refused(
-                "made inputs are floats",
+                "must hold floating-point numbers where inputs are made",
                 value=x.dtype,
                 place=f"task.train, input {number}",
                 fix="use training data, data='train'",
             )
 
 
-def _distance(model: nn.Module, inputs: Sequence[Any]) -> Any:
+def _distance(model: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     """Return the mean distance of moments over all calls of BatchNorm layers."""
-    parts: list[Any] = []
+    parts: list[Tensor] = []
 
     layers = find_tracked_batchnorms(model)
 
@@ -96,8 +100,8 @@ def _distance(model: nn.Module, inputs: Sequence[Any]) -> Any:
         model(*inputs)
     if not parts:
         raise Refused(
-            "the model has BatchNorm layers, which remember its data",
-            value="none is called",
+            "needs BatchNorm layers, which remember the data",
+            value="a model that calls none",
             place=type(model).__name__,
             fix="use training data, data='train', or to distil data='noise'",
         )
@@ -107,8 +111,8 @@ def _distance(model: nn.Module, inputs: Sequence[Any]) -> Any:
 def _finite(x: NDArray[Any]) -> NDArray[Any]:
     if not np.isfinite(x).all():
         raise Refused(
-            "made inputs are finite",
-            value="NaN or infinite",
+            "made inputs must be finite",
+            value="NaN or infinite ones",
             place="calibration",
             fix="look for NaN in the model's weights and BatchNorm statistics",
         )

@@ -1,4 +1,4 @@
-"""A recipe of a model: how it is made and trained, as one thing that can be sent to another process."""
+"""A training procedure: how a model is made and trained, as one value that can be sent to another process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from penjing.train.strategy import Strategy
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TrainingProcedure:
     """Makes a trained model from a task and a seed.
 
     Attributes:
@@ -25,7 +25,7 @@ class Recipe:
     make: Callable[..., Model]
     strategy: Strategy | None
 
-    def trained(self, task: Task, seed: int, say: Say) -> Model:
+    def train(self, task: Task, seed: int, say: Say) -> Model:
         """Return a trained model; the same seed gives the same.
 
         Raises:
@@ -38,25 +38,29 @@ class Recipe:
             if self.strategy is None:
                 return self.make(task, seed)
             model = self.make()
-        TrainingJob(model, task, self.strategy.sized(task), None, seed).run(say)
+        TrainingJob(model, task, self.strategy.with_batch_size(task), None, seed).run(say)
         return model
 
 
-def recipe_of(given: object) -> Recipe:
-    """Read a recipe: `(function that makes a model, Strategy)`, or a function of (task, seed).
+def read_procedure(given: object) -> TrainingProcedure:
+    """Read a procedure: `(function that makes a model, Strategy)`, or a function of (task, seed).
 
     Raises:
         Refused: anything else.
+
+    >>> read_procedure((dict, Strategy(epochs=1))).strategy
+    Strategy(epochs=1.0)
     """
-    if isinstance(given, Recipe):
+    if isinstance(given, TrainingProcedure):
         return given
     if isinstance(given, tuple) and len(given) == 2 and callable(given[0]) and isinstance(given[1], Strategy):
-        return Recipe(given[0], given[1])
+        return TrainingProcedure(given[0], given[1])
     if callable(given):
-        return Recipe(given, None)
+        return TrainingProcedure(given, None)
     raise Refused(
-        "a recipe is (a function that makes a model, a Strategy), or a function of (task, seed)",
+        "must be a function that makes a model with a Strategy, or a function of (task, seed)",
         value=type(given).__name__,
-        place="recipe",
+        place="procedure",
+        fix="write stability((make, Strategy(epochs=3)), task, out='runs')",
         code=Exit.USAGE,
     )

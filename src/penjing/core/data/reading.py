@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.core.checks import as_array, as_input, as_target, attempt, refuse_not_finite
-from penjing.core.copies import row_hashes
-from penjing.core.data import Arrays, Batch, LiveSplit, Split
+from penjing.core.data.checks import as_array, as_input, as_target, attempt, refuse_not_finite
+from penjing.core.data.copies import row_hashes
+from penjing.core.data.split import Arrays, Batch, LiveSplit, Split
 from penjing.core.errors import Refused
 
 CHUNK = 64

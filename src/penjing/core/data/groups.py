@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.core.copies import PAIRS
-from penjing.core.data import Split
+from penjing.core.data.copies import PAIRS
+from penjing.core.data.split import Split
 from penjing.core.errors import Exit, Refused
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from penjing.core.data import Arrays, Batch, LiveSplit, Split
+from penjing.core.data.split import Arrays, Batch, LiveSplit, Split
 from penjing.core.errors import Refused
 
 Ints = NDArray[np.int64]

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from penjing.core.copies import contents
-from penjing.core.data import Split, divide, divide_groups
+from penjing.core.data.copies import contents
+from penjing.core.data.split import Split, divide, divide_groups
 from penjing.core.errors import Refused
 
 SMALL_TEST = 300
