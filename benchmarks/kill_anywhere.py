@@ -247,7 +247,8 @@ def report(found: list[dict[str, Any]]) -> None:
     dead = sum(kill["dead"] for kill in found) + sum(end["dead"] for end in runs.values())
     left = sum(kill["orphans"] for kill in found) + sum(len(end["left"]) for end in runs.values())
     print(
-        f"{len(found)} kills in {len(runs)} runs, {sum(kill['reached'] for kill in found)} while the run was at work"
+        f"{len(found)} kills in {len(runs)} runs, "
+        f"{sum(kill['reached'] for kill in found)} while the run was at work"
     )
     print(f"rows lost: {sum(kill['lost'] for kill in found)}; dead runs: {dead}; leftovers: {left}")
     for name in ("phase", "way"):
