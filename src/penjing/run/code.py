@@ -72,6 +72,6 @@ def _unsafe(rule: str, recorded: str, place: str, run: RunFolder, verb: str, res
         rule,
         value=found if recorded == str(resolved) else f"{recorded}, that is {found}",
         place=place,
-        fix=f"read that file; if you trust it, name it yourself: {command}",
+        fix=f"read that file; if you trust it, name it yourself: `{command}`",
         code=Exit.USAGE,
     )

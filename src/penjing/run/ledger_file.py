@@ -260,7 +260,7 @@ def refusal_of(error: Exception, path: Path) -> Refused:
 
 def how_to_repair(path: Path) -> str:
     """Return what to do about a ledger that is missing or damaged."""
-    return f"put back a copy, or keep what can be read with: penjing repair {shlex.quote(str(path.parent))}"
+    return f"put back a copy, or keep what can be read with `penjing repair {shlex.quote(str(path.parent))}`"
 
 
 def _connect(place: str) -> sqlite3.Connection:
