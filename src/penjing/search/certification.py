@@ -277,6 +277,7 @@ def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Tria
         session.task,
         session.budget.max_drop,
         session.budget.confidence,
+        session.task.test.groups,
     )
     return Tested(
         certificate=certificate,

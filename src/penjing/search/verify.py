@@ -95,6 +95,7 @@ def _judge(
         task,
         budget.max_drop,
         budget.confidence,
+        task.test.groups,
     )
     limits = budget.model_copy(update={"time": None, "trials": None})
     return judge_limits(
