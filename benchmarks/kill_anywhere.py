@@ -246,10 +246,8 @@ def report(found: list[dict[str, Any]]) -> None:
     runs = {kill["run"]: kill["end"] for kill in found}
     dead = sum(kill["dead"] for kill in found) + sum(end["dead"] for end in runs.values())
     left = sum(kill["orphans"] for kill in found) + sum(len(end["left"]) for end in runs.values())
-    print(
-        f"{len(found)} kills in {len(runs)} runs, "
-        f"{sum(kill['reached'] for kill in found)} while the run was at work"
-    )
+    working = sum(kill["reached"] for kill in found)
+    print(f"{len(found)} kills in {len(runs)} runs, {working} while the run was at work")
     print(f"rows lost: {sum(kill['lost'] for kill in found)}; dead runs: {dead}; leftovers: {left}")
     for name in ("phase", "way"):
         counts = Counter(kill[name] for kill in found)
