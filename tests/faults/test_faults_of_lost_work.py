@@ -185,7 +185,7 @@ def test_what_is_the_candidates_own_fault_stays_so():
     for status in ("crashed", "killed", "timeout"):
         ended = Finished(status=status, reason="no luck", seconds=1.0)
         assert stop_on_fault(ended, "a plan") is ended
-    with pytest.raises(Refused, match="no luck") as refused, stopping_on_fault("a plan"):
+    with pytest.raises(Refused, match="No luck") as refused, stopping_on_fault("a plan"):
         raise Refused("no luck must be had", fix="")
     assert refused.value.code == Exit.BAD_INPUT
 
