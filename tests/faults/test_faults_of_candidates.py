@@ -43,8 +43,8 @@ def broken_build(shared, say, plan, target, folder, seed):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr("penjing.search.optimize.LEAST_PATIENCE", 2.0)
-    monkeypatch.setattr("penjing.search.optimize.PATIENCE", 0.0)
+    monkeypatch.setattr("penjing.search.forecast.LEAST_PATIENCE", 2.0)
+    monkeypatch.setattr("penjing.search.forecast.PATIENCE", 0.0)
 
 
 def test_the_search_survives_every_end_of_a_candidate(optimize, impatient, monkeypatch, tmp_path):
@@ -83,7 +83,7 @@ def test_all_candidates_fail_and_the_original_is_returned(optimize, monkeypatch,
     assert [t["status"] for t in result.record["trials"]] == ["failed", "failed"]
     assert result.record["artefact"]["path"] == "float/target"
     assert result.record["result"]["size_bytes"] == result.record["baselines"]["target"]["size_bytes"]
-    assert exit_code(result.record) == 3
+    assert exit_code(result) == 3
     page = Path(result.report).read_text()
     assert "ValueError: no luck" in page
     assert result.load() is not None
@@ -102,7 +102,7 @@ def repetitive(setting, options):
 
 def test_an_equal_plan_is_built_once(optimize, monkeypatch, tmp_path):
     monkeypatch.setattr("penjing.search.evaluate.build", counted_build)
-    monkeypatch.setattr("penjing.search.optimize.bisection", repetitive)
+    monkeypatch.setattr("penjing.search.optimize.bisect", repetitive)
     record = optimize(budget={"max_drop": "5%", "trials": 12}).record
     assert (tmp_path / "run" / "builds.txt").read_text() == "built\n"
     assert len({t["name"] for t in record["trials"]}) == 1

@@ -24,7 +24,7 @@ def test_a_metric_that_does_not_react_is_said_in_the_record(optimize, tiny):
 def test_a_metric_that_raises_ends_the_run_before_the_search(optimize, tiny):
     said = []
     task = tiny["task"](metric=never, direction="maximize")
-    with pytest.raises(Refused, match="ZeroDivisionError: no positives at metric never"):
+    with pytest.raises(Refused, match=r"metric never must return a number.*ZeroDivisionError: no pos"):
         optimize(task=task, said=said)
     assert not any(line.startswith("trying") for line in said)
 
@@ -48,7 +48,7 @@ class Pictures:
 def test_an_example_that_cannot_be_read_stops_the_run_before_it_starts(optimize, tiny, tmp_path):
     x, y = tiny["data"]()
     task = pj.Task(train=(x[:300], y[:300]), valid=Pictures(tiny, 7), test=(x[600:], y[600:]))
-    with pytest.raises(Refused, match=r"FileNotFoundError: 照片/7\.png at task\.valid, example 7"):
+    with pytest.raises(Refused, match=r"task\.valid, example 7.*FileNotFoundError: 照片/7\.png"):
         optimize(task=task)
     assert not (tmp_path / "run").exists()
 

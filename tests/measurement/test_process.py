@@ -131,7 +131,6 @@ class Trouble:
         import ctypes
         import os
         import signal
-        import time
 
         print("this goes to stdout")
         if self.what == "segfault":
@@ -144,20 +143,27 @@ class Trouble:
             os._exit(7)
         if self.what == "sys.exit":
             raise SystemExit(3)
-        if self.what == "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
         if self.what == "full":
             raise OSError(28, "No space left on device")
         if self.what == "raise":
             raise ValueError("no such weights")
         if self.what.startswith("hang"):
-            import subprocess
-
-            child = subprocess.Popen(["sleep", "1000"])
-            with open(self.what[5:], "w") as file:
-                file.write(f"{os.getpid()} {child.pid}")
-            time.sleep(1000)
+            return self.hanging()
         return None
+
+    def hanging(self):
+        import subprocess
+
+        import torch
+
+        class Net(torch.nn.Linear):
+            def forward(net, x):
+                child = subprocess.Popen(["sleep", "1000"])
+                with open(self.what[5:], "w") as file:
+                    file.write(f"{os.getpid()} {child.pid}")
+                time.sleep(1000)
+
+        return Net(4, 3)
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +207,11 @@ def wait_until(condition, seconds=20.0) -> bool:
 
 def test_a_process_that_hangs_is_ended_with_its_children(eager, tmp_path):
     note = tmp_path / "pids"
-    with pytest.raises(Refused, match=r"must answer in time, got no answer to open in 6 s"):
-        RuntimeProcess(eager, Target("torch"), model=Trouble(f"hang:{note}"), limits=Limits(seconds=6))
+    with RuntimeProcess(eager, Target("torch"), model=Trouble(f"hang:{note}")) as running:
+        running.set_batch(save_arrays(tmp_path, (ROWS[:2],), "batch"))
+        running.limits = Limits(seconds=6)
+        with pytest.raises(Lost, match="must answer in time, got no answer to time in 6 s"):
+            running.time(1)
     pids = [int(word) for word in note.read_text().split()]
     assert len(pids) == 2
     assert wait_until(lambda: not any(alive(pid) for pid in pids))
@@ -304,8 +313,9 @@ def test_memory_beyond_the_limit_is_not_granted(tmp_path):
 
 
 def test_a_stopped_process_holds_nobody_longer_than_the_limit(artefact, tmp_path):
-    with RuntimeProcess(artefact, Target(), limits=Limits(seconds=2)) as running:
+    with RuntimeProcess(artefact, Target()) as running:
         running.set_batch(save_arrays(tmp_path, (ROWS[:2],), "batch"))
+        running.limits = Limits(seconds=2)
         os.kill(running.pid, signal.SIGSTOP)
         with pytest.raises(Lost, match="must answer in time, got no answer to time in 2 s"):
             running.time(1)

@@ -25,6 +25,7 @@ from penjing.measurement.quality import (
     top_k,
     weighted_scores,
 )
+from penjing.measurement.quality_interval import quality_of
 
 RNG = np.random.default_rng(0)
 TARGETS = RNG.integers(0, 8, 300)
@@ -212,3 +213,18 @@ def test_missing_scikit_learn_is_said_with_the_command(monkeypatch: pytest.Monke
     with pytest.raises(Refused, match=r"penjing\[metrics\]") as caught:
         metric_value(task("f1_macro"), OUTPUTS, TARGETS)
     assert caught.value.code is Exit.ENVIRONMENT
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1_macro", accuracy], ids=["share", "named", "own"])
+def test_the_interval_of_groups_is_that_of_whole_groups(metric: Any):
+    """Ten copies of every example, as groups: about the interval of the examples, not of ten times more."""
+    many = np.repeat(np.arange(300), 10)
+    asked = task(metric, None if isinstance(metric, str) else "maximize")
+    single = quality_of(asked, OUTPUTS, TARGETS)
+    grouped = quality_of(asked, OUTPUTS[many], TARGETS[many], many)
+    wrong = quality_of(asked, OUTPUTS[many], TARGETS[many])
+    assert grouped.value == pytest.approx(single.value)
+    assert grouped.how == "percentile bootstrap of groups"
+    widths = [found.high - found.low for found in (single, grouped, wrong)]
+    assert widths[1] == pytest.approx(widths[0], rel=0.25)
+    assert widths[2] < 0.5 * widths[1]

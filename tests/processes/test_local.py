@@ -204,10 +204,10 @@ def hang(net, say, deaf):
 def test_timeout_ends_the_whole_family(deaf):
     lines = []
     with LocalExecutor(None) as executor:
-        limits = Limits(seconds=2.5, grace_s=0.3)
+        limits = Limits(seconds=6, grace_s=0.3)
         finished = executor.run(hang, deaf, limits=limits, say=lambda line: lines.append(str(line)))
-    assert (finished.status, finished.reason) == ("timeout", "stopped after 2.5 s")
-    assert 2.5 <= finished.seconds < 10
+    assert (finished.status, finished.reason) == ("timeout", "stopped after 6 s")
+    assert finished.seconds >= 6
     pids = [int(text) for text in lines[0].split()]
     assert len(pids) == 4
     assert all(gone(pid) for pid in pids)

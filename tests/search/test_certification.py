@@ -6,7 +6,7 @@ import penjing as pj
 from penjing.core.measurement import Estimate, Latency, Measurement, NotMeasured, Operations
 from penjing.core.trial import Trial
 from penjing.core.verdict import Certificate
-from penjing.search.certification import choose_candidate, judge_limits, order_candidates
+from penjing.search.certification import Used, choose_candidate, judge_limits, order_candidates
 
 
 def estimate(value, spread=0.0, unit=""):
@@ -126,7 +126,7 @@ def test_relative_latency_is_judged_by_the_interval_of_the_ratio(ratio, status):
     value, low, high = ratio
     paired = Estimate(value=value, low=low, high=high, n=10)
     result = measurement(ms=value, ratio=paired)
-    found = judge_limits(pj.Budget(latency="60%"), result, measurement(1.0), None, (1.0, 1))
+    found = judge_limits(pj.Budget(latency="60%"), result, measurement(1.0), None, Used(1.0, 1))
     assert found.limits["latency"].status == status
     assert found.status == status
     assert found.limits["latency"].limit == pytest.approx(0.6)
@@ -136,13 +136,15 @@ def test_relative_latency_is_judged_by_the_interval_of_the_ratio(ratio, status):
     ("ms", "spread", "status"), [(4, 0.5, "reached"), (6, 0.5, "not_reached"), (5, 0.5, "inconclusive")]
 )
 def test_absolute_latency_is_judged_by_its_own_interval(ms, spread, status):
-    found = judge_limits(pj.Budget(latency="5ms"), measurement(ms, spread), measurement(10.0), None, (1.0, 1))
+    found = judge_limits(
+        pj.Budget(latency="5ms"), measurement(ms, spread), measurement(10.0), None, Used(1.0, 1)
+    )
     assert found.limits["latency"].status == status
 
 
 def test_what_was_not_measured_is_inconclusive_with_the_reason_and_never_zero():
     budget = pj.Budget(latency="60%", memory="50%")
-    found = judge_limits(budget, measurement(ms=None, memory=None), measurement(1.0), None, (1.0, 1))
+    found = judge_limits(budget, measurement(ms=None, memory=None), measurement(1.0), None, Used(1.0, 1))
     assert {limit.status for limit in found.limits.values()} == {"inconclusive"}
     assert found.limits["latency"].measured is None
     assert "the clock broke" in found.limits["latency"].reason
@@ -151,7 +153,7 @@ def test_what_was_not_measured_is_inconclusive_with_the_reason_and_never_zero():
 
 def test_sizes_operations_time_and_trials_are_exact():
     budget = pj.Budget(size="50%", operations="25%", time="1min", trials=3)
-    found = judge_limits(budget, measurement(size=500, macs=26), measurement(), None, (59.0, 3))
+    found = judge_limits(budget, measurement(size=500, macs=26), measurement(), None, Used(59.0, 3))
     statuses = {name: limit.status for name, limit in found.limits.items()}
     assert statuses == {
         "size": "reached",
@@ -161,9 +163,17 @@ def test_sizes_operations_time_and_trials_are_exact():
     }
     assert found.status == "not_reached"
     late = judge_limits(
-        pj.Budget(size="50%", time="1min"), measurement(size=500), measurement(), None, (61.0, 3)
+        pj.Budget(size="50%", time="1min"), measurement(size=500), measurement(), None, Used(61.0, 3)
     )
     assert late.limits["time"].status == "not_reached"
+
+
+@pytest.mark.parametrize(("seconds", "status"), [(59.0, "inconclusive"), (61.0, "not_reached")])
+def test_time_of_which_a_part_is_not_known_is_never_called_kept(seconds, status):
+    used = Used(seconds, 1, all_time_known=False)
+    found = judge_limits(pj.Budget(size="50%", time="1min"), measurement(), measurement(), None, used)
+    assert found.limits["time"].status == status
+    assert found.limits["time"].low == seconds
 
 
 def test_quality_is_judged_by_the_certificate():
@@ -176,6 +186,6 @@ def test_quality_is_judged_by_the_certificate():
         method="exact",
         drop=Estimate(value=0.02, low=0.015, high=0.03, n=1000),
     )
-    found = judge_limits(pj.Budget(max_drop="1%"), measurement(), measurement(), certificate, (1.0, 1))
+    found = judge_limits(pj.Budget(max_drop="1%"), measurement(), measurement(), certificate, Used(1.0, 1))
     assert found.limits["max_drop"].status == "not_reached"
     assert found.limits["max_drop"].baseline == pytest.approx(0.9)

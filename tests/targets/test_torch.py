@@ -134,7 +134,7 @@ def test_a_step_that_no_version_knows_is_refused(tmp_path):
     model = net()
     model._penjing_history = [{"fold": ["norm"]}]
     RUNTIME.deliver(model, (X[:1],), tmp_path)
-    with pytest.raises(Refused, match=r"step is of a known kind.*fold"):
+    with pytest.raises(Refused, match=r"step must be of a known kind.*fold"):
         RUNTIME.open(tmp_path, Target("torch"), Net)
 
 

@@ -71,6 +71,15 @@ def apply(
     Raises:
         Refused: no handler, a pattern that matches no layer, a step that changed nothing, a result that
             does not run, or whatever the method itself refuses.
+
+    >>> import penjing as pj
+    >>> from penjing.backends.numpy import Node, NumpyNet
+    >>> rng = np.random.default_rng(0)
+    >>> net = NumpyNet(("x",), (Node("fc", "linear", ("x",)),), {"fc": {"weight": rng.normal(size=(4, 8))}})
+    >>> task = Task(train=(rng.normal(size=(90, 8)), np.arange(90) % 4))
+    >>> (change,) = apply(net, pj.PruneMagnitude(0.75), task).changes
+    >>> change.layer, change.status, change.detail["sparsity"]
+    ('fc', 'done', 0.75)
     """
     plan = (plan,) if isinstance(plan, Method) else tuple(plan)
     model = model.model if isinstance(model, Applied) else model

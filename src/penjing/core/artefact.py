@@ -14,7 +14,16 @@ from pydantic import ValidationError
 from penjing.core.apply import Applied
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
-from penjing.core.files import MANIFEST, refusing, sha256_file, verify_manifest, write_folder, write_json
+from penjing.core.files import (
+    MANIFEST,
+    read_json,
+    refusing,
+    sha256_file,
+    verify_manifest,
+    write_folder,
+    write_json,
+)
+from penjing.core.memory_limit import trusting
 from penjing.core.plan import plan_to_json
 from penjing.core.provenance import provenance_of
 from penjing.core.target import Runner, Target, runtime_for
@@ -38,6 +47,9 @@ PICKLES = frozenset(
     )
 )
 """File names' endings that may carry a pickle, and with it code; such files are neither written nor read."""
+
+DEPTH_IN_RUN = 3
+"""So many folders above a delivered one a run directory may lie."""
 
 ZLIB_LEVEL = 6
 BLOCK = 1 << 20
@@ -156,8 +168,8 @@ def open_artefact(folder: Path | str) -> Artefact:
     """Check every file of a delivered folder and describe it; no model is loaded.
 
     Raises:
-        Refused: no such folder, a file that may carry a pickle, a damaged, missing or foreign file, or a
-            manifest written by a newer version.
+        Refused: no such folder, a file that may carry a pickle, a damaged, missing or foreign file, a
+            manifest written by a newer version, or a folder in the place of the one that a run delivered.
     """
     folder = Path(folder).expanduser().absolute()
     if folder.is_file():
@@ -171,20 +183,24 @@ def open_artefact(folder: Path | str) -> Artefact:
         )
     content = verify_manifest(folder)
     _refuse_pickles(folder, [entry["name"] for entry in content["files"]])
-    return _artefact(folder, content)
+    artefact = _artefact(folder, content)
+    _refuse_swapped(artefact)
+    return artefact
 
 
-def load(folder: Path | str, model: Callable[[], Model] | None = None) -> Runner:
+def load(folder: Path | str, model: Callable[[], Model] | None = None, *, trusted: bool = False) -> Runner:
     """Load a delivered folder into its runtime, after all checks of `open_artefact`.
 
     Args:
         model: makes an untrained model of the user's own class; needed for the `torch` runtime only.
+        trusted: you know who made the folder: the memory and work of a call are not judged.
 
     Returns:
         A function from one batch of NumPy arrays to the output.
     """
     artefact = open_artefact(folder)
-    return runtime_for(artefact.target).open(artefact.path, artefact.target, model)
+    with trusting(trusted):
+        return runtime_for(artefact.target).open(artefact.path, artefact.target, model)
 
 
 def _artefact(folder: Path, content: Mapping[str, Any]) -> Artefact:
@@ -208,6 +224,25 @@ def _artefact(folder: Path, content: Mapping[str, Any]) -> Artefact:
             place=str(folder),
             fix="choose a folder that `deliver` wrote",
         ) from error
+
+
+def _refuse_swapped(artefact: Artefact) -> None:
+    """Refuse another folder in the place of the one that a finished run delivered and judged."""
+    for run in artefact.path.parents[:DEPTH_IN_RUN]:
+        if not (run / "record.json").is_file():
+            continue
+        record = read_json(run / "record.json")
+        told = record.get("artefact") if isinstance(record, dict) else None
+        if not isinstance(told, dict) or told.get("path") != artefact.path.relative_to(run).as_posix():
+            return
+        if told.get("sha256") != artefact.sha256:
+            raise Refused(
+                "must be the artefact that the run's record was written for",
+                value=f"{artefact.sha256[:12]}, where the record says {str(told.get('sha256'))[:12]}",
+                place=str(artefact.path),
+                fix="put back the folder that the run delivered, or copy this one out of the run directory",
+            )
+        return
 
 
 def compressed_bytes(path: Path) -> int:

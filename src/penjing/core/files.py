@@ -413,10 +413,11 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
 
 def _listed(content: dict[str, Any]) -> bool:
     files = content.get("files")
-    return isinstance(files, list) and all(
+    plain = isinstance(files, list) and all(
         isinstance(entry, dict) and entry.keys() == {"name", "sha256", "bytes"} and inside(entry["name"])
         for entry in files
     )
+    return plain and len({entry["name"] for entry in files or ()}) == len(files or ())
 
 
 def inside(name: Any) -> bool:

@@ -43,6 +43,12 @@ class Task:
         max_overlap: largest share of valid or test whose inputs, or groups, may also be in a split before it.
         notes: what `prepare` found or did.
         prepared: whether the splits are read and checked.
+
+    >>> import numpy as np
+    >>> x, y = np.random.default_rng(0).normal(size=(200, 3)), np.arange(200) % 4
+    >>> task = Task(train=(x, y)).prepare()
+    >>> len(task.train), len(task.valid), len(task.test)
+    (140, 30, 30)
     """
 
     train: Any

@@ -16,7 +16,7 @@ then bounded by betting.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from penjing.arrays.betting import Bets, stakes_below
 from penjing.arrays.statistics import Interval, clopper_pearson
-from penjing.measurement.paired import LEVEL, PairedSum, enough, reach
+from penjing.measurement.paired import LEVEL, Known, PairedSum, enough, once, reach
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
@@ -104,6 +104,7 @@ class PairedClasses:
     weighted: bool
     value: float
     no_bound: str = ""
+    _known: Known = field(default_factory=dict, init=False, repr=False)
 
     @property
     def method(self) -> str:
@@ -112,6 +113,9 @@ class PairedClasses:
 
     def bounds(self, confidence: float) -> Interval:
         """See `Paired`."""
+        return once(self._known, confidence, self._bounds)
+
+    def _bounds(self, confidence: float) -> Interval:
         alpha = 1 - confidence
         low, high = (
             self._bets(side, LEVEL * alpha).upper((1 - LEVEL) * alpha)

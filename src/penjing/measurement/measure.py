@@ -138,7 +138,8 @@ def measure_all(
             fix=nearest(reference, candidates),
             code=Exit.USAGE,
         )
-    inputs, targets = _split(task.prepare(), split_name).arrays()
+    split = _split(task.prepare(), split_name)
+    inputs, targets = split.arrays()
     with ExitStack() as stack:
         folder = stack.enter_context(scratch())
         stage = Stage(
@@ -150,7 +151,7 @@ def measure_all(
     counts, measured = operations or {}, {}
     for name, entry in candidates.items():
         artefact, judged = open_artefact(entry[0]), stage.judged[name]
-        found = _measurement(name, task, split_name, targets, stage)
+        found = _measurement(name, task, split_name, (targets, split.groups), stage)
         measured[name] = Measured(
             found.model_copy(
                 update={
@@ -178,14 +179,16 @@ def _split(task: Task, name: str) -> Split:
     return split
 
 
-def _measurement(name: str, task: Task, split_name: str, targets: NDArray[Any], stage: Stage) -> Measurement:
-    judged = stage.judged[name]
+def _measurement(
+    name: str, task: Task, split_name: str, examples: tuple[NDArray[Any], NDArray[Any] | None], stage: Stage
+) -> Measurement:
+    judged, (targets, groups) = stage.judged[name], examples
     return Measurement(
         name=name,
         target=stage.entries[name][1].label,
         split=split_name,
         metric=metric_name(task),
-        quality=quality_of(task, judged.outputs, targets),
+        quality=quality_of(task, judged.outputs, targets, groups),
         metrics=all_metrics(judged.outputs, targets),
         per_class=per_class_recall(judged.outputs, targets, task.class_names),
         latency=stage.latency(name),

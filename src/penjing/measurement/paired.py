@@ -8,7 +8,8 @@ contributions are summed within each.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any, Protocol
@@ -30,6 +31,9 @@ from penjing.measurement.example_values import Average
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
 POWER = 0.8
+Known = dict[float, Interval]
+"""Bounds by their confidence."""
+
 LEVEL = 0.1
 """Share of the error rate given to the level that the drop starts from, where the metric is no plain mean."""
 
@@ -104,6 +108,7 @@ class PairedSum:
     n: int
     method: str
     no_bound: str = ""
+    _known: Known = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def value(self) -> float:
@@ -112,6 +117,9 @@ class PairedSum:
 
     def bounds(self, confidence: float) -> Interval:
         """See `Paired`."""
+        return once(self._known, confidence, self._bounds)
+
+    def _bounds(self, confidence: float) -> Interval:
         most = float(self.largest.sum())
         low, high = (self._bets(sign).upper(1 - confidence) for sign in (-1, 1))
         return Interval(self.value, max(-low, -most), min(high, most))
@@ -153,6 +161,7 @@ class PairedAverage:
     average: Average
     rises: bool
     no_bound: str = ""
+    _known: Known = field(default_factory=dict, init=False, repr=False)
 
     @property
     def method(self) -> str:
@@ -161,6 +170,9 @@ class PairedAverage:
 
     def bounds(self, confidence: float) -> Interval:
         """See `Paired`."""
+        return once(self._known, confidence, self._bounds)
+
+    def _bounds(self, confidence: float) -> Interval:
         alpha = 1 - confidence
         change = self.averages.bounds(1 - (1 - LEVEL) * alpha)
         starts = self._starts(LEVEL * alpha / 2)
@@ -234,6 +246,13 @@ class PairedBootstrap:
         return None
 
 
+def once(known: Known, confidence: float, bounds: Callable[[float], Interval]) -> Interval:
+    """Return bounds at a confidence, taken once."""
+    if confidence not in known:
+        known[confidence] = bounds(confidence)
+    return known[confidence]
+
+
 def reach(bounds: Interval, losses: Floats) -> float:
     """Return the drop that is certified with 80% power where the true one is 0: about, by the normal law."""
     return bounds.high - bounds.value + _NORMAL.inv_cdf(POWER) * _error(losses)
@@ -245,7 +264,7 @@ def enough(bounds: Interval, losses: Floats, n: int, max_drop: float) -> int | N
     return math.ceil(n * (reach(bounds, losses) / room) ** 2) if room > 0 else None
 
 
-def p_of_bound(upper: Any, max_drop: float) -> float:
+def p_of_bound(upper: Callable[[float], float], max_drop: float) -> float:
     """Return the smallest level at which an upper bound, a function of the level, is at most a drop."""
     low, high = 1e-6, 1.0
     if upper(low) <= max_drop:

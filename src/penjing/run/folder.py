@@ -10,6 +10,7 @@ Layout:
     best.json              the best feasible artefact so far
     record.json            the whole run as JSON; its presence marks a finished run
     report.html            the same for people
+    elapsed                seconds that the run has taken, noted while it runs
     driver.lock            PID and host of the process that drives the run
 """
 
@@ -28,7 +29,7 @@ from typing import Any
 import psutil
 
 from penjing.core.errors import Exit, Refused
-from penjing.core.files import free_bytes, refusing, write_bytes, write_json, write_text
+from penjing.core.files import free_bytes, is_temporary, refusing, write_bytes, write_json, write_text
 from penjing.core.strict_yaml import dump_yaml, read_yaml
 
 SCHEMA = 1
@@ -98,6 +99,11 @@ class RunFolder:
     def report(self) -> Path:
         """The run as HTML."""
         return self.path / "report.html"
+
+    @property
+    def elapsed(self) -> Path:
+        """Seconds that the run has taken."""
+        return self.path / "elapsed"
 
     @property
     def lock(self) -> Path:
@@ -315,7 +321,7 @@ def _refuse_used(path: Path) -> None:
         # What `create_run` leaves when it is killed before the configuration is written is no obstacle.
         unborn = {run.environment.name, run.lock.name}
         unborn |= {f.name for f in (run.artefacts, run.logs) if f.is_dir() and not os.listdir(f)}
-        foreign = sorted(set(os.listdir(path)) - unborn)
+        foreign = sorted(name for name in set(os.listdir(path)) - unborn if not is_temporary(name))
     if foreign:
         names = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         raise Refused(

@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from penjing.core.budget import Budget
 from penjing.core.errors import Refused
-from penjing.core.files import read_json
+from penjing.core.files import MANIFEST, read_json, sha256_file
 from penjing.core.target import Target
 from penjing.report.record import Record, check_schema
 from penjing.run.folder import RunFolder, read_config
@@ -42,6 +42,25 @@ def read_record(folder: Path) -> Record:
         raise _foreign(path, error) from error
     locate_artefact(folder, record.artefact.path)
     return record
+
+
+def find_delivered(folder: Path, record: Record) -> Path:
+    """Return the folder of the artefact that a record speaks of.
+
+    Raises:
+        Refused: another artefact lies there: its manifest has another hash than the record says.
+    """
+    path = locate_artefact(folder, record.artefact.path)
+    manifest = path / MANIFEST
+    found = sha256_file(manifest) if manifest.is_file() else "no manifest"
+    if found != record.artefact.sha256:
+        raise Refused(
+            "must be the artefact that the record was written for",
+            value=f"{found[:12]}, where the record says {record.artefact.sha256[:12]}",
+            place=str(path),
+            fix="put back the folder that the run delivered; every figure of the record is of that one",
+        )
+    return path
 
 
 def find_best(folder: Path) -> Path:

@@ -15,6 +15,7 @@ from penjing.run.folder import RunFolder, open_run
 from penjing.run.ledger import LedgerReader
 from penjing.run.lock import find_owner
 from penjing.run.reading import find_best
+from penjing.run.stopwatch import read_elapsed
 
 Plain = dict[str, Any]
 
@@ -60,7 +61,7 @@ def read_status(path: Path | str) -> Plain:
         "path": str(run.path),
         "state": state,
         "driver": None if owner is None else owner.model_dump(mode="json"),
-        "elapsed": elapsed,
+        "elapsed": max(elapsed, read_elapsed(run.elapsed) or 0.0),
         "trials": trials,
         "best": str(find_best(run.path).relative_to(run.path)) if run.best.is_file() else None,
         "next": following.get(state, ""),

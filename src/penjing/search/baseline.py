@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-
 from penjing.core.errors import Refused
 from penjing.core.plan import plan_name
 from penjing.core.progress import Line
@@ -13,6 +11,7 @@ from penjing.core.trial import Trial
 from penjing.measurement.measure import Measured
 from penjing.measurement.quality import reacts
 from penjing.search.evaluate import REFERENCE, compare_with_memory, judge_trial, measure_candidates
+from penjing.search.expected import read_expected
 from penjing.search.session import Session
 from penjing.search.values import Baselines, Survey
 
@@ -31,7 +30,7 @@ def measure_baseline(session: Session, survey: Survey) -> Baselines:
     seconds = {"measurement": time.perf_counter() - start}
     key = session.key("trial", [])
     blank = Trial(key=key, name=plan_name(()), plan=[], status="done", folder="float", seconds=seconds)
-    expected = np.load(session.path("float", "expected.npy"), allow_pickle=False)
+    expected = read_expected(session.path("float"))
     deviation = compare_with_memory(mine, expected, survey.noise)
     trial = judge_trial(session, mine, mine, deviation, blank, blank)
     if trial.status == "failed":

@@ -10,8 +10,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from penjing.core.apply import Applied, apply
 from penjing.core.artefact import deliver
 from penjing.core.backend import Backend, backend_for
@@ -25,6 +23,7 @@ from penjing.core.trial import StepQuality
 from penjing.measurement.nondeterminism import outputs_of, twice
 from penjing.measurement.quality_interval import quality_of
 from penjing.search.clock import Clock
+from penjing.search.expected import write_expected
 from penjing.search.values import Built
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def build(
         expected, noise = twice(final, applied.model, task, CHECKED_EXAMPLES, batch)
         if final.name == "onnx" and target.runtime != "onnxruntime":
             noise = max(noise, _integer_noise(applied.model, task))
-    np.save(folder / "expected.npy", expected, allow_pickle=False)
+    write_expected(folder, expected)
     return Built(
         changes=tuple(applied.changes),
         operations=final.operations(applied.model, example),

@@ -65,12 +65,21 @@ def choose_candidate(candidates: Sequence[Trial], certified: int | None, budget:
     )
 
 
+@dataclass(frozen=True)
+class Used:
+    """What a run has used: seconds, trials, and whether all of its time is known."""
+
+    seconds: float = 0.0
+    trials: int = 0
+    all_time_known: bool = True
+
+
 def judge_limits(
     budget: Budget,
     result: Measurement,
     baseline: Measurement,
     certificate: Certificate | None,
-    spent: tuple[float, int],
+    used: Used,
 ) -> Verdict:
     """Judge every limit of a budget on what was measured on the unseen split.
 
@@ -78,19 +87,26 @@ def judge_limits(
         budget: the limits.
         result, baseline: measured in one interleaved run on the target.
         certificate: of the quality; None where the budget has no limit on it.
-        spent: seconds and trials of the whole run.
+        used: by the whole run.
     """
     limits: dict[str, LimitVerdict] = {}
     if budget.max_drop is not None and certificate is not None:
         limits["max_drop"] = certificate.judge(budget.max_drop, baseline.quality)
     for name in budget.costs:
         limits[name] = _judge_cost(budget, name, result, baseline)
-    seconds, trials = spent
     if budget.time is not None:
-        limits["time"] = _exact(budget.time, seconds, None, "s")
+        limits["time"] = _judge_time(budget.time, used)
     if budget.trials is not None:
-        limits["trials"] = _exact(float(budget.trials), float(trials), None, "trials")
+        limits["trials"] = _exact(float(budget.trials), float(used.trials), None, "trials")
     return Verdict.of(limits, certificate)
+
+
+def _judge_time(limit: float, used: Used) -> LimitVerdict:
+    exact = _exact(limit, used.seconds, None, "s")
+    if used.all_time_known or exact.status == "not_reached":
+        return exact
+    reason = "the run was ended at least once, and how long it had taken by then is not known"
+    return exact.model_copy(update={"status": "inconclusive", "reason": reason, "high": None})
 
 
 def _judge_cost(budget: Budget, name: str, result: Measurement, baseline: Measurement) -> LimitVerdict:
@@ -203,11 +219,11 @@ def certify_and_judge(session: Session, trials: Sequence[Trial], baseline: Trial
     chosen = candidates[index]
     difference = chosen.measurement.difference if chosen.measurement is not None else None
     result, reference = measured[keys[index]].model_copy(update={"difference": difference}), measured[keys[0]]
-    spent = (session.elapsed, len(trials))
+    used = Used(session.elapsed, len(trials), session.all_time_known)
     return Judged(
         chosen=chosen,
         certified=done.certified is not None,
-        verdict=judge_limits(session.budget, result, reference, done.certificate, spent),
+        verdict=judge_limits(session.budget, result, reference, done.certificate, used),
         result=result,
         baseline=reference,
         eager=measured.get("eager"),
@@ -261,6 +277,7 @@ def _measure_and_test(session: Session, candidates: Sequence[Trial], start: Tria
         session.task,
         session.budget.max_drop,
         session.budget.confidence,
+        session.task.test.groups,
     )
     return Tested(
         certificate=certificate,

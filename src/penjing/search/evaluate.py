@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from penjing.core.artefact import open_artefact
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Finished, Limits, candidate_seed
+from penjing.core.files import refusing
 from penjing.core.measurement import Measurement, Operations
-from penjing.core.plan import Plan, plan_name, plan_to_json
+from penjing.core.plan import Plan, plan_from_json, plan_name, plan_to_json
 from penjing.core.progress import Line
 from penjing.core.scratch import scratch
 from penjing.core.target import Target
@@ -28,6 +29,9 @@ from penjing.measurement.process import RuntimeProcess, factory_of, save_arrays
 from penjing.measurement.quality import maximized
 from penjing.measurement.sittings import Effort
 from penjing.search.build_job import build
+from penjing.search.expected import is_whole, read_expected
+from penjing.search.finished import stop_on_fault, stopping_on_fault
+from penjing.search.resources import limit_measurement
 from penjing.search.session import Session, read_row
 from penjing.search.values import BuildRow, Built, TrialRow
 
@@ -56,7 +60,10 @@ def evaluate(session: Session, plan: Plan, baseline: Trial, limits: Limits, word
     if known is not None:
         return read_row(TrialRow, known, session.ledger.path).trial
     session.say(Line.phase(f"{words} {plan_name(plan)}"))
-    built = session.once("build", data, BuildRow, partial(_build, session, data, key, limits))
+    building = partial(_build, session, data, key, limits)
+    built = session.once("build", data, BuildRow, building)
+    if built.finished.value is not None and not is_whole(artefact_folder(session, key), "artefact"):
+        built = building()
     work = partial(_trial, session, plan, key, built.finished, baseline)
     return session.once("trial", data, TrialRow, work).trial
 
@@ -64,12 +71,13 @@ def evaluate(session: Session, plan: Plan, baseline: Trial, limits: Limits, word
 def _build(session: Session, data: list[dict[str, Any]], key: str, limits: Limits) -> BuildRow:
     folder = artefact_folder(session, key)
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    with refusing(folder):
+        folder.mkdir(parents=True)
     seed = candidate_seed(session.seed, key)
     finished = session.executor.run(
         build, data, session.target, folder, seed, limits=limits, name=key, say=session.say
     )
-    return BuildRow(finished=finished)
+    return BuildRow(finished=stop_on_fault(finished, plan_name(plan_from_json(data))))
 
 
 def _trial(session: Session, plan: Plan, key: str, finished: Finished, baseline: Trial) -> TrialRow:
@@ -82,9 +90,12 @@ def _trial(session: Session, plan: Plan, key: str, finished: Finished, baseline:
     folder = artefact_folder(session, key)
     built = Built.model_validate(finished.value)
     try:
-        results = measure_candidates(session, {name: folder / "artefact"}, {name: built.operations}, "valid")
-        expected = np.load(folder / "expected.npy", allow_pickle=False)
-        exact = run_in_float32(session, session.target, folder / "artefact", len(expected))
+        with stopping_on_fault(name):
+            results = measure_candidates(
+                session, {name: folder / "artefact"}, {name: built.operations}, "valid"
+            )
+            expected = read_expected(folder)
+            exact = run_in_float32(session, session.target, folder / "artefact", len(expected))
         deviation = compare_with_memory(results[name], expected, built.noise, exact)
     except Refused as refused:
         if refused.code == Exit.ENVIRONMENT:
@@ -125,7 +136,10 @@ def measure_candidates(
     if eager:
         entries["eager"] = (session.path("float", "eager"), make_eager_target(session.target), factory)
     entries |= {name: (folder, session.target, factory) for name, folder in folders.items()}
-    return measure_all(entries, session.task, split, REFERENCE, operations, Effort(session.latency_seconds))
+    limits = limit_measurement(session.budget.time)
+    return measure_all(
+        entries, session.task, split, REFERENCE, operations, Effort(session.latency_seconds), limits
+    )
 
 
 def make_eager_target(target: Target) -> Target:

@@ -26,6 +26,7 @@ from penjing.processes.local import LocalExecutor
 from penjing.run.folder import RunFolder, create_run, open_run, read_config
 from penjing.run.ledger import Ledger
 from penjing.run.lock import DriverLock
+from penjing.run.stopwatch import Stopwatch, read_elapsed
 from penjing.search.identity import Question, identify, keep_identity
 from penjing.search.resources import check_memory, estimate_disk_bytes, estimate_model_bytes
 from penjing.search.runtimes import check_target
@@ -91,10 +92,12 @@ def open_session(
         stack.enter_context(DriverLock(run.lock))
         remove_leftovers(run.path)
         stack.enter_context(scratch_in(run.path))
-        fresh = not run.path.joinpath("float").exists()  # killed before its ledger was there, it has nothing
+        begun = run.path.joinpath("float").exists()  # the survey's first trace: before it there is no work
         keep_identity(run, config, identity)
         try:
-            ledger = stack.enter_context(Ledger(run.ledger, create=fresh))
+            ledger = stack.enter_context(Ledger(run.ledger, create=not begun))
+            noted = read_elapsed(run.elapsed)
+            stopwatch = stack.enter_context(Stopwatch(run.elapsed, _elapsed(ledger, noted)))
             executor = stack.enter_context(_executor(model, task, run, say))
             yield Session(
                 folder=run.path,
@@ -109,11 +112,16 @@ def open_session(
                 options=planner,
                 identity=identity.sha256,
                 notes=identity.notes,
-                before=max((float(row.get("elapsed", 0.0)) for _, row in ledger.summaries()), default=0.0),
+                stopwatch=stopwatch,
+                all_time_known=noted is not None or not begun,
                 say=say,
             )
         except KeyboardInterrupt:
             raise KeyboardInterrupt(_how_to_resume(run)) from None
+
+
+def _elapsed(ledger: Ledger, noted: float | None) -> float:
+    return max([noted or 0.0, *(float(row.get("elapsed", 0.0)) for _, row in ledger.summaries())])
 
 
 def _options(options: dict[str, Any]) -> tuple[Say, str, dict[str, Any], Bisection]:

@@ -30,7 +30,7 @@ from penjing.search.resources import limit_candidate
 from penjing.search.result import Result
 from penjing.search.runtimes import choose_runtime
 from penjing.search.session import Session
-from penjing.search.survey import survey_original
+from penjing.search.survey import is_surveyed, survey_original
 from penjing.search.values import Baselines, Survey
 
 PROBED_TRIALS = 6
@@ -74,6 +74,8 @@ def optimize(
 
 def _run(session: Session) -> Result:
     survey = session.once("survey", None, Survey, partial(survey_original, session))
+    if not is_surveyed(session):
+        survey_original(session)
     session.task.check_labels(survey.outputs)
     baselines = session.once("baseline", None, Baselines, partial(measure_baseline, session, survey))
     baseline, asked = baselines.trial, session.target

@@ -17,6 +17,7 @@ from penjing.core.executor import candidate_seed
 from penjing.core.measurement import Estimate
 from penjing.core.plan import Plan, digest, plan_to_json
 from penjing.core.progress import Line
+from penjing.core.system import system_fault
 from penjing.core.trial import Trial
 from penjing.measurement.side_by_side import ratios
 from penjing.planners.candidates import (
@@ -31,6 +32,7 @@ from penjing.planners.candidates import (
 from penjing.planners.recipes import choose_recipes_by_rule
 from penjing.run.folder import describe_environment
 from penjing.search.evaluate import REFERENCE
+from penjing.search.finished import stop_on_fault
 from penjing.search.recipes_job import NO_TIME, deliver_recipes
 from penjing.search.resources import limit_candidate
 from penjing.search.session import Session
@@ -110,6 +112,8 @@ def _known_or_probed(session: Session, legal: tuple[Candidate, ...], start: Tria
             rows, seconds = _probe(session, unknown, start, reference)
             known = (*known, *rows)
         except Refused as refusal:
+            if system_fault(refusal):
+                raise
             reason = str(refusal)
     if not any(row.ratio is not None for row in known):
         notes = (*notes, f"precision recipes go by rules, not measured: {reason or 'none could be timed'}")
@@ -238,7 +242,7 @@ def _made(session: Session, legal: tuple[Candidate, ...], folder: Path) -> _Made
         name=KIND,
         say=session.say,
     )
-    found = finished.value
+    found = stop_on_fault(finished, KIND).value
     if found is None:
         raise Refused(
             "the precision recipes must be written before they are timed",

@@ -11,6 +11,7 @@ from penjing.core.budget import Budget, say
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Limits
 from penjing.core.value import Model
+from penjing.measurement.process import usual_limits
 
 COPIES = 4
 """Copies of the weights in memory at one time: sent, rebuilt in the child, changed there, exported."""
@@ -54,6 +55,17 @@ def limit_candidate(seconds: float | None) -> Limits:
     Without a limit of its own a candidate that grows would be ended by the system, and others with it.
     """
     return Limits(seconds=seconds, memory_bytes=int(MEMORY_SHARE * psutil.virtual_memory().available))
+
+
+def limit_measurement(seconds: float | None) -> Limits:
+    """Return the limits of a process that is measured: a request may take the run's time, and not more.
+
+    Args:
+        seconds: of the whole run; None for the usual limit alone.
+    """
+    usual = usual_limits()
+    most = min(filter(None, (seconds, usual.seconds)), default=None)
+    return usual.model_copy(update={"seconds": most})
 
 
 def estimate_disk_bytes(weights: int, budget: Budget) -> int:

@@ -12,7 +12,7 @@ from penjing.core.target import Runner
 from penjing.core.value import Model
 from penjing.core.verdict import Verdict
 from penjing.report.record import Record
-from penjing.run.reading import read_record
+from penjing.run.reading import find_delivered, read_record
 
 
 class Result:
@@ -40,8 +40,12 @@ class Result:
 
     @property
     def artefact(self) -> Path:
-        """The folder of the delivered model."""
-        return self.folder / self.typed.artefact.path
+        """The folder of the delivered model.
+
+        Raises:
+            Refused: another artefact lies there than the record was written for.
+        """
+        return find_delivered(self.folder, self.typed)
 
     @property
     def report(self) -> Path:
@@ -61,7 +65,8 @@ def open_result(folder: Path | str) -> Result:
     """Open a finished run.
 
     Raises:
-        Refused: not a run directory, the run is not finished, or its record is damaged or foreign.
+        Refused: not a run directory, the run is not finished, its record is damaged or foreign, or it
+            speaks of another artefact than the one that lies there.
     """
     folder = Path(folder).expanduser().absolute()
     if not (folder / "record.json").is_file():
@@ -71,4 +76,6 @@ def open_result(folder: Path | str) -> Result:
             place=str(folder),
             fix=f"resume it with: penjing resume {folder}",
         )
-    return Result(folder, read_record(folder))
+    result = Result(folder, read_record(folder))
+    find_delivered(folder, result.typed)
+    return result

@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from penjing.core.errors import Exit, Refused
 from penjing.core.executor import candidate_seed
 from penjing.core.extras import missing
 from penjing.core.measurement import Latency, Measurement, Operations
 from penjing.core.progress import Line
+from penjing.core.system import system_fault
 from penjing.core.target import Target, need_to_deliver, runtime_for
 from penjing.core.trial import Trial
 from penjing.measurement.measure import Measured, measure_all
@@ -24,7 +23,9 @@ from penjing.measurement.sittings import Effort
 from penjing.planners.bisection import Setting
 from penjing.report.record import RuntimeRow
 from penjing.search.evaluate import REFERENCE, compare_with_memory, judge_trial, run_in_float32
-from penjing.search.resources import limit_candidate
+from penjing.search.expected import read_expected
+from penjing.search.finished import stop_on_fault
+from penjing.search.resources import limit_candidate, limit_measurement
 from penjing.search.runtimes_job import deliver_float
 from penjing.search.session import Session
 from penjing.search.values import RuntimeChoice, Survey
@@ -148,10 +149,11 @@ def _deliver(session: Session, targets: dict[str, Target]) -> tuple[dict[str, st
         name="runtimes",
         say=session.say,
     )
-    if finished.value is None:
+    found = stop_on_fault(finished, "runtimes").value
+    if found is None:
         reason = f"{finished.status}: {finished.reason}"
         return dict.fromkeys(targets, reason), {"export": finished.seconds}
-    return dict(finished.value["refused"]), dict(finished.value["seconds"])
+    return dict(found["refused"]), dict(found["seconds"])
 
 
 def _measure(
@@ -167,7 +169,7 @@ def _measure(
     counts = dict.fromkeys(entries, operations)
     found = _measured(session, entries, counts, reasons)
     trials = {}
-    expected = np.load(session.path("float", "expected.npy"), allow_pickle=False)
+    expected = read_expected(session.path("float"))
     for label in found.keys() - {REFERENCE}:
         exact = run_in_float32(session, targets[label], artefacts[label], len(expected))
         deviation = compare_with_memory(found[label], expected, noise, exact)
@@ -186,20 +188,27 @@ def _measured(
     session: Session, entries: dict[str, Any], counts: dict[str, Any], reasons: dict[str, str]
 ) -> dict[str, Measured]:
     """Measure side by side; what cannot be loaded or run is left out with its reason, and tried no more."""
+    limits = limit_measurement(session.budget.time)
     try:
-        return measure_all(entries, session.task, "valid", REFERENCE, counts, Effort(session.latency_seconds))
-    except Refused:
+        return measure_all(
+            entries, session.task, "valid", REFERENCE, counts, Effort(session.latency_seconds), limits
+        )
+    except Refused as error:
+        if system_fault(error):
+            raise
         alone = {}
         for label, entry in entries.items():
             pair = {REFERENCE: entries[REFERENCE], label: entry}
             try:
-                measure_all(pair, session.task, "valid", REFERENCE, counts, Effort(0.0))
+                measure_all(pair, session.task, "valid", REFERENCE, counts, Effort(0.0), limits)
                 alone[label] = entry
             except Refused as refusal:
                 if label == REFERENCE:
                     raise
                 reasons[label] = str(refusal)
-        return measure_all(alone, session.task, "valid", REFERENCE, counts, Effort(session.latency_seconds))
+        return measure_all(
+            alone, session.task, "valid", REFERENCE, counts, Effort(session.latency_seconds), limits
+        )
 
 
 def _fastest(session: Session, trials: Mapping[str, Trial], reasons: Mapping[str, str]) -> str:

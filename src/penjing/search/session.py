@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from penjing.core.budget import Budget
-from penjing.core.errors import Refused
+from penjing.core.errors import Exit, Refused
 from penjing.core.executor import Executor
 from penjing.core.plan import digest
 from penjing.core.progress import Say
@@ -20,6 +20,7 @@ from penjing.core.task import Task
 from penjing.core.value import Model, Value
 from penjing.planners.bisection import Bisection
 from penjing.run.ledger import Ledger
+from penjing.run.stopwatch import Stopwatch
 
 Row = TypeVar("Row", bound=Value)
 
@@ -40,7 +41,8 @@ class Session:
         target: where candidates run; the one that was chosen, once it is.
         reference: where the float model runs that they are compared with.
         notes: on what the identity could not read.
-        before: seconds that earlier sessions of this run have spent.
+        stopwatch: seconds of the run, earlier sessions included.
+        all_time_known: whether how long every earlier session took is known.
         say: receives one line of progress at a time.
     """
 
@@ -56,14 +58,14 @@ class Session:
     options: Bisection
     identity: str
     notes: tuple[str, ...]
-    before: float
+    stopwatch: Stopwatch
+    all_time_known: bool
     say: Say
-    started: float = field(default_factory=time.monotonic)
 
     @property
     def elapsed(self) -> float:
         """Return the seconds that the run has taken, earlier sessions included."""
-        return self.before + time.monotonic() - self.started
+        return self.stopwatch.elapsed
 
     @property
     def latency_seconds(self) -> float:
@@ -96,6 +98,11 @@ class Session:
             result = work()
         except KeyboardInterrupt:
             self.ledger.take_back(key)
+            raise
+        except Refused as refused:
+            if refused.code == Exit.ENVIRONMENT:  # the machine's fault: tried again on resume
+                with suppress(Refused):  # a full disk does not take that note either
+                    self.ledger.take_back(key)
             raise
         self.ledger.put(key, result.model_dump(mode="json") | {"elapsed": self.elapsed})
         return result

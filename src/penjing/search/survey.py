@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 
 from penjing.core.errors import Refused
 from penjing.core.executor import Finished, candidate_seed, refused_from
 from penjing.core.progress import Line
+from penjing.search.expected import is_whole
+from penjing.search.finished import stop_on_fault
 from penjing.search.resources import limit_candidate
 from penjing.search.session import Session
 from penjing.search.survey_job import survey
@@ -21,6 +24,7 @@ def survey_original(session: Session) -> Survey:
     """
     session.say(Line.phase("looking at the model"))
     start = time.perf_counter()
+    _clear(session)
     finished = session.executor.run(
         survey,
         session.target,
@@ -31,8 +35,19 @@ def survey_original(session: Session) -> Survey:
         name="survey",
         say=session.say,
     )
-    found = Survey.model_validate(_value(finished))
+    found = Survey.model_validate(_value(stop_on_fault(finished, "the survey")))
     return found.model_copy(update={"wall": time.perf_counter() - start})
+
+
+def is_surveyed(session: Session) -> bool:
+    """Tell whether the float files that a survey writes are there; after a power cut they may not be."""
+    return is_whole(session.path("float"), "target")
+
+
+def _clear(session: Session) -> None:
+    """Remove what a survey that was stopped has written: a folder is made once, and whole."""
+    for name in ("target", "eager"):
+        shutil.rmtree(session.path("float", name), ignore_errors=True)
 
 
 def _value(finished: Finished) -> object:

@@ -6,8 +6,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from penjing.core.apply import apply
 from penjing.core.artefact import deliver
 from penjing.core.backend import Arrays, Backend, GradientBackend, backend_for
@@ -23,6 +21,7 @@ from penjing.planners.recovery import plan_recovery
 from penjing.processes.packing import pack
 from penjing.search.build_job import CHECKED_EXAMPLES, STEP_EXAMPLES, Shared
 from penjing.search.clock import Clock
+from penjing.search.expected import write_expected
 from penjing.search.values import GroupFacts, LayerFacts, Precision, Survey
 
 PROBE_STEPS = 4
@@ -54,7 +53,7 @@ def survey(
     with clock.count("evaluation"):
         expected, noise = twice(backend, model, task, CHECKED_EXAMPLES, task.batch_size)
         spread, notes = spread_of(backend, model, task, STEP_EXAMPLES) if noise else (0.0, ())
-    np.save(folder / "float" / "expected.npy", expected, allow_pickle=False)
+    write_expected(folder / "float", expected)
     precision, epoch_seconds = _pace(model, backend, task, seed, clock, probe_precisions)
     return Survey(
         backend=backend.name,

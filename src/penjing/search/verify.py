@@ -17,8 +17,8 @@ from penjing.core.verdict import Verdict
 from penjing.measurement.certify import certify
 from penjing.measurement.measure import measure_all
 from penjing.measurement.process import factory_of
-from penjing.run.reading import find_best, read_record
-from penjing.search.certification import judge_limits
+from penjing.run.reading import find_best, find_delivered, read_record
+from penjing.search.certification import Used, judge_limits
 from penjing.search.evaluate import REFERENCE
 
 
@@ -40,10 +40,17 @@ def verify(folder: Path | str, task: Task, budget: Budget, *, model: Model | Non
     model = None if model is None else enter(model, task)[1]
     folder = Path(folder).expanduser().absolute()
     run = (folder / "best.json").is_file()
-    artefact = open_artefact(find_best(folder) if run else folder)
+    artefact = open_artefact(_delivered_by(folder) if run else folder)
     with scratch() as temporary:
         baseline = folder / "float" / "target" if run else _delivered(model, task, artefact, temporary)
         return _judge(artefact, baseline, task, budget, model, _operations(folder) if run else {})
+
+
+def _delivered_by(run: Path) -> Path:
+    """Return the folder that a run delivered: what its record names, with the hash that it names."""
+    if (run / "record.json").is_file():
+        return find_delivered(run, read_record(run))
+    return find_best(run)
 
 
 def _delivered(model: Model | None, task: Task, artefact: Artefact, folder: Path) -> Path:
@@ -88,8 +95,9 @@ def _judge(
         task,
         budget.max_drop,
         budget.confidence,
+        task.test.groups,
     )
     limits = budget.model_copy(update={"time": None, "trials": None})
     return judge_limits(
-        limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, (0.0, 0)
+        limits, found["artefact"].measurement, found[REFERENCE].measurement, certificate, Used()
     )

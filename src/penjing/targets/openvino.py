@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
 from penjing.core.extras import bring
+from penjing.core.memory_limit import is_trusted, require_bounds
 from penjing.core.method import Change, Changes
 from penjing.core.scratch import scratch
 from penjing.core.target import Target, need_to_deliver
 from penjing.core.value import Model
+from penjing.targets.openvino_safety import check_sizes, check_text
 from penjing.targets.signature import Guard, TensorSpec, find_fixed_batch
 
 if TYPE_CHECKING:
@@ -177,8 +179,12 @@ def _compiled(folder: Path, target: Target) -> CompiledModel:
         )
     core = ov.Core()
     _check_files(folder)
+    check_text(folder / FILE, folder / WEIGHTS)
     try:
         model = core.read_model(folder / FILE, folder / WEIGHTS)
+        if not is_trusted():
+            place = str(folder / FILE)
+            require_bounds(check_sizes(model, (folder / WEIGHTS).stat().st_size, place), place)
         compiled = core.compile_model(model, device, make_settings(target))
     except _ERRORS as error:
         raise _refused("must load in OpenVINO", error, str(folder / FILE), LOAD_FIX) from error

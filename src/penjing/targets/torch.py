@@ -15,10 +15,12 @@ from safetensors import SafetensorError
 
 from penjing.backends.torch.quantizers import refuse_simulated
 from penjing.backends.torch.replay import replay
+from penjing.backends.torch.stored.bounds import check_sizes
 from penjing.backends.torch.structure.history import HISTORY, history
 from penjing.core.artefact import open_artefact
 from penjing.core.backend import Arrays
 from penjing.core.errors import Exit, Refused
+from penjing.core.memory_limit import EXAMPLES, is_trusted, require_bounds
 from penjing.core.target import Target
 from penjing.core.value import Model
 from penjing.targets import stored_graph, torch_weights
@@ -149,6 +151,8 @@ def _module(
             fix="pass model=, a function without arguments that makes your module",
         )
     net = stored_graph.read(folder, folder / WEIGHTS)
+    if not is_trusted():
+        require_bounds(check_sizes(net, [_sized(spec) for spec in specs]), str(folder / stored_graph.GRAPH))
     setattr(net, HISTORY, recipe["history"])
     return net, specs
 
@@ -224,6 +228,13 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         raise Refused(
             "must be a readable recipe", value=error, place=str(path), fix="deliver the model again"
         ) from error
+
+
+def _sized(spec: TensorSpec) -> tuple[list[int], torch.dtype]:
+    """Return shape and type of a small batch of an input."""
+    batch, other = EXAMPLES[0]
+    shape = [(batch if i == 0 else other) if d is None else d for i, d in enumerate(spec.shape)]
+    return shape, torch.from_numpy(np.zeros(0, spec.dtype)).dtype
 
 
 def _zeros(specs: tuple[TensorSpec, ...], batch: int) -> Arrays:

@@ -18,6 +18,7 @@ from penjing.backends.onnx.graph.layers import restore_weight_names
 from penjing.backends.onnx.safety.checks import check_proto
 from penjing.backends.onnx.safety.files import LARGEST_FILE, read_proto
 from penjing.core.errors import Refused
+from penjing.core.memory_limit import is_trusted
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -210,18 +211,28 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0][:300]
 
 
-def load_onnx(path: str | Path) -> OnnxModel:
+def load_onnx(path: str | Path, trusted: bool = False) -> OnnxModel:
     """Read and check an ONNX file; nothing in it is executed.
 
     External data is read only from regular files beside the model. The model is checked in full before
-    a runtime sees it: structure, types, operators, depth of functions, sizes of constants.
+    a runtime sees it: structure, types, operators, functions, and how much memory and work a call can take.
+    A model in which that depends on the values of the inputs (a `Loop` until a condition holds, a length that
+    is computed from them) is read only in a process with a limit on its memory, or where it is trusted.
+
+    Args:
+        path: of the file.
+        trusted: you know who made the file: memory and work of a call are not judged.
 
     Raises:
         Refused: the file is missing, empty, truncated, no ONNX, made for a newer version, has operators
-            that are not known, or refers to data outside its folder.
+            that are not known, refers to data outside its folder, or could take memory without a bound.
+
+    >>> model = load_onnx("resnet18.onnx")  # doctest: +SKIP
+    >>> model.run((images,))[0].shape  # doctest: +SKIP
+    (8, 1000)
     """
     path = Path(path)
     proto = read_proto(path)
-    check_proto(proto, str(path))
+    check_proto(proto, str(path), trusted or is_trusted())
     restore_weight_names(proto)
     return OnnxModel(proto)

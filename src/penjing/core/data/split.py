@@ -77,6 +77,7 @@ class LiveSplit:
 
     inputs = None
     targets = None
+    groups = None
 
     def __init__(self, walk: Walk, length: int, name: str) -> None:
         self._walk = walk

@@ -62,8 +62,9 @@ def _tensors(proto: ModelProto) -> Iterator[TensorProto]:
             for attribute in node.attribute:
                 yield from [attribute.t] if attribute.HasField("t") else attribute.tensors
                 graphs.extend([attribute.g] if attribute.HasField("g") else attribute.graphs)
-                if attribute.HasField("sparse_tensor"):
-                    yield from (attribute.sparse_tensor.values, attribute.sparse_tensor.indices)
+                sparse = [attribute.sparse_tensor] if attribute.HasField("sparse_tensor") else []
+                for entry in (*sparse, *attribute.sparse_tensors):
+                    yield from (entry.values, entry.indices)
     for graph in graphs:
         yield from graph.initializer
         for sparse in graph.sparse_initializer:

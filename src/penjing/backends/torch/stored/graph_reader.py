@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from penjing.backends.torch.cut.exported import NAMES, Code, ExportedNet
+from penjing.backends.torch.stored.bounds import check_integers
 from penjing.backends.torch.stored.graph_json import (
     FORMAT,
     WRITE_AGAIN,
@@ -83,6 +84,7 @@ class _Reader:
                 place="graph.json",
                 fix=WRITE_AGAIN,
             )
+        check_integers(self._data["nodes"])
         for entry in self._data["nodes"]:
             self._nodes.append(self._call(entry))
         outputs = decode(list(self._data["outputs"]), self._resolve)

@@ -1,0 +1,1 @@
+"""Hostile files: each made by a few lines, none of them large."""
