@@ -55,6 +55,9 @@ def zeros_in_the_middle(path):
 
 DAMAGE = {
     "zeros": zeros_in_the_middle,
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:5000]),
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
 }
 
 

@@ -231,11 +231,20 @@ def test_a_transaction_that_was_cut_short_is_read_around_and_not_undone_in_place
 def test_long_lists_lie_beside_their_rows(tmp_path):
     path, long = tmp_path / "l", [0.123456789 + i for i in range(100)]
     record = {"p50": 1.5, "latency": {"quantiles": long, "few": [1, 2]}, "changes": [{"layer": "x" * 300}]}
+    record["per_class"] = {f"class {i}": i / 7 for i in range(40)}
     with Ledger(path) as ledger:
         ledger.put("trial-1", record)
         ledger.put("build-1", {})
         assert list(ledger.summaries("trial-")) == [
-            ("trial-1", {"p50": 1.5, "latency": {"quantiles": None, "few": [1, 2]}, "changes": None})
+            (
+                "trial-1",
+                {
+                    "p50": 1.5,
+                    "latency": {"quantiles": None, "few": [1, 2]},
+                    "changes": None,
+                    "per_class": None,
+                },
+            )
         ]
         assert [key for key, _ in ledger.summaries()] == ["trial-1", "build-1"]
         assert ledger.get("trial-1") == record

@@ -102,8 +102,8 @@ class LedgerReader:
     def summaries(self, kind: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield every key that begins with `kind`, with its result, in the order in which they were put.
 
-        One row is in memory at a time, and long lists (`penjing.run.ledger_rows.LONG`) are left where they
-        are: None stands for them.
+        One row is in memory at a time, and long lists and tables (`penjing.run.ledger_rows.LONG`) are left
+        where they are: None stands for them.
         """
         with self._reading() as db:
             for row in db.execute(f"{self._results} ORDER BY seq"):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 LONG = 256
-"""Lists whose JSON has more characters (quantiles, changes of layers) are kept beside their row."""
+"""Lists and flat tables whose JSON has more characters (quantiles, changes of layers, recall of classes) are
+kept beside their row."""
 MOST_BYTES = 2**28
 """What one row may hold; a hostile ledger could ask for any amount."""
 
@@ -25,8 +26,8 @@ class Packed:
     """A record in the form of a row.
 
     Attributes:
-        text: JSON of the record, with null for each long list.
-        arrays: compressed JSON of the long lists with their places; empty where there are none.
+        text: JSON of the record, with null for each long list or table.
+        arrays: compressed JSON of these with their places; empty where there are none.
     """
 
     text: str
@@ -34,7 +35,7 @@ class Packed:
 
 
 def pack_record(record: dict[str, Any]) -> Packed:
-    """Return a record as text, with its long lists beside it.
+    """Return a record as text, with its long lists and tables beside it.
 
     Raises:
         ValueError: a value is NaN, infinite or no JSON.
@@ -52,7 +53,7 @@ def pack_record(record: dict[str, Any]) -> Packed:
 
 
 def unpack_record(text: str, arrays: bytes = b"") -> dict[str, Any]:
-    """Return the record of a row; without its arrays, null stands for each long list.
+    """Return the record of a row; without its arrays, null stands for each of them.
 
     Raises:
         DamagedRow: the row holds something else, or more than `MOST_BYTES`.
@@ -88,9 +89,10 @@ def _dump(value: Any) -> str:
 
 
 def _without_long(value: Any, path: _Path, beside: list[tuple[_Path, Any]]) -> Any:
-    if isinstance(value, dict):
+    nested = isinstance(value, dict) and any(isinstance(part, dict | list | tuple) for part in value.values())
+    if isinstance(value, dict) and (nested or not path):
         return {key: _without_long(part, (*path, str(key)), beside) for key, part in value.items()}
-    if path and isinstance(value, list | tuple) and len(_dump(value)) > LONG:
+    if path and isinstance(value, dict | list | tuple) and len(_dump(value)) > LONG:
         beside.append((path, value))
         return None
     return value

@@ -121,7 +121,7 @@ def open_session(
 
 
 def _elapsed(ledger: Ledger, noted: float | None) -> float:
-    return max([noted or 0.0, *(float(row.get("elapsed", 0.0)) for _, row in ledger.all())])
+    return max([noted or 0.0, *(float(row.get("elapsed", 0.0)) for _, row in ledger.summaries())])
 
 
 def _options(options: dict[str, Any]) -> tuple[Say, str, dict[str, Any], Bisection]:
