@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -311,8 +312,8 @@ def test_a_regression_without_labels(task):
     before = np.abs(outputs(student, x) - wanted).mean()
     distill_torch(student, Distill(loss="mse", alpha=1, epochs=5, batch_size=32), context(own, teacher))
     assert np.abs(outputs(student, x) - wanted).mean() < 0.3 * before
-    with pytest.raises(Refused, match="loss='mse'"):
-        distill_torch(student, Distill(), context(own, teacher))
+    with pytest.raises(Refused, match=r"'logits' cannot compare outputs that are values.*'mse'"):
+        distill_torch(student, Distill(loss="logits"), context(own, teacher))
 
 
 class Tagger(nn.Module):
@@ -351,11 +352,14 @@ def test_students_with_other_outputs_are_refused_with_both_shapes(task, teacher)
         distill_torch(student, Distill(), context(task, teacher))
 
 
-def test_outputs_that_are_no_rows_of_logits_are_refused(task):
+def test_outputs_that_are_no_rows_of_logits_are_no_classes(task):
     single = nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Sigmoid())
     own = Task(train=task.train, loss=lambda outputs, targets: (outputs[:, 0] - targets).abs().mean())
+    with pytest.raises(Refused, match=r"cannot compare.*are values.*outputs \(256, 1\), targets \(256,\)"):
+        distill_torch(single, Distill(loss="logits"), context(own, copy.deepcopy(single)))
+    named = replace(own, loss="cross_entropy")
     with pytest.raises(Refused, match="at least two logits"):
-        distill_torch(single, Distill(), context(own, copy.deepcopy(single)))
+        distill_torch(single, Distill(), context(named, copy.deepcopy(single)))
 
 
 @pytest.mark.parametrize(

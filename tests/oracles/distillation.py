@@ -149,6 +149,18 @@ def generalized_divergence(student: NDArray[Any], teacher: NDArray[Any], beta: f
     return float(beta * parts[0] + (1 - beta) * parts[1])
 
 
+def sigmoid_loss(student: NDArray[Any], teacher: NDArray[Any], temperature: float) -> float:
+    """Return the mean over rows of the divergence of independent labels, times temperature squared.
+
+    Args:
+        student, teacher: logits `[n, labels]`.
+        temperature: above 0.
+    """
+    p, q = (1 / (1 + np.exp(-np.asarray(z) / temperature)) for z in (teacher, student))
+    each = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+    return float(temperature**2 * each.sum(axis=1).mean())
+
+
 def softened_mean(logits: NDArray[Any], weights: NDArray[Any], temperature: float) -> NDArray[np.float64]:
     """Return logits whose softmax at a temperature is the weighted mean of several teachers'.
 

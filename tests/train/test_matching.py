@@ -6,7 +6,8 @@ import torch
 
 from oracles import distillation as oracle
 from penjing.core.errors import Refused
-from penjing.train.matching import MatchingLoss
+from penjing.core.kind import Kind
+from penjing.train.matching import LOSS_NAMES, MatchingLoss, choose_loss
 
 LABELS = np.array([0, 6, 2, 3, 3])
 
@@ -22,6 +23,8 @@ def reference(match, student, teacher):
         return oracle.correlation_loss(student, teacher, match.balance, match.temperature)
     if match.loss == "mse":
         return oracle.squared_loss(student, teacher)
+    if match.loss == "sigmoid":
+        return oracle.sigmoid_loss(student, teacher, match.temperature)
     return oracle.listwise_loss(student, teacher, match.temperature)
 
 
@@ -40,6 +43,7 @@ def logits(seed=3, shape=(5, 7)):
         MatchingLoss("dist", standardize=False, balance=(2.0, 3.0)),
         MatchingLoss("mse", standardize=False),
         MatchingLoss("ranking", standardize=False),
+        MatchingLoss("sigmoid", standardize=False),
     ],
     ids=lambda m: f"{m.loss}-{m.standardize}",
 )
@@ -124,6 +128,41 @@ def test_several_teachers(loss, standardize):
     assert found == pytest.approx(reference(plain, student, wanted))
 
 
+def test_labels_of_several_teachers_have_the_mean_of_their_probabilities():
+    student, one, two = (torch.from_numpy(logits(seed)) for seed in (1, 2, 3))
+    match = MatchingLoss("sigmoid", 2.0, False, weights=(1.0, 3.0))
+    probability = ((one / 2).sigmoid() + 3 * (two / 2).sigmoid()) / 4
+    mean = (2 * probability.logit()).numpy()
+    found = match(student, torch.stack([one, two], 1), torch.tensor(LABELS)).item()
+    assert found == pytest.approx(oracle.sigmoid_loss(student.numpy(), mean, 2.0))
+    flat = MatchingLoss("sigmoid", 1.0, False)(student[:, 0], one[:, :1], torch.tensor(LABELS)).item()
+    assert flat == pytest.approx(oracle.sigmoid_loss(student[:, :1].numpy(), one[:, :1].numpy(), 1.0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "chosen", "refused"),
+    [
+        (Kind.CLASSES, "logits", ()),
+        (Kind.LABELS, "sigmoid", ("logits", "dkd", "dist", "ranking")),
+        (Kind.VALUES, "mse", ("logits", "dkd", "dist", "sigmoid")),
+    ],
+)
+def test_what_the_outputs_are_decides_how_they_are_compared(kind, chosen, refused):
+    assert choose_loss("auto", kind, (8, 3), (8, 3)) == chosen
+    for loss in LOSS_NAMES[1:]:
+        if loss not in refused:
+            assert choose_loss(loss, kind, (8, 3), (8, 3)) == loss
+            continue
+        with pytest.raises(Refused, match=r"outputs \(8, 3\), targets \(8, 3\)"):
+            choose_loss(loss, kind, (8, 3), (8, 3))
+
+
+def test_targets_that_do_not_tell_need_a_loss_by_name():
+    with pytest.raises(Refused, match="needs targets that tell"):
+        choose_loss("auto", Kind.OTHER, (8, 3), (8, 5))
+    assert choose_loss("logits", Kind.OTHER, (8, 3), (8, 5)) == "logits"
+
+
 def refusal(match, student, teachers, labels):
     with pytest.raises(Refused) as caught:
         match(student, teachers, labels)
@@ -133,7 +172,7 @@ def refusal(match, student, teachers, labels):
 
 def test_what_cannot_be_compared_is_refused():
     rows = torch.zeros(4, dtype=torch.long)
-    plain = MatchingLoss()
+    plain = MatchingLoss("logits")
     found = refusal(plain, torch.randn(4, 3), torch.randn(4, 1, 5), rows)
     assert "student (4, 3), teacher (4, 5)" in found
     assert "at least two logits" in refusal(plain, torch.randn(4, 1), torch.randn(4, 1, 1), rows)

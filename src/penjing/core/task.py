@@ -14,6 +14,7 @@ from penjing.core.data.missing import complete, observations, refuse_different_e
 from penjing.core.data.reading import Reader
 from penjing.core.data.split import Arrays, Batch, LiveSplit, Split
 from penjing.core.errors import Exit, Refused
+from penjing.core.kind import KINDS, Kind
 
 __all__ = ["Arrays", "Batch", "LiveSplit", "Split", "Task"]
 
@@ -27,7 +28,10 @@ class Task:
             set, a re-iterable loader, or a function that makes an iterator of batches. Training data other
             than arrays is read anew on every pass; the other two are read once. Without `test`, half of
             `valid` is held back; without `valid`, a part of `train`.
-        loss: `cross_entropy`, or a function of (outputs, targets) in the model's framework.
+        loss: of classes `cross_entropy`; of labels that may hold together, one logit or several,
+            `binary_cross_entropy` (`bce`); of numbers `mse`, `mae` or `huber`; or a function of (outputs,
+            targets) in the model's framework. Other losses than `cross_entropy` need a `metric` that is a
+            function.
         metric: a name, or a function of (outputs, targets) as NumPy arrays that returns a number.
         direction: `maximize` or `minimize`; needed for a function.
         metric_range: least and greatest value of a metric that is a function, for one example (0 and 5 for
@@ -128,7 +132,9 @@ class Task:
 
     @property
     def _labelled(self) -> bool:
-        return self.loss == "cross_entropy" or isinstance(self.metric, str)
+        if isinstance(self.loss, str):
+            return KINDS.get(self.loss) is Kind.CLASSES
+        return isinstance(self.metric, str)
 
     def _check_settings(self) -> None:
         if callable(self.metric) and self.direction is None:
@@ -138,6 +144,14 @@ class Task:
                 value=getattr(self.metric, "__name__", "a function"),
                 code=Exit.USAGE,
                 fix='pass direction="maximize" or "minimize"',
+            )
+        if isinstance(self.metric, str) and KINDS.get(str(self.loss), Kind.CLASSES) is not Kind.CLASSES:
+            raise Refused(
+                f"must be a function with the loss {self.loss!r}, for named metrics judge classes",
+                value=repr(self.metric),
+                place="task.metric",
+                fix='pass metric=a function of (outputs, targets) and direction="maximize" or "minimize"',
+                code=Exit.USAGE,
             )
         self._check_range()
         if not _is_number(self.max_overlap) or not 0 <= self.max_overlap <= 1:

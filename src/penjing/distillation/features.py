@@ -101,7 +101,7 @@ def distill_features(model: nn.Module, method: DistillFeatures, context: Context
         teacher = stack.enter_context(freeze_teacher(context, method.strategy.precision))
         features = stack.enter_context(tapped(model, [name for name, _ in pairs]))
         teacher_features = stack.enter_context(tapped(teacher.module, [name for _, name in pairs]))
-        match = make_matching_loss(DistillationConfig(method.temperature), teacher, context.task.loss)
+        match = make_matching_loss(DistillationConfig(method.temperature), teacher, context)
         hard = make_objective(context.task, method.strategy.label_smoothing)
 
         def objective(outputs: Any, inputs: Tensors, targets: Tensor) -> Tensor:

@@ -36,11 +36,13 @@ class LossDefaults:
 
 
 LOSSES: dict[LossName, LossDefaults] = {
+    "auto": LossDefaults(0.9, 2.0, standardize=True),
     "logits": LossDefaults(0.9, 2.0, standardize=True),
     "dkd": LossDefaults(0.5, 4.0, standardize=False, balance=(1.0, 8.0), loss_warmup=20 / 240),
     "dist": LossDefaults(0.5, 4.0, standardize=False, balance=(2.0, 2.0)),
     "mse": LossDefaults(0.9, None),
     "ranking": LossDefaults(0.9, 1.0),
+    "sigmoid": LossDefaults(0.9, 2.0),
 }
 """By name; those of `dkd` and `dist` are their papers' for CIFAR-100, halved with the task's own loss."""
 
@@ -53,17 +55,20 @@ class Distill(DistillationMethod):
     left out.
 
     Attributes:
-        loss: `logits`: Hinton's (2015), with the logits of both standardized (Sun et al., CVPR 2024) unless
-            `standardize` is false; `dkd`: the label's class and the others apart (Zhao et al., CVPR 2022);
+        loss: `auto`: by what the outputs are (`penjing.core.kind`), `logits` for classes, `sigmoid` for
+            labels, `mse` for numbers; `logits`: Hinton's (2015), with the logits of both standardized (Sun et
+            al., CVPR 2024) unless `standardize` is false; `sigmoid`: divergence of labels that are
+            independent of each other, each with a logit; `dkd`: the label's class and the others apart
+            (Zhao et al., CVPR 2022);
             `dist`: correlation between and within classes (Huang et al., NeurIPS 2022); `mse`: mean squared
             difference of outputs of any shape; `ranking`: which of the candidates of a row `[n, candidates]`
             is first (Cao et al., ICML 2007; a candidate that the teacher scores minus infinity is none).
-        temperature: softens both distributions; None: the loss's own, 2 for `logits`, 4 for `dkd` and
-            `dist`, 1 for `ranking`. `mse` has none.
+        temperature: softens both distributions; None: the loss's own, 2 for `logits` and `sigmoid`, 4
+            for `dkd` and `dist`, 1 for `ranking`. `mse` has none.
         alpha: share of the teacher's loss in [0, 1]; at 1 labels are not used (but by `dkd`). None: the
             loss's own, 0.5 for `dkd` and `dist`, 0.9 for the others, and 1 without data.
         standardize: whether logits are standardized row by row first, where there are more than two; None:
-            in `logits` only. `mse` and `ranking` cannot.
+            in `logits` only. `mse`, `sigmoid` and `ranking` cannot.
         balance: weights of the two terms of `dkd` (the label's class, the others: 1 and 8 by default) or of
             `dist` (between, within classes: 2 and 2); the other losses have none.
         loss_warmup: share of the training in which the teacher's loss rises to its weight, in [0, 1]; None:
@@ -79,7 +84,7 @@ class Distill(DistillationMethod):
     Distill(epochs=2.0, loss='dkd')
     """
 
-    loss: LossName = "logits"
+    loss: LossName = "auto"
     temperature: float | None = Field(default=None, gt=0, le=1000)
     alpha: float | None = Field(default=None, ge=0, le=1)
     standardize: bool | None = None

@@ -9,10 +9,11 @@ from pydantic import Field
 
 from penjing.core.context import Context
 from penjing.core.errors import Refused
+from penjing.core.kind import IGNORED_TARGET
 from penjing.core.method import Outcome
 from penjing.core.registry import handles
 from penjing.train.method import DistillationMethod
-from penjing.train.objective import IGNORED_TARGET, Tensors, make_objective
+from penjing.train.objective import Tensors, make_objective
 from penjing.train.outcome import train_by_method
 from penjing.train.teacher import Teacher, freeze_teacher, list_teachers, wrap_context
 

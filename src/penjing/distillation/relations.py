@@ -98,7 +98,7 @@ def distill_relations(model: nn.Module, method: DistillRelations, context: Conte
         for mine, its in pairs:
             _check(student.calls[mine], attending.calls[its], method)
         compare = _scores if method.relation == "scores" else partial(_relations, method.heads)
-        match = make_matching_loss(DistillationConfig(method.temperature), teacher, task.loss)
+        match = make_matching_loss(DistillationConfig(method.temperature), teacher, context)
         hard = make_objective(task, method.strategy.label_smoothing)
 
         def objective(outputs: Any, inputs: Tensors, targets: Tensor) -> Tensor:

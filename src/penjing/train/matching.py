@@ -6,20 +6,64 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from penjing.core.errors import Refused
-from penjing.train.objective import IGNORED_TARGET
+from penjing.core.kind import IGNORED_TARGET, Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LossName = Literal["logits", "dkd", "dist", "mse", "ranking"]
+LossName = Literal["auto", "logits", "dkd", "dist", "mse", "ranking", "sigmoid"]
 LOSS_NAMES: tuple[LossName, ...] = get_args(LossName)
 
 SIGNS_ONLY = 2
 """So many logits, standardized, are 1 and -1 whatever they were."""
 
-_OTHERWISE = (
-    "use Distill(loss='mse') for outputs of another kind, or train without a teacher, as FineTune does"
-)
+_OTHERWISE = "use Distill(loss='sigmoid') for labels, Distill(loss='mse') for numbers"
+
+FITTING: dict[Kind, tuple[LossName, ...]] = {
+    Kind.CLASSES: ("logits", "dkd", "dist", "mse", "ranking", "sigmoid"),
+    Kind.LABELS: ("sigmoid", "mse"),
+    Kind.VALUES: ("mse", "ranking"),
+    Kind.OTHER: ("logits", "dkd", "dist", "mse", "ranking", "sigmoid"),
+}
+"""Losses that mean something for each kind of outputs, the one that `auto` takes first."""
+
+
+def choose_loss(asked: LossName, kind: Kind, outputs: tuple[int, ...], targets: tuple[int, ...]) -> LossName:
+    """Return the loss by which outputs of a kind are compared.
+
+    A softmax ties outputs together that compete; between independent labels, or numbers, it compares what
+    nobody asked for.
+
+    Args:
+        asked: a name, or `auto`.
+        kind: of the outputs.
+        outputs, targets: shapes, for the refusal.
+
+    Raises:
+        Refused: a loss that means nothing for the kind, or `auto` for outputs of no kind that is known.
+
+    >>> choose_loss("auto", Kind.LABELS, (32, 20), (32, 20))
+    'sigmoid'
+    """
+    fitting = FITTING[kind]
+    shapes = f"outputs {outputs}, targets {targets}"
+    if asked == "auto":
+        if kind is Kind.OTHER:
+            raise Refused(
+                "loss 'auto' needs targets that tell what the outputs are",
+                value=shapes,
+                place="distillation",
+                fix="say loss='logits' for classes, 'sigmoid' for labels, 'mse' for numbers",
+            )
+        return fitting[0]
+    if asked not in fitting:
+        raise Refused(
+            f"loss {asked!r} cannot compare outputs that are {kind}",
+            value=shapes,
+            place="distillation",
+            fix=f"leave loss out, or take {' or '.join(repr(name) for name in fitting)}",
+        )
+    return asked
 
 
 @dataclass(frozen=True)
@@ -27,11 +71,12 @@ class MatchingLoss:
     """A loss between outputs, as `penjing.arrays.distillation` defines it.
 
     `logits`: Hinton et al. 2015; `dkd`: Zhao et al. 2022; `dist`: Huang et al. 2022; `mse`: the mean squared
-    difference of outputs of any shape; `ranking`: listwise, of scores `[n, candidates]` (Cao et al. 2007).
+    difference of outputs of any shape; `sigmoid`: the divergence of independent labels, each of its own
+    logit, summed over the last axis; `ranking`: listwise, of scores `[n, candidates]` (Cao et al. 2007).
     Several teachers are one whose softened distribution is their weighted mean (for `mse`: whose outputs).
 
     Attributes:
-        loss: its name.
+        loss: its name; `auto` was chosen before (`choose_loss`).
         temperature: above 0; `mse` has none.
         standardize: whether logits of both sides are standardized row by row first; two stay as they are.
         balance: weights of the two terms of `dkd` and `dist`.
@@ -75,11 +120,13 @@ class MatchingLoss:
             student, teachers, labels = _labelled(student, teachers, labels)
         if len(student) == 0:
             return student.sum() * 0.0
-        if self.standardize and self.loss != "mse" and student.shape[-1] > SIGNS_ONLY:
+        if self.standardize and not self._elementwise and student.shape[-1] > SIGNS_ONLY:
             student, teachers = losses.standardize(student), losses.standardize(teachers)
         teacher = self._average(teachers)
         if self.loss == "mse":
             return losses.squared_loss(student, teacher)
+        if self.loss == "sigmoid":
+            return losses.sigmoid_loss(student, teacher, self.temperature)
         if self.loss == "dkd":
             return losses.decoupled_loss(student, teacher, labels, self.balance, self.temperature)
         if self.loss == "dist":
@@ -88,14 +135,19 @@ class MatchingLoss:
         return plain(student, teacher, self.temperature)
 
     def _average(self, teachers: Tensor) -> Tensor:
-        from penjing.backends.torch.distill.distillation import softened_mean
+        from penjing.backends.torch.distill.distillation import softened_labels, softened_mean
 
         if teachers.shape[1] == 1:
             return teachers[:, 0]
         weights = teachers.new_tensor(self.weights)
         if self.loss == "mse":
             return (teachers.movedim(1, -1) * (weights / weights.sum())).sum(dim=-1)
-        return softened_mean(teachers, weights, self.temperature)
+        mean = softened_labels if self.loss == "sigmoid" else softened_mean
+        return mean(teachers, weights, self.temperature)
+
+    @property
+    def _elementwise(self) -> bool:
+        return self.loss in ("mse", "sigmoid")
 
     def _check(self, student: Tensor, teachers: Tensor) -> None:
         wanted = (len(teachers), *teachers.shape[2:])
@@ -106,7 +158,7 @@ class MatchingLoss:
                 value=f"student {tuple(student.shape)}, teacher {wanted}",
                 fix="give the student as many outputs as the teacher has",
             )
-        if self.loss == "mse":
+        if self._elementwise:
             return
         classes = student.shape[1 if self.classes_first else -1] if student.ndim > 1 else 1
         if classes < 2:

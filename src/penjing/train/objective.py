@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from penjing.core.backend import Arrays
-from penjing.core.errors import Refused, nearest
+from penjing.core.errors import Refused
 from penjing.core.task import Split, Task
 
 if TYPE_CHECKING:
@@ -17,8 +16,6 @@ if TYPE_CHECKING:
 Tensors = tuple["Tensor", ...]
 Objective = Callable[[Any, Tensors, "Tensor"], "Tensor"]
 """Mean loss of a batch from (what the model returned, its inputs, the targets)."""
-
-IGNORED_TARGET = -100
 
 
 def pick(outputs: Any, output: int | str | Callable[..., Any] | None) -> Tensor:
@@ -74,60 +71,36 @@ def _only_output(outputs: Any) -> Tensor:
 
 
 def make_objective(task: Task, smoothing: float = 0.0) -> Objective:
-    """Return the task's own loss as an objective: cross-entropy on class indices, or the user's function.
+    """Return the task's own loss as an objective.
 
     Args:
-        task: names or gives the loss.
+        task: names or gives the loss (`penjing.backends.torch.losses.resolve_loss`).
         smoothing: share of each label that is spread over all classes (Szegedy et al. 2016).
 
     Raises:
-        Refused: a loss of an unknown name, or a user's own with smoothing; when called, a class index that
-            the outputs do not have.
+        Refused: a loss of an unknown name, or smoothing of another than `cross_entropy`; when called, outputs
+            and targets that do not belong together, with the shapes of both.
 
     >>> import torch
     >>> objective = make_objective(Task(train=None))
     >>> objective(torch.zeros(1, 2), (), torch.tensor([1])).item()
     0.6931471824645996
     """
-    loss = task.loss
-    if smoothing and loss != "cross_entropy":
+    from penjing.backends.torch.losses import resolve_loss
+
+    if smoothing and task.loss != "cross_entropy":
         raise Refused(
             "label_smoothing needs the loss 'cross_entropy'",
-            value=getattr(loss, "__name__", repr(loss)),
+            value=getattr(task.loss, "__name__", repr(task.loss)),
             place="task.loss",
             fix="leave it out, or smooth in the loss",
         )
-    if isinstance(loss, str):
-        if loss != "cross_entropy":
-            raise Refused(
-                "must be a known loss or a function",
-                value=repr(loss),
-                place="task.loss",
-                fix=nearest(loss, ["cross_entropy"]) + "; or give a function",
-            )
-        loss = partial(_cross_entropy, smoothing)
+    loss = resolve_loss(task.loss, smoothing)
 
     def objective(outputs: Any, inputs: Tensors, targets: Tensor) -> Tensor:
         return loss(pick(outputs, task.output), targets)
 
     return objective
-
-
-def _cross_entropy(smoothing: float, outputs: Tensor, targets: Tensor) -> Tensor:
-    import torch
-
-    if not targets.is_floating_point():
-        targets = targets.long()
-        classes = outputs.shape[1]
-        wrong = ((targets < 0) | (targets >= classes)) & (targets != IGNORED_TARGET)
-        if bool(wrong.any()):
-            raise Refused(
-                f"class indices must lie in [0, {classes - 1}]",
-                value=int(targets[wrong][0]),
-                place="task.train",
-                fix="number the classes from 0",
-            )
-    return torch.nn.functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
 
 
 def to_tensors(arrays: Arrays, like: Tensor | None = None) -> Tensors:

@@ -9,18 +9,26 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from penjing.core.context import Context
 from penjing.core.errors import Refused
+from penjing.core.kind import KINDS, Kind, find_kind
 from penjing.core.plan import digest
 from penjing.core.task import Split
 from penjing.train.augment import changes_inputs
-from penjing.train.matching import LossName, MatchingLoss
+from penjing.train.matching import LossName, MatchingLoss, choose_loss
 from penjing.train.numerics import Numerics, numerics_for
-from penjing.train.objective import Objective, Tensors, make_objective, pick
+from penjing.train.objective import Objective, Tensors, make_objective, pick, to_tensors
 from penjing.train.strategy import Strategy
 from penjing.train.teacher_outputs import is_fixed, load_outputs, query_outputs, remember_outputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor, nn
+
+
+KIND_EXAMPLES = 256
+"""Examples whose targets tell what the outputs are."""
+
+RUN_EXAMPLES = 8
+"""Of these, examples that the teacher runs on, for the shape of its outputs."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +40,7 @@ class DistillationConfig:
         alpha: share of the teacher's loss in [0, 1]; the rest is the task's own.
         standardize: whether logits are standardized row by row first.
         precision: in which the teacher computes.
-        loss: by which outputs are compared (`penjing.train.matching`).
+        loss: by which outputs are compared (`penjing.train.matching`); `auto`: by what they are.
         balance: weights of the two terms of `dkd` and `dist`.
         loss_warmup: share of the training in which the teacher's loss rises to its weight, from 0.
         cache: whether outputs on data that do not change are kept on disk, for the next training.
@@ -44,7 +52,7 @@ class DistillationConfig:
     alpha: float = 0.9
     standardize: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "float32"
-    loss: LossName = "logits"
+    loss: LossName = "auto"
     balance: tuple[float, float] = (1.0, 1.0)
     loss_warmup: float = 0.0
     cache: bool = False
@@ -175,7 +183,7 @@ def prepare_distillation(
     """
     with freeze_teacher(context, config.precision) as teacher:
         task = context.task
-        hard, match = make_objective(task, config.smoothing), make_matching_loss(config, teacher, task.loss)
+        hard, match = make_objective(task, config.smoothing), make_matching_loss(config, teacher, context)
         if config.live:
             split, look_up = query_outputs(task.train, teacher)
         else:
@@ -200,16 +208,47 @@ def _cached_outputs(context: Context, teacher: Teacher) -> NDArray[Any] | None:
     return load_outputs(task.train, teacher, digest([*parts, str(teacher.numerics)]), context.notes)
 
 
-def make_matching_loss(config: DistillationConfig, teacher: Teacher, loss: object) -> MatchingLoss:
-    """Return how a student's outputs are compared with a teacher's; `loss` is the task's own."""
+def make_matching_loss(config: DistillationConfig, teacher: Teacher, context: Context) -> MatchingLoss:
+    """Return how a student's outputs are compared with a teacher's; a choice of `auto` goes to the notes.
+
+    Raises:
+        Refused: a loss that means nothing for what the outputs are, with the shapes of outputs and targets.
+    """
+    task = context.task
     return MatchingLoss(
-        config.loss,
+        _choose_loss(config.loss, teacher, context),
         config.temperature,
         config.standardize,
         config.balance,
         teacher.weights,
-        classes_first=loss == "cross_entropy",
+        classes_first=task.loss == "cross_entropy",
     )
+
+
+def _choose_loss(asked: LossName, teacher: Teacher, context: Context) -> LossName:
+    task = context.task
+    if task.loss == "cross_entropy":
+        return choose_loss(asked, Kind.CLASSES, (), ())
+    split = task.train if task.valid is None else task.valid
+    batch = next(split.batches(KIND_EXAMPLES), None)
+    if batch is None:
+        return "mse" if asked == "auto" else asked
+    inputs, targets = batch
+    first = to_tensors(tuple(x[:RUN_EXAMPLES] for x in inputs), next(iter(teacher.module.parameters()), None))
+    outputs = teacher(first)
+    shape = (len(targets), *outputs.shape[2:])
+    kind = find_kind(task.loss, shape, targets)
+    chosen = choose_loss(asked, kind, shape, targets.shape)
+    if asked == "auto" and kind is Kind.LABELS and task.loss not in KINDS and _probabilities(outputs):
+        chosen = "mse"
+    if asked == "auto":
+        events = context.notes.setdefault("events", [])
+        events.append(f"distillation: the outputs are {kind}, compared by {chosen!r}")
+    return chosen
+
+
+def _probabilities(outputs: Tensor) -> bool:
+    return bool(((outputs >= 0) & (outputs <= 1)).all())
 
 
 def warm_up(progress: TrainingShare | None, share: float) -> float:

@@ -13,7 +13,6 @@ from torch.nn import functional
 
 from penjing.backends.torch.curvature.own_labels import OwnLabels
 from penjing.backends.torch.curvature.per_sample_gradients import recording, unfold_input
-from penjing.backends.torch.observe.observe import resolve_loss
 from penjing.backends.torch.tensors import (
     CONVOLUTIONS,
     device_of,
@@ -72,7 +71,7 @@ def _calls(
     model: nn.Module, modules: dict[str, nn.Module], sample: Sample
 ) -> Iterator[tuple[int, str, Tensor, Tensor | None]]:
     """Yield how many new examples there are, a layer, its input and the gradient by its output."""
-    function = resolve_loss(OwnLabels(sample.loss, sample.seed))
+    function = OwnLabels(sample.loss, sample.seed)
     for inputs, targets in itertools.islice(sample.split.batches(sample.size, sample.seed), sample.batches):
         with evaluating(model), torch.enable_grad(), recording(modules) as calls:
             output = select_output(model(*to_inputs(model, inputs)))

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from penjing.backends.torch.hooks import Before, hooked
-from penjing.backends.torch.observe.observe import LossFunction, group_by_layer, resolve_loss
+from penjing.backends.torch.losses import LossFunction, resolve_loss
+from penjing.backends.torch.observe.observe import group_by_layer
 from penjing.backends.torch.tensors import (
     device_of,
     evaluating,

@@ -71,6 +71,32 @@ def squared_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return functional.mse_loss(student, teacher)
 
 
+def sigmoid_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the divergence of independent labels, logits `[n, labels]` or `[n]`, times temperature squared.
+
+    The sum over the labels of a row, which is the divergence of all of them together, and the mean over rows.
+
+    >>> sigmoid_loss(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.0, 2.0]]), temperature=2.0).item()
+    0.0
+    """
+    wanted = (teacher / temperature).sigmoid()
+    entropy = functional.binary_cross_entropy_with_logits
+    gap = entropy(student / temperature, wanted, reduction="none") - entropy(
+        teacher / temperature, wanted, reduction="none"
+    )
+    return temperature**2 * (gap.sum(dim=-1) if gap.ndim > 1 else gap).mean()
+
+
+def softened_labels(logits: Tensor, weights: Tensor, temperature: float) -> Tensor:
+    """Return logits of the weighted mean probability of several teachers' labels `[n, teachers, ...]`.
+
+    >>> softened_labels(torch.tensor([[[1.0], [-1.0]]]), torch.tensor([1.0, 1.0]), temperature=1.0)
+    tensor([[0.]])
+    """
+    share = (weights / weights.sum()).view(1, -1, *[1] * (logits.ndim - 2))
+    return temperature * ((logits / temperature).sigmoid() * share).sum(dim=1).logit(eps=SMALL)
+
+
 def listwise_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """Return the divergence of two rankings of rows of scores `[n, candidates]`."""
     there = teacher.isfinite()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from penjing.backends.torch.hooks import After, hooked
+from penjing.backends.torch.losses import LossFunction, resolve_loss
 from penjing.backends.torch.tensors import (
     device_of,
     evaluating,
@@ -21,11 +22,8 @@ from penjing.backends.torch.tensors import (
     to_numpy,
 )
 from penjing.core.backend import Arrays
-from penjing.core.errors import Exit, Refused
+from penjing.core.errors import Refused
 from penjing.core.task import Batch, Split
-
-LossFunction = Callable[[Tensor, Tensor], Tensor]
-"""From outputs and targets to the mean over the batch."""
 
 Observed = dict[str, tuple[NDArray[Any], NDArray[Any]]]
 
@@ -84,29 +82,6 @@ def _joined(name: str, calls: list[tuple[NDArray[Any], NDArray[Any]]]) -> tuple[
     return np.concatenate([x for x, _ in calls]), np.concatenate([y for _, y in calls])
 
 
-def resolve_loss(loss: str | LossFunction) -> LossFunction:
-    """Return the loss as a function of (outputs, targets) in torch: mean over the batch.
-
-    Raises:
-        Refused: an unknown name.
-
-    >>> resolve_loss("cross_entropy")(torch.tensor([[0.0, 0.0]]), torch.tensor([1])).item()
-    0.6931471824645996
-    """
-    if loss == "cross_entropy":
-        loss = torch.nn.functional.cross_entropy
-    if callable(loss):
-        function: LossFunction = loss
-        return function
-    raise Refused(
-        "the loss must be cross_entropy or a function",
-        value=repr(loss),
-        place="task.loss",
-        code=Exit.USAGE,
-        fix="pass loss='cross_entropy', or a function of (outputs, targets) that returns a mean",
-    )
-
-
 def gradients(
     model: nn.Module, split: Split, loss: str | LossFunction, batches: int, size: int, seed: int
 ) -> Iterator[dict[str, dict[str, NDArray[Any]]]]:
@@ -119,7 +94,7 @@ def gradients(
     Args:
         model: modes and flags are restored after every batch.
         split: data; the walk ends with it where it has fewer batches.
-        loss: as in `resolve_loss`.
+        loss: as of `penjing.backends.torch.losses.resolve_loss`.
         batches: at most this many.
         size: examples a batch.
         seed: of the order of examples.
