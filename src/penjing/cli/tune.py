@@ -63,12 +63,8 @@ def _show(data: dict[str, Any]) -> None:
     from penjing.report.progress import console
 
     out = console()
-    times = " and ".join(f"{seconds:.1f}" for seconds in data["seconds_by_seed"])
-    words = f"reached after {times} s of training" if data["reached"] else "not reached"
-    seeds = ", with two seeds" if data["reached"] and data["confirmation"] is not None else ""
-    out.print(f"goal {words}{seeds}, by run {data['best'] + 1} of {len(data['runs'])}")
-    if data["reached"] and data["confirmation"] is None:
-        out.print("no time was left to confirm it with a second seed", soft_wrap=True)
+    words = f"reached after {data['seconds']:.1f} s of training" if data["reached"] else "not reached"
+    out.print(f"goal {words}, by run {data['best'] + 1} of {len(data['runs'])}")
     out.print(f"{data['metric']} {data['quality']:.4f} on valid, {data['test_quality']:.4f} on unseen test")
     out.print(f"strategy: {data['printed']}", markup=False)
     out.print(f"search: {data['spent_s']:.0f} s")

@@ -80,8 +80,7 @@ def tune(
 
     A probe of the machine chooses precision and layout, range tests bound the learning rate of each
     optimizer, then short annealed runs over optimizer, schedule, rate, batch size, decay and averaging are
-    halved (`penjing.planners.halving`). The strategy that wins runs once more with the next seed, and is
-    taken only where that reaches the goal too. Every run that ended is kept in `out` and not made again.
+    halved (`penjing.planners.halving`). Every run that ended is kept in `out` and not made again.
 
     Args:
         model_factory: makes a model with fresh weights, the same for the same state of torch's generator;
@@ -93,7 +92,7 @@ def tune(
         strategy: gives all that is not searched for, batch size and augmentation for example.
         optimizers: by name; `sgd`, `adamw` and, where installed, `muon` by default.
         first: runs of the first round, at least 3.
-        seed: of weights, order and proposals; the one after it confirms.
+        seed: of weights, order and proposals.
         say: gets lines of progress; by default they go to stderr.
 
     Raises:
@@ -135,7 +134,7 @@ def tune(
 
 @dataclass(frozen=True)
 class _Search:
-    make: Callable[[int], Model]
+    make: Callable[[], Model]
     backend: Backend
     task: Task
     goal: Goal
@@ -158,12 +157,12 @@ def _open(
     if isinstance(factory, torch.nn.Module):
         given = factory
 
-        def make(seed: int) -> Model:
+        def make() -> Model:
             return backend_for(given).copy(given)
 
     elif callable(factory):
 
-        def make(seed: int) -> Model:
+        def make() -> Model:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 return factory()
@@ -176,7 +175,7 @@ def _open(
             fix="write tune(lambda: Net(), task, ...)",
             code=Exit.USAGE,
         )
-    task, wanted, model = task.prepare(seed), parse_goal(goal), make(seed)
+    task, wanted, model = task.prepare(seed), parse_goal(goal), make()
     backend = backend_for(model)
     if backend.name != "torch":
         raise refuse_framework(backend, "tune.model_factory")
@@ -249,9 +248,7 @@ class _Tuning:
     def _probe(self) -> dict[str, Any]:
         search = self._search
         objective = make_objective(search.task, search.base.label_smoothing)
-        found = probe_machine(
-            search.make(search.seed), search.backend, search.task.train, objective, search.base
-        )
+        found = probe_machine(search.make(), search.backend, search.task.train, objective, search.base)
         listed = ", ".join(f"{name} {1e3 * each:.3g} ms" for name, each in found.seconds.items())
         chosen = found.strategy.model_copy(update={"compile": "auto"})
         why = f"a training step takes {listed}: {found.chosen}, {found.gain:.2f} times as fast as the first"
@@ -266,7 +263,7 @@ class _Tuning:
         objective = make_objective(search.task, strategy.label_smoothing)
         try:
             found = run_range_test(
-                search.make(search.seed),
+                search.make(),
                 search.backend,
                 search.task.train,
                 objective,
@@ -290,12 +287,12 @@ class _Tuning:
 
     def _carry_out(self, planned: PlannedRun) -> RunResult:
         """Make a run, or take it from the ledger."""
-        text = json.dumps([planned.strategy.model_dump_json(), round(planned.seconds, 3), planned.seed])
+        text = json.dumps([planned.strategy.model_dump_json(), round(planned.seconds, 3)])
         digest = hashlib.sha256(text.encode()).hexdigest()[:24]
         done = self._once(f"run {digest}", TunedRun, partial(self._train, planned, digest))
         self._runs.append(done)
         record = done.record
-        if record is not None and planned.seed == 0 and self._leads(record):
+        if record is not None and self._leads(record):
             self._best = self._rank(record)
         self._say_event(Line.trial(_line(len(self._runs), done)))
         reached = None if record is None or record.reached is None else record.reached.seconds
@@ -303,23 +300,21 @@ class _Tuning:
         return RunResult(quality=quality, reached_s=reached, spent_s=done.spent_s)
 
     def _train(self, planned: PlannedRun, digest: str) -> dict[str, Any]:
-        """Train, and write the weights of what may be chosen in the end before the ledger knows of the run."""
+        """Train, and write the weights, before the ledger knows of the run, if it is the best so far."""
         search, limits = self._search, {"epochs": 10_000.0, "max_seconds": planned.seconds}
-        seed = search.seed + planned.seed
-        model = search.make(seed)
+        model = search.make()
         strategy = planned.strategy.model_copy(update=limits)
         run = {
             "round": planned.round,
             "seconds": planned.seconds,
-            "seed": seed,
             "strategy": strategy,
             "weights": _weights_file(digest),
         }
         try:
-            record = TrainingJob(model, search.task, strategy, search.goal, seed).run(silent)
+            record = TrainingJob(model, search.task, strategy, search.goal, search.seed).run(silent)
         except Refused as refused:
             return run | {"refused": str(refused)}
-        if planned.seed == 0 and (record.reached is not None or self._leads(record)):
+        if self._leads(record):
             write_weights(model, self._folder / _weights_file(digest))
         return run | {"record": record}
 
@@ -333,19 +328,21 @@ class _Tuning:
 
     def _finish(self, ranges: dict[str, RateRange], probe: dict[str, float]) -> Tuned:
         search = self._search
-        best, confirmation = self._choose()
+        ranked = [(self._rank(run.record), i) for i, run in enumerate(self._runs) if run.record is not None]
+        if not ranked:
+            raise Refused(
+                "at least one run must come to its end",
+                value=self._runs[-1].refused,
+                place="tune",
+                fix="give more time, or another optimizer",
+            )
+        best = max(ranked, key=lambda pair: (pair[0], -pair[1]))[1]  # the first, whose weights were kept
         record = self._runs[best].record
-        assert record is not None, "a run is chosen by its record"
-        times = [
-            run.record.reached.seconds
-            for run in (self._runs[best], *([] if confirmation is None else [self._runs[confirmation]]))
-            if run.record is not None and run.record.reached is not None
-        ]
-        reached = record.reached is not None and (confirmation is None or len(times) == 2)
+        assert record is not None, "ranked runs have a record"
         strategy = record.strategy.model_copy(
             update={"epochs": record.epochs, "max_seconds": None, "compile": search.base.compile}
         )
-        model = search.make(search.seed)
+        model = search.make()
         read_weights(model, self._folder / self._runs[best].weights)
         for other in self._runs:
             if other.weights != self._runs[best].weights:
@@ -354,11 +351,9 @@ class _Tuning:
             goal=search.goal,
             metric=metric_name(search.task),
             best=best,
-            reached=reached,
-            confirmation=confirmation,
+            reached=record.reached is not None,
             strategy=strategy,
-            seconds=max(times) if reached else record.seconds,
-            seconds_by_seed=tuple(times),
+            seconds=record.seconds if record.reached is None else record.reached.seconds,
             quality=record.quality,
             test_quality=_test_quality(search, model),
             runs=tuple(self._runs),
@@ -371,41 +366,9 @@ class _Tuning:
         write_training_report(done.model_dump(mode="json"), self._folder / REPORT)
         return Tuned(strategy, model, done, self._folder)
 
-    def _choose(self) -> tuple[int, int | None]:
-        """Return the run that is chosen and the one that confirms it, by their indices.
-
-        A strategy that missed the goal with its second seed is taken only where nothing else reached it.
-
-        Raises:
-            Refused: no run came to its end.
-        """
-        own = self._search.seed
-        seconds = {run.strategy: i for i, run in enumerate(self._runs) if run.seed != own}
-        ranked = []
-        for i, run in enumerate(self._runs):
-            if run.record is None or run.seed != own:
-                continue
-            other = seconds.get(run.strategy)
-            refuted = other is not None and not _reached(self._runs[other])
-            # Of equal runs the first, whose weights were kept.
-            ranked.append((not refuted, self._rank(run.record), -i))
-        if not ranked:
-            raise Refused(
-                "at least one run must come to its end",
-                value=self._runs[-1].refused,
-                place="tune",
-                fix="give more time, or another optimizer",
-            )
-        best = -max(ranked)[2]
-        return best, seconds.get(self._runs[best].strategy)
-
     def _say_event(self, line: Line) -> None:
         self._events.append(str(line))
         self._search.say(line)
-
-
-def _reached(run: TunedRun) -> bool:
-    return run.record is not None and run.record.reached is not None
 
 
 def _test_quality(search: _Search, model: Model) -> float:
@@ -420,7 +383,7 @@ def _line(number: int, run: TunedRun) -> str:
         f"{s.optimizer} at {s.peak_lr:.3g}, {s.lr_schedule}, batch {s.batch_size}, decay {s.weight_decay:.2g}"
     )
     words += ", averaged" * (s.averaging != "none") + ", labels smoothed" * (s.label_smoothing > 0)
-    head = f"run {number}, round {run.round}, seed {run.seed}, {in_words(run.seconds, 's')}: {words}"
+    head = f"run {number}, round {run.round}, {in_words(run.seconds, 's')}: {words}"
     if run.record is None:
         return f"{head}: {run.refused}"
     reached = run.record.reached

@@ -54,7 +54,6 @@ class TunedRun(Timed):
     Attributes:
         round: of the halving, from 0.
         seconds: that the run had.
-        seed: of weights and order; another than that of the others where the run confirms a strategy.
         strategy: it trained by.
         weights: file of its weights, which stays for the best run alone.
         record: of the training; None where it was refused.
@@ -63,7 +62,6 @@ class TunedRun(Timed):
 
     round: int
     seconds: float
-    seed: int
     strategy: Strategy
     weights: str
     record: FitRecord | None = None
@@ -75,15 +73,11 @@ class TuneRecord(Value):
 
     Attributes:
         goal: what a run had to reach on valid.
-        best: index of the run that was chosen: the first to the goal in training time whose strategy reached
-            it again with a second seed (or could not be asked), or, where there is none, the best in quality.
-        reached: whether the goal was reached, by every seed that was asked.
-        confirmation: index of the run of the same strategy with the second seed; None: there was no time for
-            it, or the goal was not reached.
+        best: index of the run that was chosen: the first to the goal in training time, or, where none
+            reached it, the best in quality.
+        reached: whether the goal was reached.
         strategy: of the best run; its `epochs` are those that its time allowed.
-        seconds: of training until the goal was reached, by the slower of the two seeds; of all of the best
-            run where it was not.
-        seconds_by_seed: until each of the two reached it, the best run's first.
+        seconds: of training until the best run reached the goal; of all of it where none did.
         quality, test_quality: of its model on valid, and on test, which no choice has seen.
         runs: all of them, in order.
         ranges: by optimizer, rates and losses of its range test.
@@ -96,10 +90,8 @@ class TuneRecord(Value):
     metric: str
     best: int
     reached: bool
-    confirmation: int | None
     strategy: Strategy
     seconds: float
-    seconds_by_seed: tuple[float, ...]
     quality: float
     test_quality: float
     runs: tuple[TunedRun, ...]

@@ -3,8 +3,7 @@
 Successive halving (Jamieson and Talwalkar 2016, "Non-stochastic best arm identification"; here thirds) over
 proposals of a tree-structured Parzen estimator (Bergstra et al. 2011; Optuna's). Every run is a whole one:
 its schedule comes to its end within its time, so that its quality is what so much time is worth. Once a run
-reaches the goal, the time of the best strategies is narrowed down to what the goal needs, and the quickest is
-confirmed with a second seed: one run that just passes says little (Bouthillier et al. 2021).
+reaches the goal, the time of the best strategies is narrowed down to what the goal needs.
 """
 
 from __future__ import annotations
@@ -62,19 +61,11 @@ class SearchSpace:
 
 
 class PlannedRun(Value):
-    """A run to be made.
-
-    Attributes:
-        strategy: that it trains by.
-        seconds: within which it ends.
-        round: of the search, from 0.
-        seed: added to the search's: 0, or 1 where a strategy is confirmed.
-    """
+    """A run to be made: a strategy that ends within `seconds`, in a round from 0."""
 
     strategy: Strategy
     seconds: float
     round: int
-    seed: int = 0
 
 
 class RunResult(Value):
@@ -94,62 +85,35 @@ class RunResult(Value):
 def halving(space: SearchSpace, say: Say) -> Generator[PlannedRun, RunResult, None]:
     """Yield runs and be sent the result of each; ends when time is over or the goal's time is known.
 
-    The last runs confirm: the quickest strategy runs once more with another seed, and where that misses the
-    goal the next quickest does, until one has reached it twice.
-
     Raises:
         Refused: Optuna is not installed.
     """
     need("tune", "tuning")
-    search = _Search(space.seconds)
+    left = space.seconds
     seconds = FIRST_SHARE * space.seconds
     proposals = _Proposals(space)
     found: list[tuple[Strategy, RunResult]] = []
     for _ in range(space.first):
         number, strategy = proposals.ask()
-        ended = yield from search.run(PlannedRun(strategy=strategy, seconds=seconds, round=0))
+        ended = yield PlannedRun(strategy=strategy, seconds=seconds, round=0)
         proposals.tell(number, ended.quality)
         found.append((strategy, ended))
+        left -= ended.spent_s
     level = 0
-    while not search.reached:
+    while not any(ended.reached_s is not None for _, ended in found):
         best = _best(found, space.up)[: max(1, math.ceil(len(found) / KEPT))]
-        longer = _next_length(seconds, search.left)
+        longer = min(KEPT * seconds, 0.9 * left)
         if not best or longer < 1.1 * seconds:
             say(Line.note("the time is over before any strategy reached the goal"))
             return
         found, level, seconds = [], level + 1, longer
         for strategy in best:
-            if search.left < 0.5 * seconds and found:
+            if left < 0.5 * seconds and found:
                 break
-            ended = yield from search.run(PlannedRun(strategy=strategy, seconds=seconds, round=level))
+            ended = yield PlannedRun(strategy=strategy, seconds=seconds, round=level)
             found.append((strategy, ended))
-    yield from _bisect_time(search, seconds / KEPT if level else 0.0, level + 1)
-    yield from _confirm(search, level + 2, say)
-
-
-class _Search:
-    """The time that is left, and the runs that reached the goal, with the seconds until they did."""
-
-    def __init__(self, seconds: float) -> None:
-        self.left = seconds
-        self.reached: list[tuple[float, PlannedRun]] = []
-
-    def run(self, planned: PlannedRun) -> Generator[PlannedRun, RunResult, RunResult]:
-        """Yield a run and return its result."""
-        ended = yield planned
-        self.left -= ended.spent_s
-        if ended.reached_s is not None and planned.seed == 0:
-            self.reached.append((ended.reached_s, planned))
-        return ended
-
-
-def _next_length(seconds: float, left: float) -> float:
-    """Return the seconds of the next round's runs: three times as many, with as many kept to confirm.
-
-    Where that is no more than before, a last run takes what is left, for a quality without a claim.
-    """
-    kept = min(KEPT * seconds, 0.45 * left)
-    return kept if kept >= 1.1 * seconds else min(KEPT * seconds, 0.9 * left)
+            left -= ended.spent_s
+    yield from _bisect_time(found, seconds / KEPT if level else 0.0, left, level)
 
 
 def _best(found: Sequence[tuple[Strategy, RunResult]], up: bool) -> list[Strategy]:
@@ -158,38 +122,26 @@ def _best(found: Sequence[tuple[Strategy, RunResult]], up: bool) -> list[Strateg
     return [strategy for _, strategy in sorted(done, key=lambda pair: -pair[0])]
 
 
-def _bisect_time(search: _Search, too_short: float, level: int) -> Generator[PlannedRun, RunResult, None]:
-    """Narrow down the time that the quickest strategies need, by bisection on its logarithm.
-
-    As much time as the quickest run needs is kept for its confirmation.
-    """
-    quickest = min(time for time, _ in search.reached)
-    for time, run in sorted(search.reached, key=lambda pair: pair[0]):
+def _bisect_time(
+    found: Sequence[tuple[Strategy, RunResult]], too_short: float, left: float, level: int
+) -> Generator[PlannedRun, RunResult, None]:
+    """Narrow down the time that the quickest strategies need, by bisection on its logarithm."""
+    reached = [(ended.reached_s, strategy) for strategy, ended in found if ended.reached_s is not None]
+    quickest = min(time for time, _ in reached)
+    for time, strategy in sorted(reached, key=lambda pair: pair[0]):
         low, high = too_short, min(time, quickest)
         while high > CLOSE * max(low, 1e-3 * high):
             tried = math.sqrt(low * high) if low else high / 2
-            if tried + quickest > search.left:
+            if tried > left:
                 return
-            planned = PlannedRun(strategy=run.strategy, seconds=tried, round=level)
-            ended = yield from search.run(planned)
+            ended = yield PlannedRun(strategy=strategy, seconds=tried, round=level + 1)
+            left -= ended.spent_s
             if ended.reached_s is None:
                 low = tried
             else:
                 high = quickest = min(ended.reached_s, high)
             if low > quickest / CLOSE:
                 break
-
-
-def _confirm(search: _Search, level: int, say: Say) -> Generator[PlannedRun, RunResult, None]:
-    """Run the quickest strategies with another seed, until one reaches the goal again."""
-    for time, run in sorted(search.reached, key=lambda pair: pair[0]):
-        if time > search.left:
-            say(Line.note("the time is over before a second seed could confirm a strategy"))
-            return
-        ended = yield from search.run(run.model_copy(update={"seed": 1, "round": level}))
-        if ended.reached_s is not None:
-            return
-        say(Line.note(f"a second seed missed the goal in {run.seconds:.3g} s: the next strategy is tried"))
 
 
 class _Proposals:

@@ -182,7 +182,7 @@ def _cells(m: Measurement) -> list[tuple[str, str]]:
 
 
 def _split(text: str) -> tuple[str, str]:
-    return ("not", text[4:]) if text in (words.NOT_MEASURED, words.NOT_COUNTED) else (text, "")
+    return ("not", "measured") if text == words.NOT_MEASURED else (text, "")
 
 
 def _joined(cell: tuple[str, str]) -> str:
