@@ -136,10 +136,10 @@ def test_block_by_block_is_what_the_whole_model_gives(method, saved, tmp_path):
     whole = inside.model_copy(
         update={
             "ends": False,
-            "skip": ("*lm_head",),
             "by_layer": tuple((f"model.{pattern}", option) for pattern, option in inside.by_layer),
         }
     )
+    whole = pj.only("!*lm_head", whole)
     plan = pj.only(method.pattern, whole) if hasattr(method, "pattern") else whole
     applied = pj.apply(Logits(model_of("llama")), plan, task()).model
     for name, layer in applied.model.named_modules():
@@ -200,13 +200,12 @@ def test_sequences_that_judge_may_have_another_length_and_a_last_group_is_told(s
 
 
 def test_patterns_that_hold_for_some_blocks_leave_the_others_as_they_are(saved, tmp_path):
-    method = pj.QuantizeAWQ(
-        "int4 group 16", skip=("*layers.0.*",), by_layer={"*layers.[01].mlp.*": "int8 group 16"}
-    )
+    by_layer = {"*layers.[01].mlp.*": "int8 group 16"}
+    method = pj.only("!*layers.0.*", pj.QuantizeAWQ("int4 group 16", by_layer=by_layer))
     result = pj.quantize_checkpoint(saved(), method, TOKENS, tmp_path / "out")
     formats = {c.layer: c.detail.get("weights", c.reason) for c in result.changes}
     assert len(formats) == 23
-    assert formats["model.layers.0.mlp.up_proj"] == "left as it is by skip or by the pattern"
+    assert formats["model.layers.0.mlp.up_proj"] == "not covered by the pattern"
     assert formats["model.layers.1.mlp.up_proj"] == "int8 group 16"
     assert formats["model.layers.1.self_attn.o_proj"] == "int4 group 16"
     assert formats["model.layers.2.mlp.up_proj"] == "int4 group 16"
@@ -328,8 +327,8 @@ def test_methods_that_do_not_fit_are_refused(saved):
         refused("must be a method that quantizes weights", folder, method)
     refused("must be None: a checkpoint holds weights", folder, pj.QuantizeNearest("int4 group 16"))
     refused("mixed must be None", folder, pj.QuantizeGPTQ(mixed=pj.MixedBits(4.0)))
-    refused("leave a linear layer of a block to quantize", folder, pj.only("*conv*", NEAREST))
-    refused("leave a linear layer of a block to quantize", folder, pj.QuantizeGPTQ(skip=("*",)))
+    refused("must match a linear layer of a block", folder, pj.only("*conv*", NEAREST))
+    refused("leave a linear layer of a block to quantize", folder, pj.only("!*", NEAREST))
     refused("patterns that match a layer", folder, pj.QuantizeGPTQ(by_layer={"lm_head": "int8 group 16"}))
 
 

@@ -22,7 +22,7 @@ Evaluation = Annotated[
 Folder = Annotated[Path, typer.Option("--out", help="The folder to be made.")]
 Name = Annotated[str, typer.Option("--method", help="QuantizeNearest, QuantizeGPTQ, QuantizeAWQ, ...")]
 Weights = Annotated[str, typer.Option("--weights", help="A number format, as 'int4 group 32'.")]
-Examples = Annotated[int, typer.Option("--calibration", help="Sequences that are drawn.", min=1)]
+Examples = Annotated[int, typer.Option("--examples", help="Sequences that are drawn.", min=1)]
 
 
 def quantize_lm(
@@ -32,7 +32,7 @@ def quantize_lm(
     evaluation: Evaluation = None,
     method: Name = "QuantizeGPTQ",
     weights: Weights = "int4 group 32",
-    calibration: Examples = 256,
+    examples: Examples = 256,
     seed: o.Seed = 0,
     json: o.Json = False,
 ) -> int:
@@ -41,7 +41,7 @@ def quantize_lm(
     from penjing.core.registry import method_from_json
     from penjing.language.quantize import quantize_checkpoint
 
-    fields = {"method": method, "weights": weights, "inputs": None, "calibration": calibration}
+    fields = {"method": method, "weights": weights, "inputs": None, "examples": examples}
     result = quantize_checkpoint(
         folder,
         method_from_json(fields),

@@ -198,7 +198,7 @@ def _left(job: Job, index: int, changes: list[Change]) -> list[Change]:
         if len(job.decoder.shards.stored[source.name].shape) < 2 or layer in told:
             continue
         linear = layer in job.decoder.linear_layers()
-        reason = "left as it is by skip or by the pattern" if linear else "it is no weight of a linear layer"
+        reason = "not covered by the pattern" if linear else "it is no weight of a linear layer"
         place = layer if leaf == "weight" else name
         left.append(Change(method=name_of(job.method), layer=place, status="skipped", reason=reason))
     return left

@@ -71,7 +71,7 @@ def quantize_checkpoint(
         folder: with `config.json` and safetensors files, as `save_pretrained` writes.
         method: one that rounds weights: QuantizeNearest, QuantizeGPTQ, QuantizeAWQ, QuantizeAutoRound or
             QuantizeReconstruct with `inputs=None`; or `only(pattern, method)`.
-        tokens: `[examples, length]`, to calibrate on; the method's `calibration` says how many are drawn.
+        tokens: `[examples, length]`, to calibrate on; the method's `examples` says how many are drawn.
         out: folder to be made.
         evaluation: other sequences `[examples, length]` whose perplexity is taken before and after.
         seed: of the draw.
