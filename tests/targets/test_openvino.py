@@ -106,6 +106,22 @@ def test_the_runner_takes_inputs_in_order_and_returns_the_first_output(folder):
     assert runner.fixed_batch is None
 
 
+def test_arrays_that_cannot_be_shared_are_copied_for_the_whole_call(tmp_path):
+    """A copy that was let go before the network runs is memory of whatever comes next: of the second copy."""
+    value = helper.make_tensor_value_info
+    both = [value(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")]
+    graph = helper.make_graph(
+        [helper.make_node("Sub", ["x", "y"], ["z"])],
+        "net",
+        both,
+        [value("z", TensorProto.FLOAT, ["batch", 4])],
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    RUNTIME.deliver(OnnxModel(proto), (X, X), tmp_path)
+    x, y = (np.asfortranarray(factor * np.tile(X, (16, 1))) for factor in (1, 3))
+    np.testing.assert_allclose(RUNTIME.open(tmp_path, F32)(x, y), x - y, rtol=1e-6)
+
+
 def test_an_output_is_not_written_over_by_the_next_call_and_inputs_stay(folder):
     runner, x = RUNTIME.open(folder, F32), X.copy()
     x.flags.writeable = False

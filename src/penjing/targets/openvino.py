@@ -64,8 +64,9 @@ class OpenVinoRunner:
         try:
             # Arrays become tensors without a copy, and without OpenVINO's dispatch by type, which takes
             # as long as a small model. The output is copied: the next call writes where it lies.
-            for index, array in enumerate(inputs):
-                self._request.set_input_tensor(index, _shared(array))
+            tensors = [_shared(array) for array in inputs]  # they own their copies until the call ends
+            for index, tensor in enumerate(tensors):
+                self._request.set_input_tensor(index, tensor)
             self._request.infer({}, share_outputs=True)
             return np.array(self._request.get_output_tensor(0).data)
         except _ERRORS as error:
