@@ -26,7 +26,7 @@ from penjing.backends.onnx import OnnxModel
 from penjing.core.artefact import Artefact, open_artefact
 from penjing.core.target import Target
 from penjing.measurement.latency import interleave, summarise
-from penjing.measurement.paired import compare
+from penjing.measurement.compare import compare
 from penjing.measurement.process import RuntimeProcess, save_arrays
 from penjing.measurement.stage import timed_batch
 

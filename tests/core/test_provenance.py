@@ -84,7 +84,7 @@ def test_another_model_has_another_provenance(net, task):
 
 def test_the_delivered_plan_is_what_was_done(net, task, tmp_path):
     pytest.importorskip("onnxruntime", reason="the extra onnx is not installed")
-    done = pj.apply(pj.apply(net, PRUNED, task), pj.Int8Static(calibration=16), task)
+    done = pj.apply(pj.apply(net, PRUNED, task), pj.Int8Static(examples=16), task)
     example = task.prepare().valid.example()
     for name, given in (("applied", done), ("model", done.model)):
         made = pj.deliver(given, pj.Target(), tmp_path / name, example=example)
