@@ -24,8 +24,8 @@ import penjing as pj
 from penjing.backends.torch import BACKEND
 from penjing.core.artefact import deliver
 from penjing.core.measurement import Latency
-from penjing.measurement.latency import interleave, summarise
 from penjing.measurement.compare import compare
+from penjing.measurement.latency import interleave, summarise
 from penjing.measurement.process import RuntimeProcess, save_arrays
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))

@@ -25,8 +25,8 @@ import penjing as pj
 from penjing.backends.onnx import OnnxModel
 from penjing.core.artefact import Artefact, open_artefact
 from penjing.core.target import Target
-from penjing.measurement.latency import interleave, summarise
 from penjing.measurement.compare import compare
+from penjing.measurement.latency import interleave, summarise
 from penjing.measurement.process import RuntimeProcess, save_arrays
 from penjing.measurement.stage import timed_batch
 

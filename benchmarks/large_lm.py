@@ -166,7 +166,7 @@ def warm_up() -> None:
         write_model(Path(folder) / "model", tiny)
         ids = np.random.default_rng(0).integers(0, 32, (8, 16))
         pj.quantize_checkpoint(
-            Path(folder) / "model", METHODS["GPTQ"], ids[:6], Path(folder) / "out", judged=ids[6:]
+            Path(folder) / "model", METHODS["GPTQ"], ids[:6], Path(folder) / "out", evaluation=ids[6:]
         )
 
 
@@ -183,7 +183,7 @@ def stories(folder: Path) -> None:
             small = method.model_copy(update={"weights": pj.number_format(f"uint{bits} group 32")})
             out = folder / f"{name}{bits}"
             found = pj.quantize_checkpoint(
-                folder / "stories", small, tokens[:32, :-1], out, judged=tokens[32:]
+                folder / "stories", small, tokens[:32, :-1], out, evaluation=tokens[32:]
             )
             p = found.perplexity
             assert p is not None

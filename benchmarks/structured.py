@@ -33,8 +33,8 @@ import penjing as pj
 from penjing.backends.torch import BACKEND
 from penjing.core.apply import apply
 from penjing.core.context import Context
-from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.compare import compare
+from penjing.measurement.measure import Measured, measure_all
 from penjing.measurement.sittings import Effort
 
 CONFIDENCE = 0.95
