@@ -51,7 +51,7 @@ def test_an_onnx_file_is_inspected_and_says_why_nothing_can_go(parts, tmp_path):
     folder = pj.deliver(model, pj.Target(), tmp_path / "a", example=task.valid.example()).path
     data = inspect_model(pj.load_onnx(folder / "model.onnx"), task)
     assert [row["name"] for row in data["layers"]] == ["conv1", "conv2", "head"]
-    assert "prune the PyTorch model" in data["whole"]
+    assert "the plan prunes it and makes it ONNX" in data["whole"]
 
 
 def test_benchmark_puts_artefacts_beside_the_float_model(parts, tmp_path):

@@ -47,7 +47,7 @@ def test_an_unreachable_budget_is_said_before_and_the_best_is_kept(unreachable):
     assert limit["status"] == "not_reached"
     assert limit["measured"] > 100 * limit["limit"], "the gap is in numbers"
     assert result.record["verdict"]["limits"]["max_drop"]["status"] == "reached"
-    assert exit_code(result.record) == Exit.BUDGET_NOT_REACHED
+    assert exit_code(result) == Exit.BUDGET_NOT_REACHED
     assert result.artefact.is_dir()
     assert result.load() is not None
 
