@@ -48,9 +48,8 @@ def verify(folder: Path | str, task: Task, budget: Budget, *, model: Model | Non
 
 def _delivered_by(run: Path) -> Path:
     """Return the folder that a run delivered: what its record names, with the hash that it names."""
-    if (run / "record.json").is_file():
-        return find_delivered(run, read_record(run))
-    return find_best(run)
+    best = find_best(run)
+    return find_delivered(run, read_record(run)) if (run / "record.json").is_file() else best
 
 
 def _delivered(model: Model | None, task: Task, artefact: Artefact, folder: Path) -> Path:
